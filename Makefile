@@ -1,0 +1,36 @@
+# `make` does nothing that a person could not type.
+PYTHON ?= python3
+BIN := .venv/bin
+export OMP_WAIT_POLICY ?= PASSIVE
+export DVC_NO_ANALYTICS ?= 1
+export DO_NOT_TRACK ?= 1
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: repro test lint setup clean
+
+repro: .venv/ready  ## run the whole chain
+	fewstep check
+	dvc repro
+	@echo "open $(CURDIR)/reports/index.html"
+
+test: .venv/ready  ## run the tests
+	pytest -q tests
+
+lint: .venv/ready  ## style and types
+	ruff check .
+	ruff format --check .
+	mypy
+
+setup: .venv/ready  ## the environment alone
+
+# Compiled once here: without it every stage compiles torch and diffusers anew where PYTHONDONTWRITEBYTECODE is set.
+.venv/ready: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q uv
+	$(BIN)/python -m uv pip install -q --python $(BIN)/python -r requirements.lock
+	$(BIN)/python -m uv pip install -q --python $(BIN)/python --no-deps -e .
+	$(BIN)/python -m compileall -q -j 0 .venv/lib || true
+	touch $@
+
+clean:  ## drop the environment and everything that was made
+	rm -rf .venv artifacts reports logs metrics .checkpoints .dvc/cache

@@ -1,0 +1,89 @@
+"""Atomic writes: nothing half-written is ever found under its final name."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fewstep.errors import UserError
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Yields a staging folder beside `path`; on success it takes `path`'s place in one rename.
+
+    An exception leaves `path` as it was. A full disk raises UserError. What is at `path` is replaced.
+    """
+    staging = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    with friendly_disk_errors(path):
+        staging.mkdir(parents=True)
+        try:
+            yield staging
+            for file in sorted(staging.rglob("*")):
+                sync(file)
+            shutil.rmtree(path, ignore_errors=True)
+            os.replace(staging, path)
+            sync(path.parent)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """The same for one file: yields the path to write to."""
+    staging = path.with_name(f".{path.name}.partial")
+    with friendly_disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield staging
+            sync(staging)
+            os.replace(staging, path)
+            sync(path.parent)
+        finally:
+            staging.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk, so that a rename cannot overtake its content."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def friendly_disk_errors(path: Path) -> Iterator[None]:
+    """Turn "no space left" into a message that says where and what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{path}: the disk is full; free some space (`dvc gc -w` drops unused cache) and run again"
+            ) from error
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Deterministic JSON: sorted keys, two-space indent, final newline, no NaN."""
+    with whole_file(path) as staging:
+        staging.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises UserError naming the file when it is missing, broken or no object."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; `dvc repro` makes it") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: broken JSON ({error}); delete its folder and run `dvc repro`") from None
+    if not isinstance(value, Mapping):
+        raise UserError(f"{path}: expected a JSON object")
+    return dict(value)

@@ -1,0 +1,144 @@
+"""What the chain asks of a model family, and how a trained model of any family is kept."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fewstep.artifacts.folder import read_json, whole_folder
+from fewstep.artifacts.manifest import NAME, Manifest
+from fewstep.diffusion.denoiser import Conditions, Denoiser, Network, Prediction
+from fewstep.diffusion.schedules import Schedule, schedule_facts, schedule_from_facts
+from fewstep.errors import UserError
+from fewstep.hardware import device
+
+
+class Backbone(Protocol):
+    """A model family's adapter, opened on a teacher.
+
+    Pictures are `[B, 3, H, W]` in [-1, 1]; latents have about unit variance.
+    """
+
+    latent_shape: tuple[int, ...]
+    """Shape of one latent, e.g. (4, 64, 64)."""
+    schedule: Schedule
+    """The schedule the teacher was made for."""
+    prediction: Prediction
+    """What the teacher's network predicts."""
+    net: nn.Module
+    """The teacher's denoising network."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        """Prompts as conditioning tensors `[B, ...]`; the empty prompt is the unconditional one."""
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures as latents."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as pictures, about in [-1, 1], unclipped."""
+
+    def network(self, net: nn.Module) -> Network:
+        """How a denoising network of this family is called."""
+
+    def load_net(self, folder: Path) -> nn.Module:
+        """A network saved by `save_net`; strict."""
+
+    def save_net(self, net: nn.Module, folder: Path) -> None:
+        """Write the network in diffusers' format."""
+
+    def modules(self) -> Sequence[nn.Module]:
+        """Everything that has to be on the device."""
+
+
+def open_backbone(teacher: Path) -> Backbone:
+    """The adapter of a teacher artifact, loaded. Raises UserError when the artifact is not whole."""
+    manifest = Manifest.open(teacher, "teacher")
+    backbone: Backbone = family(manifest.facts["backbone"]).open_teacher(teacher, manifest.facts)
+    return backbone
+
+
+def to_device(backbone: Backbone) -> Backbone:
+    """Put everything of a backbone on this process's device, in evaluation mode."""
+    for module in backbone.modules():
+        module.to(device()).eval()
+    return backbone
+
+
+def family(name: str) -> Any:
+    """The module `fewstep.backbones.<name>`; imported only when asked for."""
+    try:
+        return importlib.import_module(f"fewstep.backbones.{name}")
+    except ModuleNotFoundError:
+        known = sorted(
+            p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base")
+        )
+        raise UserError(f"backbone {name!r} is unknown; known: {', '.join(known)}") from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoising network of the chain, ready to be asked.
+
+    name: its folder's. net: the network. denoiser: the network on the path its samples travel.
+    steps: the step count it was made for; None for any.
+    """
+
+    name: str
+    net: nn.Module
+    denoiser: Denoiser
+    steps: int | None
+    is_teacher: bool
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the denoising network."""
+        return sum(p.numel() for p in self.net.parameters())
+
+
+def open_model(folder: Path, backbone: Backbone) -> Model:
+    """Any model of the chain, the teacher too. Raises UserError when the artifact is not whole."""
+    kind = read_json(folder / NAME).get("kind")
+    if kind == "teacher":
+        Manifest.open(folder, "teacher")
+        denoiser = Denoiser(
+            backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
+        )
+        return Model(folder.name, backbone.net, denoiser, None, True)
+    facts = Manifest.open(folder, "model").facts
+    net = backbone.load_net(folder / "net")
+    denoiser = Denoiser(
+        backbone.network(net),
+        schedule_from_facts(facts["schedule"]),
+        Prediction(facts["prediction"]),
+        schedule_from_facts(facts["path"]),
+    )
+    return Model(folder.name, net, denoiser, facts["steps"], False)
+
+
+def save_model(
+    folder: Path,
+    model: Model,
+    backbone: Backbone,
+    method: str,
+    made_from: Mapping[str, Path],
+    extra: Mapping[str, Any] = {},
+) -> None:
+    """Write a model of the chain as an artifact: `net/` in diffusers' format and a manifest.
+
+    method: the objective that made it. made_from: name -> folder of every artifact that went in.
+    """
+    with whole_folder(folder) as staging:
+        backbone.save_net(model.net, staging / "net")
+        facts = {
+            "method": method,
+            "schedule": schedule_facts(model.denoiser.schedule),
+            "prediction": str(model.denoiser.prediction),
+            "path": schedule_facts(model.denoiser.path),
+            "steps": model.steps,
+            "parameters": model.parameters,
+            **extra,
+        }
+        Manifest.seal(staging, "model", facts, made_from)

@@ -1,0 +1,118 @@
+"""An untrained Stable Diffusion of any size, from params."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from fewstep.backbones.sd import StableDiffusion, forget_origin
+from fewstep.config.teacher import NetConfig, TextConfig, TrainTeacherConfig, VaeConfig
+from fewstep.diffusion.denoiser import Prediction
+from fewstep.diffusion.schedules import DiscreteVP
+from fewstep.keyed import Key
+
+SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+
+
+def new_vae(config: VaeConfig) -> AutoencoderKL:
+    """Encoder and decoder with one level per entry of `channels`."""
+    levels = len(config.channels)
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        latent_channels=config.latent_channels,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+    )
+
+
+def new_tokenizer(config: TextConfig, captions: Iterable[str]) -> CLIPTokenizer:
+    """CLIP's byte-pair tokenizer, its merges learned from the captions."""
+    empty = CLIPTokenizer(vocab=dict(SPECIAL), merges=[], model_max_length=config.length)
+    tokenizer: CLIPTokenizer = empty.train_new_from_iterator(
+        iter(captions), vocab_size=config.vocabulary, show_progress=False
+    )
+    return tokenizer
+
+
+def new_text_encoder(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A small CLIP text transformer."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=config.width,
+            intermediate_size=4 * config.width,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            max_position_embeddings=config.length,
+            projection_dim=config.width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def new_net(config: NetConfig, side: int, latent_channels: int, text_width: int) -> UNet2DConditionModel:
+    """The denoising U-Net over latents of `side` x `side`."""
+    down = tuple("CrossAttnDownBlock2D" if attends else "DownBlock2D" for attends in config.attention)
+    up = tuple("CrossAttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(config.attention))
+    return UNet2DConditionModel(
+        sample_size=side,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        down_block_types=down,
+        up_block_types=up,
+        block_out_channels=config.channels,
+        layers_per_block=config.layers,
+        cross_attention_dim=text_width,
+        # diffusers keeps the number of heads under this name.
+        attention_head_dim=tuple(max(1, width // config.head_channels) for width in config.channels),
+        norm_num_groups=config.groups,
+    )
+
+
+def new_stable_diffusion(
+    config: TrainTeacherConfig, resolution: int, captions: Iterable[str], seed: int
+) -> StableDiffusion:
+    """All the parts, weights keyed by the seed; v-prediction on diffusers' cosine schedule."""
+    torch.manual_seed(Key(seed, "teacher/init").seed32(0))
+    tokenizer = new_tokenizer(config.text, captions)
+    side = resolution >> (len(config.vae.channels) - 1)
+    net = new_net(config.net, side, config.vae.latent_channels, config.text.width)
+    schedule = DiscreteVP(tuple(new_scheduler().alphas_cumprod.double().tolist()))
+    return StableDiffusion(
+        net, new_vae(config.vae), new_text_encoder(config.text, tokenizer), tokenizer, schedule, Prediction.V
+    )
+
+
+def new_scheduler() -> DPMSolverMultistepScheduler:
+    """The scheduler a stock pipeline samples the teacher with."""
+    return DPMSolverMultistepScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+    )
+
+
+def save_pipeline(backbone: StableDiffusion, folder: Path) -> None:
+    """Write a folder that `StableDiffusionPipeline.from_pretrained` loads."""
+    StableDiffusionPipeline(
+        vae=backbone.vae,
+        text_encoder=backbone.text_encoder,
+        tokenizer=backbone.tokenizer,
+        unet=backbone.net,
+        scheduler=new_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
+    for part in ("unet", "vae", "text_encoder"):
+        forget_origin(folder / part)

@@ -1,0 +1,127 @@
+"""`fewstep check`: everything that can be known to be wrong before any compute, and the plan."""
+
+import shutil
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from packaging.requirements import Requirement
+
+from fewstep.backbones.sd_new import new_net, new_vae
+from fewstep.config.chain import Chain
+from fewstep.config.training import TrainingConfig
+from fewstep.errors import UserError
+
+LOCK = Path("requirements.lock")
+
+
+class PlannedStage(NamedTuple):
+    """One row of the plan; disk in bytes, of what the stage writes."""
+
+    name: str
+    samples: int | None
+    steps: int | None
+    disk: int | None
+
+
+def check(chain: Chain) -> list[PlannedStage]:
+    """The plan of a valid chain. Raises UserError on a missing input, a wrong version or too little disk."""
+    faults = [*missing_inputs(chain), *wrong_versions()]
+    stages = plan(chain)
+    needed = sum(stage.disk or 0 for stage in stages)
+    free = shutil.disk_usage(".").free
+    # DVC keeps a second copy in its cache where the file system cannot link.
+    if 2 * needed > free:
+        faults.append(
+            f"disk: the chain writes about {2 * needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free here"
+        )
+    if faults:
+        raise UserError("\n".join(faults))
+    return stages
+
+
+def missing_inputs(chain: Chain) -> list[str]:
+    """Inputs named in params.yaml that are not there."""
+    faults = []
+    path = chain.data.path
+    if path and "://" not in path and "{" not in path and not Path(path).expanduser().exists():
+        faults.append(f"params.yaml: data.path = {path!r}: no such file or folder")
+    for where in chain.teacher.load:
+        local = where.startswith((".", "/", "~")) or chain.import_teacher.local_files_only
+        if local and not (Path(where).expanduser() / "model_index.json").is_file():
+            faults.append(
+                f"params.yaml: teacher.load = [{where}]: no diffusers folder (model_index.json) there"
+            )
+    if chain.features.suffix and not chain.features.is_file():
+        faults.append(
+            f"params.yaml: features = {chain.features}: no such file; see docs/metrics.md for where to get it"
+        )
+    return faults
+
+
+def wrong_versions() -> list[str]:
+    """Installed packages that differ from requirements.lock."""
+    if not LOCK.is_file():
+        return []
+    faults = []
+    for line in LOCK.read_text().splitlines():
+        if not line.strip() or line.lstrip().startswith(("#", "-")):
+            continue
+        wanted = Requirement(line.split(" #")[0].rstrip("\\ "))
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            found = "missing"
+        if found == "missing" or not wanted.specifier.contains(found.split("+")[0], prereleases=True):
+            faults.append(f"{wanted.name}: {found}, {LOCK} wants {wanted.specifier}; run `make setup`")
+    return faults
+
+
+def plan(chain: Chain) -> list[PlannedStage]:
+    """Every stage with what it goes through and leaves behind."""
+    pixels = 3 * chain.data.resolution**2
+    count = chain.data.count
+    stages = [PlannedStage("prepare_data", count, None, count * pixels // 2 if count else None)]
+    if chain.judge.train:
+        stages.append(training("train_judge", chain.train_judge.training, None))
+    model, latent = model_bytes(chain)
+    if chain.teacher.train:
+        vae = chain.train_teacher.vae.training
+        stages.append(training("train_teacher, autoencoder", vae, None))
+        stages.append(training("train_teacher, denoiser", chain.train_teacher.training, model))
+    else:
+        stages.append(PlannedStage("import_teacher", None, None, model))
+    size = chain.triplets.shard_size
+    for shard in chain.triplets.shards:
+        stages.append(
+            PlannedStage(
+                f"generate_triplets@{shard}", size, chain.sampling.steps, size * latent if latent else None
+            )
+        )
+    for name, config in chain.objectives().items():
+        stages.append(training(name, config.training, model))
+    drawn = chain.evaluation_set.pictures
+    stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
+    for name, counts in chain.evaluate.models.items():
+        stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
+    return stages
+
+
+def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStage:
+    """A training's row."""
+    return PlannedStage(name, config.steps * config.batch_size, config.steps, disk)
+
+
+def model_bytes(chain: Chain) -> tuple[int | None, int | None]:
+    """Bytes of a denoiser and of a latent, counted on the meta device; None for a foreign teacher."""
+    if not chain.teacher.train:
+        return None, None
+    config = chain.train_teacher
+    side = chain.data.resolution >> (len(config.vae.channels) - 1)
+    with torch.device("meta"):
+        net = new_net(config.net, side, config.vae.latent_channels, config.text.width)
+        new_vae(config.vae)
+    return 4 * sum(p.numel() for p in net.parameters()), 4 * config.vae.latent_channels * side**2

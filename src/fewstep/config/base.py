@@ -1,0 +1,85 @@
+"""Reads a section of params.yaml into a frozen, typed record, or says which key is wrong."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
+from fewstep.errors import UserError
+
+PARAMS = Path("params.yaml")
+T = TypeVar("T")
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, `nan` and `inf` refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+def load_params(path: Path = PARAMS) -> dict[str, Any]:
+    """The whole of params.yaml as plain values.
+
+    Raises UserError when the file is missing or is no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; run from the project's root ({Path.cwd()} is not it)"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of sections, found {type(values).__name__}")
+    return values
+
+
+def read(kind: type[T], *keys: str, path: Path = PARAMS) -> T:
+    """The value at `keys` of params.yaml, validated as `kind`.
+
+    >>> read(ReflowConfig, "reflow")            # a section
+    >>> read(HalveConfig, "halve", "4")         # an entry of a mapping of sections
+    >>> read(int, "seed")
+
+    Raises UserError naming the key's full path, its value and what is allowed.
+    """
+    value: Any = load_params(path)
+    for depth, key in enumerate(keys):
+        if not isinstance(value, Mapping) or key not in value:
+            known = ", ".join(map(str, value)) if isinstance(value, Mapping) else "nothing"
+            raise UserError(f"{path}: {'.'.join(keys[: depth + 1])} is missing (found there: {known})")
+        value = value[key]
+    return validate(kind, value, ".".join(keys), path)
+
+
+def validate(kind: type[T], value: Any, where: str, path: Path = PARAMS) -> T:
+    """`value` as `kind`; every wrong key is reported, each on its own line. Raises UserError."""
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError("\n".join(f"{path}: {line}" for line in describe(error, where))) from None
+
+
+def describe(error: ValidationError, where: str) -> list[str]:
+    """One line per wrong key: its path, its value, what is allowed."""
+    lines = []
+    for problem in error.errors():
+        place = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
+        shown = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
+        what = {"extra_forbidden": "no such parameter", "missing": "is missing"}.get(
+            problem["type"], problem["msg"].removeprefix("Value error, ")
+        )
+        lines.append(f"{place}{shown}: {what}")
+    return lines
+
+
+def switch(name: str, default: str) -> str:
+    """A setting of *where and how* to run: environment variable `FEWSTEP_<NAME>`.
+
+    Such settings change no result and therefore live in no params file.
+    """
+    return os.environ.get(f"FEWSTEP_{name}", default)

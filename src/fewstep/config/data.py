@@ -1,0 +1,66 @@
+"""`data:` what the pictures are and which of them count."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fewstep.config.base import Section
+
+
+class FilterConfig(Section):
+    """Which samples are good enough."""
+
+    min_side: int = Field(default=1, ge=1)
+    """Smallest accepted shorter side of the original picture, pixels."""
+    min_aesthetic: float | None = None
+    """Smallest accepted aesthetic score; null: not looked at."""
+    allow_missing_aesthetic: bool = False
+    """Whether a sample without a score passes `min_aesthetic`."""
+    caption_length: tuple[int, int] = (1, 1000)
+    """Accepted range of the caption's length, characters after stripping."""
+    max_quarantined_share: float = Field(default=0.05, ge=0, le=1)
+    """Stop when more than this share of the samples is unreadable."""
+
+    @model_validator(mode="after")
+    def _range(self) -> "FilterConfig":
+        low, high = self.caption_length
+        if not 0 <= low <= high:
+            raise ValueError("caption_length must be [low, high] with 0 <= low <= high")
+        return self
+
+
+class KeysConfig(Section):
+    """Names under which a webdataset keeps its fields."""
+
+    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    metadata: str = "json"
+    caption: str = "caption"
+    aesthetic_score: str = "aesthetic_score"
+
+
+class DataConfig(Section):
+    """The `data` section."""
+
+    source: Literal["shapes", "folder", "webdataset"]
+    path: str | None = None
+    """folder: the directory. webdataset: a tar, brace pattern (`{000..009}.tar`) or URL."""
+    count: int | None = Field(default=None, ge=1)
+    """shapes: how many pictures. Others: the first so many; null: all."""
+    resolution: int = Field(ge=8, le=4096, multiple_of=8)
+    """Side of the prepared pictures, pixels."""
+    heldout: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the samples that no training sees."""
+    split_by: Literal["caption", "image"] = "image"
+    """Whose hash decides the side: with `caption`, a held-out prompt was never trained on."""
+    shard_size: int = Field(default=2000, ge=1)
+    """Samples per shard. A training holds two shards decoded: 6 x resolution^2 x shard_size bytes."""
+    filters: FilterConfig = FilterConfig()
+    keys: KeysConfig = KeysConfig()
+
+    @model_validator(mode="after")
+    def _path(self) -> "DataConfig":
+        if self.source == "shapes" and self.count is None:
+            raise ValueError("source `shapes` needs `count`")
+        if self.source != "shapes" and not self.path:
+            raise ValueError(f"source `{self.source}` needs `path`")
+        return self

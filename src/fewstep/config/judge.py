@@ -1,0 +1,18 @@
+"""`judge:` and `train_judge:` the network that measures labelled data."""
+
+from pydantic import Field
+
+from fewstep.config.base import Section
+from fewstep.config.training import TrainingConfig
+
+
+class JudgeConfig(Section):
+    """The `train_judge` section."""
+
+    widths: tuple[int, ...]
+    """Channels per level; each level halves the side."""
+    feature_dim: int = Field(64, ge=2)
+    """Dimension of the features in which distances are measured."""
+    noise: float = Field(0.05, ge=0)
+    """Standard deviation of the noise added to training pictures in [-1, 1]."""
+    training: TrainingConfig

@@ -1,0 +1,16 @@
+"""`sampling:` how the teacher's ODE is solved, wherever the teacher is asked for a picture."""
+
+from pydantic import Field
+
+from fewstep.config.base import Section
+from fewstep.diffusion.solvers import Solver
+
+
+class SamplingConfig(Section):
+    """The `sampling` section."""
+
+    solver: Solver = Solver.DPM_SOLVER_PP_2M
+    steps: int = Field(32, ge=1)
+    guidance: float = Field(1.0, ge=0)
+    """Classifier-free guidance scale w; 1: none."""
+    negative_prompt: str = ""

@@ -1,0 +1,93 @@
+"""`teacher:`, `train_teacher:` and `import_teacher:` where the teacher comes from."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from fewstep.config.base import Section
+from fewstep.config.training import TrainingConfig
+
+
+class TeacherConfig(Section):
+    """The `teacher` section: exactly one of the two lists has an entry."""
+
+    backbone: str
+    """Model family, a file of src/fewstep/backbones."""
+    train: tuple[str, ...] = ()
+    """[NAME]: train it here, as `train_teacher` says."""
+    load: tuple[str, ...] = ()
+    """[WHERE]: a diffusers folder or hub id to import instead."""
+
+    @model_validator(mode="after")
+    def _one(self) -> "TeacherConfig":
+        if len(self.train) + len(self.load) != 1:
+            raise ValueError("exactly one entry is needed in `train` and `load` together")
+        return self
+
+
+class VaeConfig(Section):
+    """AutoencoderKL."""
+
+    channels: tuple[int, ...]
+    """Widths from full resolution down; each further level halves the side."""
+    layers: int = Field(1, ge=1)
+    """Residual blocks per level."""
+    latent_channels: int = Field(ge=1)
+    kl_weight: float = Field(1e-6, ge=0)
+    """Weight of the KL term, relative to the mean absolute pixel error."""
+    edge_weight: float = Field(0.0, ge=0)
+    """Weight of the error of finite differences, which keeps edges sharp."""
+    training: TrainingConfig
+
+
+class TextConfig(Section):
+    """CLIPTextModel with a byte-pair tokenizer learned from the training captions."""
+
+    width: int = Field(ge=8)
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    length: int = Field(77, ge=4)
+    """Tokens per prompt."""
+    vocabulary: int = Field(1000, ge=300)
+    """Largest number of tokens."""
+
+
+class NetConfig(Section):
+    """UNet2DConditionModel."""
+
+    channels: tuple[int, ...]
+    attention: tuple[bool, ...]
+    """Whether a level attends to the text."""
+    layers: int = Field(1, ge=1)
+    head_channels: int = Field(32, ge=4)
+    """Channels per attention head."""
+    groups: int = Field(16, ge=1)
+    """GroupNorm groups."""
+
+    @model_validator(mode="after")
+    def _levels(self) -> "NetConfig":
+        if len(self.channels) != len(self.attention):
+            raise ValueError("channels and attention need one entry per level")
+        return self
+
+
+class TrainTeacherConfig(Section):
+    """The `train_teacher` section: a small latent diffusion model of Stable Diffusion's anatomy."""
+
+    vae: VaeConfig
+    text: TextConfig
+    net: NetConfig
+    caption_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of training captions replaced by the empty prompt, for guidance."""
+    training: TrainingConfig
+
+
+class ImportTeacherConfig(Section):
+    """The `import_teacher` section."""
+
+    revision: str | None = None
+    """Commit of a hub repository; null: the newest."""
+    variant: str | None = None
+    """Weights variant of a diffusers folder, e.g. `fp16`."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    local_files_only: bool = False

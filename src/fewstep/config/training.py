@@ -1,0 +1,29 @@
+"""How anything is trained; part of the section of whatever is trained."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from fewstep.config.base import Section
+
+
+class TrainingConfig(Section):
+    """Optimiser and schedule of one training. What runs where is no matter of params (see README)."""
+
+    steps: int = Field(ge=1)
+    """Optimiser steps."""
+    batch_size: int = Field(ge=1)
+    """Global batch: samples per step over all processes."""
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up from 0."""
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the rate falls from its peak; `linear` and `cosine` reach 0 at the last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's averaging coefficients."""
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest gradient norm."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of the weights' moving average, which is then what is kept; null: none."""

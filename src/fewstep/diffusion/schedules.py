@@ -1,0 +1,141 @@
+"""Noise schedules, each one an angle and a scale.
+
+Every schedule is written `alpha = scale cos(angle)`, `sigma = scale sin(angle)`. The angle is the
+signal-to-noise ratio without its infinities (`log SNR = -2 log tan(angle)`, angle 0 is data, pi/2 is
+noise), so two schedules meet where their angles agree and differ by a scale there: this is what makes a
+variance-preserving teacher a rectified flow without training (Salimans & Ho 2022, appendix D; Liu et
+al. 2022). Coefficients are float64.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Schedule(ABC):
+    """A path from data to noise. All methods are element-wise, float64 in and out."""
+
+    @abstractmethod
+    def angle(self, t: Tensor) -> Tensor:
+        """Angle in [0, pi/2] at time t in [0, 1], increasing."""
+
+    @abstractmethod
+    def time_at(self, angle: Tensor) -> Tensor:
+        """The inverse of `angle`, clamped to [0, 1] where the schedule does not reach."""
+
+    def scale(self, t: Tensor) -> Tensor:
+        """`sqrt(alpha^2 + sigma^2)`; 1 for variance-preserving schedules."""
+        return torch.ones_like(t)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Signal and noise coefficients at t."""
+        t = t.double()
+        angle, scale = self.angle(t), self.scale(t)
+        return scale * torch.cos(angle), scale * torch.sin(angle)
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """`log(alpha^2 / sigma^2)`: +inf at pure data, -inf at pure noise."""
+        alpha, sigma = self.alpha_sigma(t)
+        return 2 * (torch.log(alpha) - torch.log(sigma))
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """What a network made for this schedule is fed as its time: 1000 t."""
+        return 1000.0 * t
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """`alpha = 1 - t, sigma = t`; velocity `u = eps - x_0` (Liu et al. 2022, eq. 1)."""
+
+    def angle(self, t: Tensor) -> Tensor:
+        return torch.atan2(t, 1 - t)
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        sine, cosine = torch.sin(angle), torch.cos(angle)
+        return sine / (sine + cosine)
+
+    def scale(self, t: Tensor) -> Tensor:
+        return torch.hypot(1 - t, t)
+
+    def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        t = t.double()
+        return 1 - t, t
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """`alpha = cos(pi t / 2)` (Salimans & Ho 2022, section 2)."""
+
+    def angle(self, t: Tensor) -> Tensor:
+        return t * (math.pi / 2)
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        return (angle / (math.pi / 2)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class DiscreteVP(Schedule):
+    """A table of `alpha_bar_k` as DDPM checkpoints have it, read in continuous time.
+
+    Index k of a table of length T sits at `t = (k + 1) / T`; between its entries, and down to pure data
+    at t = 0, the angle is linear. SD's table ends at `alpha_bar_T = 0.0047`: noisier angles clamp to t = 1.
+    """
+
+    alphas_cumprod: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        table = torch.tensor(self.alphas_cumprod, dtype=torch.float64)
+        if len(table) < 2 or (table < 0).any() or (table > 1).any() or (table.diff() >= 0).any():
+            raise ValueError("alphas_cumprod must fall strictly within [0, 1]")
+        angles = torch.cat([torch.zeros(1, dtype=torch.float64), torch.acos(table.sqrt())])
+        object.__setattr__(self, "_angles", angles)
+
+    def _knots(self, like: Tensor) -> Tensor:
+        angles: Tensor = self._angles  # type: ignore[attr-defined]
+        return angles.to(like.device)
+
+    def angle(self, t: Tensor) -> Tensor:
+        knots = self._knots(t)
+        position = t.double() * (len(knots) - 1)
+        left = position.floor().long().clamp(0, len(knots) - 2)
+        return torch.lerp(knots[left], knots[left + 1], position - left)
+
+    def time_at(self, angle: Tensor) -> Tensor:
+        knots = self._knots(angle)
+        angle = angle.double().clamp(knots[0], knots[-1]).contiguous()
+        right = torch.searchsorted(knots, angle).clamp(1, len(knots) - 1)
+        share = (angle - knots[right - 1]) / (knots[right] - knots[right - 1])
+        return (right - 1 + share) / (len(knots) - 1)
+
+    def network_time(self, t: Tensor) -> Tensor:
+        """The table's index k as a float, never below 0."""
+        steps = len(self.alphas_cumprod)
+        return (steps * t - 1).clamp(min=0)
+
+
+def schedule_facts(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as plain values, for a manifest."""
+    match schedule:
+        case DiscreteVP():
+            return {"kind": "discrete_vp", "alphas_cumprod": list(schedule.alphas_cumprod)}
+        case RectifiedFlow():
+            return {"kind": "rectified_flow"}
+        case Cosine():
+            return {"kind": "cosine"}
+    raise TypeError(f"no facts for {schedule!r}")
+
+
+def schedule_from_facts(facts: dict[str, Any]) -> Schedule:
+    """The inverse of `schedule_facts`. Raises ValueError on an unknown kind."""
+    match facts:
+        case {"kind": "discrete_vp", "alphas_cumprod": [*table]}:
+            return DiscreteVP(tuple(table))
+        case {"kind": "rectified_flow"}:
+            return RectifiedFlow()
+        case {"kind": "cosine"}:
+            return Cosine()
+    raise ValueError(f"unknown schedule {facts!r}")

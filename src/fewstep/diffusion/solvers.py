@@ -1,0 +1,97 @@
+"""Deterministic samplers of the probability-flow ODE; each reads as its paper's algorithm."""
+
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from fewstep.diffusion.denoiser import Conditions, Denoise, Estimate, along
+from fewstep.diffusion.schedules import Schedule
+
+
+def trailing(steps: int) -> list[float]:
+    """`steps + 1` equally spaced times from 1 (noise) to 0 (data)."""
+    if steps < 1:
+        raise ValueError(f"steps = {steps}: at least 1 is needed")
+    return [1 - i / steps for i in range(steps)] + [0.0]
+
+
+def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
+    """Move to time s `[B]` along the estimate (Song et al. 2021, eq. 12, eta = 0).
+
+    On the rectified-flow path this is the Euler step.
+    """
+    alpha, sigma = path.alpha_sigma(s)
+    return along(alpha, estimate.x_0) * estimate.x_0 + along(sigma, estimate.eps) * estimate.eps
+
+
+def ddim(denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule) -> Tensor:
+    """DDIM from x at times[0] to times[-1]; x `[B, ...]`."""
+    for t, s in zip(times, times[1:], strict=False):
+        estimate = denoise(x, at(t, x), conditions)
+        x = ddim_step(estimate, path, at(s, x))
+    return x
+
+
+def dpm_solver_pp_2m(
+    denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule
+) -> Tensor:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), first order at both ends.
+
+    One evaluation a step, second order in log(alpha / sigma) by the previous one.
+    """
+    previous: tuple[Tensor, Tensor] | None = None
+    for t, s in zip(times, times[1:], strict=False):
+        x_0 = denoise(x, at(t, x), conditions).x_0
+        (_, sigma_t), (alpha_s, sigma_s) = path.alpha_sigma(at(t, x)), path.alpha_sigma(at(s, x))
+        step = (path.log_snr(at(s, x)) - path.log_snr(at(t, x))) / 2
+        if previous is None or not torch.isfinite(step).all():
+            target = x_0
+        else:
+            before, last_step = previous
+            slope = along(step / (2 * last_step), x)
+            target = (1 + slope) * x_0 - slope * before
+        x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-step), x) * target
+        previous = x_0, step
+    return x
+
+
+class Solver(StrEnum):
+    """The samplers by name."""
+
+    DDIM = "ddim"
+    DPM_SOLVER_PP_2M = "dpm_solver_pp_2m"
+
+
+SOLVERS = {Solver.DDIM: ddim, Solver.DPM_SOLVER_PP_2M: dpm_solver_pp_2m}
+
+
+def solve(
+    solver: Solver, denoise: Denoise, noise: Tensor, steps: int, conditions: Conditions, path: Schedule
+) -> Tensor:
+    """From noise at t = 1 to data in `steps` evaluations; the state is float64, the result float32."""
+    start = noise.double() * along(path.alpha_sigma(at(1.0, noise))[1], noise.double())
+    return SOLVERS[solver](denoise, start, trailing(steps), conditions, path).float()
+
+
+def at(t: float, x: Tensor) -> Tensor:
+    """Time t for each sample of x: float64 `[B]`."""
+    return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+
+
+def straightness(
+    denoise: Denoise, noise: Tensor, conditions: Conditions, path: Schedule, steps: int = 16
+) -> Tensor:
+    """`S = mean_t || (x_1 - x_0) - u(x_t, t) ||^2 / dim` along the model's own Euler trajectory, per sample `[B]`.
+
+    0 for a perfectly straight flow (Liu et al. 2022, eq. 6; here per element, so that resolutions compare).
+    `path` is the rectified flow.
+    """
+    x, velocities = noise.double(), []
+    times = trailing(steps)
+    for t, s in zip(times, times[1:], strict=False):
+        velocity = denoise(x, at(t, x), conditions).velocity
+        velocities.append(velocity)
+        x = x + (s - t) * velocity
+    chord = noise.double() - x
+    return torch.stack([(chord - u).square().flatten(1).mean(1) for u in velocities]).mean(0)

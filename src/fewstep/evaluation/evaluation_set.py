@@ -1,0 +1,136 @@
+"""What every model is measured on: one set of prompts, noises and real pictures, fixed once.
+
+The folder: `prompts.json` (prompts, their labels, the noises' indices), `reference.safetensors` (features
+of real held-out pictures), `teacher.safetensors` (the teacher's pictures at its full step count, and
+their features), `grid-real.png` (the real pictures of the first prompts).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.artifacts.folder import read_json, whole_folder, write_json
+from fewstep.artifacts.manifest import Manifest
+from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.data.pixels import from_uint8, picture_batch, to_uint8
+from fewstep.data.shards import open_pictures
+from fewstep.data.triplets import noise_of
+from fewstep.evaluation.grid import write_strip
+from fewstep.features.network import FeatureNetwork
+from fewstep.hardware import device
+from fewstep.keyed import Key
+from fewstep.progress import progress
+from fewstep.sampling.draw import Sampler, encode_distinct, prompt_batch
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts with their labels (None for unlabelled data); picture i is drawn from noise i."""
+
+    prompts: Sequence[str]
+    labels: Sequence[Mapping[str, str] | None]
+    noise: Key
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """reference `[R, D]`: features of real pictures. teacher `[N, H, W, 3]` uint8, teacher_features `[N, D]`."""
+
+    prompts: Prompts
+    reference: Tensor
+    teacher: Tensor
+    teacher_features: Tensor
+    grid: int
+
+
+def make(
+    config: EvaluationSetConfig, data: Path, teacher: Sampler, features: FeatureNetwork, seed: int
+) -> tuple[EvaluationSet, Tensor]:
+    """Draw the set. Returns it and the real pictures of the first prompts, uint8 `[G, H, W, 3]`."""
+    held_out = open_pictures(data, "heldout", Key(seed, "evaluation/prompts"))
+    chosen = held_out.rows(range(config.pictures))
+    prompts = Prompts([p.caption for p in chosen], [p.labels for p in chosen], Key(seed, "evaluation/noise"))
+    real = held_out.rows(range(min(config.reference, held_out.total)))
+    reference = torch.cat(
+        [
+            features_of(features, picture_batch(real[i : i + prompt_batch()]))
+            for i in range(0, len(real), prompt_batch())
+        ]
+    )
+    pictures = draw(teacher, prompts, teacher.sampling.steps)
+    grid = torch.stack([torch.from_numpy(p.pixels) for p in chosen[: config.grid]])
+    made = EvaluationSet(prompts, reference, pictures, features_of_uint8(features, pictures), config.grid)
+    return made, grid
+
+
+def draw(sampler: Sampler, prompts: Prompts, steps: int) -> Tensor:
+    """One picture per prompt, from its own noise, as uint8 `[N, H, W, 3]`: what a PNG would hold."""
+    conditions, row = encode_distinct(sampler.backbone, prompts.prompts)
+    size, parts = prompt_batch(), []
+    with progress(f"{sampler.model.name}, {steps} steps", len(prompts)) as report:
+        for start in range(0, len(prompts), size):
+            rows = row[start : start + size]
+            indices = range(start, start + len(rows))
+            noise = noise_of(prompts.noise, indices, sampler.backbone.latent_shape).to(device())
+            batch = {name: value[rows.to(value.device)] for name, value in conditions.items()}
+            parts.append(to_uint8(sampler.pictures(batch, noise, steps)).cpu())
+            report(start + len(rows))
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def features_of(network: FeatureNetwork, pictures: Tensor) -> Tensor:
+    """Features `[B, D]` of pictures `[B, 3, H, W]` in [-1, 1], on the CPU."""
+    return network.features(pictures.to(device())).float().cpu()
+
+
+def features_of_uint8(network: FeatureNetwork, pixels: Tensor) -> Tensor:
+    """The same for uint8 `[N, H, W, 3]`, in batches."""
+    return torch.cat([features_of(network, from_uint8(part)) for part in pixels.split(prompt_batch())])
+
+
+def save(
+    made: EvaluationSet, grid: Tensor, out: Path, made_from: Mapping[str, Path], teacher_steps: int
+) -> None:
+    """Write the folder."""
+    with whole_folder(out) as staging:
+        write_json(
+            staging / "prompts.json",
+            {
+                "prompts": list(made.prompts.prompts),
+                "labels": list(made.prompts.labels),
+                "noise": list(range(len(made.prompts))),
+            },
+        )
+        save_file({"features": made.reference}, staging / "reference.safetensors")
+        save_file(
+            {"pictures": made.teacher, "features": made.teacher_features}, staging / "teacher.safetensors"
+        )
+        write_strip(staging / "grid-real.png", grid)
+        facts = {
+            "noise": {"seed": made.prompts.noise.seed, "stream": made.prompts.noise.stream},
+            "grid": made.grid,
+            "teacher_steps": teacher_steps,
+        }
+        Manifest.seal(staging, "evaluation_set", facts, made_from)
+
+
+def load(folder: Path) -> EvaluationSet:
+    """Read the folder. Raises UserError when it is not whole."""
+    facts = Manifest.open(folder, "evaluation_set").facts
+    listed = read_json(folder / "prompts.json")
+    teacher = load_file(folder / "teacher.safetensors")
+    return EvaluationSet(
+        Prompts(listed["prompts"], listed["labels"], Key(**facts["noise"])),
+        load_file(folder / "reference.safetensors")["features"],
+        teacher["pictures"],
+        teacher["features"],
+        facts["grid"],
+    )

@@ -1,0 +1,54 @@
+"""Figures as they lie on disk: strict to read, easy to look at, with their uncertainty."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, model_validator
+
+from fewstep.artifacts.folder import read_json, write_json
+from fewstep.config.base import Section, validate
+
+DIGITS = 6
+"""Significant digits of a written figure; more would be noise."""
+
+
+class Record(Section):
+    """Base of all figures: frozen; unknown keys, wrong types, `nan` and `inf` are refused."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Interval(Record):
+    """A figure and its 95 % interval, `low <= value <= high`."""
+
+    value: float
+    low: float
+    high: float
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Interval":
+        if not self.low <= self.value <= self.high:
+            raise ValueError("an interval must hold its value: low <= value <= high")
+        return self
+
+
+R = TypeVar("R", bound=Record)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write deterministic JSON, floats rounded to `DIGITS` significant digits."""
+    write_json(path, rounded(record.model_dump(mode="json")))
+
+
+def read_record(kind: type[R], path: Path) -> R:
+    """Read what `write_record` wrote. Raises UserError naming the file and every wrong key."""
+    return validate(kind, read_json(path), "", path)
+
+
+def rounded(value: Any) -> Any:
+    """`value` with every float in it rounded to `DIGITS` significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    return value

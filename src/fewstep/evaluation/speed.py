@@ -1,0 +1,63 @@
+"""How fast a model draws, and in how much memory.
+
+These figures differ from machine to machine and from day to day: they go to logs, never into an artifact.
+"""
+
+import os
+import platform
+import resource
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.benchmark import Timer
+
+from fewstep.evaluation.schema import Speed
+
+
+def measure_speed(
+    draw: Callable[[int], Any], batch_size: int, device: torch.device, seconds: float = 1.0
+) -> Speed:
+    """Time `draw(pictures)`, after a warm-up, for about `seconds` each at one picture and at `batch_size`.
+
+    draw: makes that many pictures on `device`. A call longer than `seconds` is timed once or twice.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    single, batch = (median_seconds(draw, pictures, seconds) for pictures in (1, batch_size))
+    return Speed(
+        latency_s=single,
+        pictures_per_second=batch_size / batch,
+        peak_memory_bytes=peak_memory_bytes(device),
+    )
+
+
+def median_seconds(draw: Callable[[int], Any], pictures: int, seconds: float) -> float:
+    """Median duration of `draw(pictures)`, the device's queue included."""
+    draw(pictures)
+    timer = Timer(
+        "draw(pictures)",
+        globals={"draw": draw, "pictures": pictures},
+        num_threads=torch.get_num_threads(),
+    )
+    return timer.blocked_autorange(min_run_time=seconds).median
+
+
+def memory_counter(device: torch.device) -> str:
+    """What `peak_memory_bytes` is: tensors on a GPU, the whole process elsewhere."""
+    return "torch.cuda.max_memory_allocated" if device.type == "cuda" else "ru_maxrss"
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """GPU: since `measure_speed` began. CPU: since the process began, so it only ever grows."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def machine(device: torch.device) -> str:
+    """What the figures were taken on, for a human reader."""
+    processor = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
+    return f"{torch.cuda.get_device_name(device)}, {processor}" if device.type == "cuda" else processor

@@ -1,0 +1,133 @@
+"""The judge: a small classifier trained on labelled pictures, one answer per attribute.
+
+It says whether a generated picture shows what its prompt asks for, and its inner activations serve as
+features for the Frechet distance and as maps for a perceptual loss.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Self
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fewstep.artifacts.folder import read_json, whole_folder, write_json
+from fewstep.artifacts.manifest import Manifest
+from fewstep.config.base import Section, validate
+from fewstep.errors import UserError
+
+GROUPS = 8
+Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
+
+
+class JudgeNetworkConfig(Section):
+    """Everything needed to build the network; `config.json` of its artifact."""
+
+    labels: dict[str, tuple[str, ...]] = Field(min_length=1)
+    """Attribute -> its values, in the order of the logits."""
+    widths: tuple[Width, ...] = Field((32, 64, 128), min_length=1)
+    """Channels at full resolution, half of it, a quarter ..."""
+    feature_dim: int = Field(64, ge=1)
+
+
+class Judge(nn.Module):
+    """Convolutions at one scale per width, pooled over space, one linear layer for all attributes.
+
+    GroupNorm, because a picture's judgement must not depend on its batch.
+    """
+
+    name = "judge"
+
+    def __init__(
+        self,
+        labels: Mapping[str, Sequence[str]],
+        widths: Sequence[int] = (32, 64, 128),
+        feature_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        # Attributes are sorted, as they are in config.json: the order of the logits survives the disk.
+        values = {attribute: tuple(labels[attribute]) for attribute in sorted(labels)}
+        self.config = JudgeNetworkConfig(labels=values, widths=tuple(widths), feature_dim=feature_dim)
+        self.stem = block(3, widths[0], stride=1)
+        self.stages = nn.ModuleList(
+            nn.Sequential(block(before, after, stride=2), block(after, after, stride=1))
+            for before, after in pairwise(widths)
+        )
+        # Normalised: confident training inflates free features, and with them every distance.
+        self.penultimate = nn.Sequential(
+            nn.Linear(2 * widths[-1], feature_dim),
+            nn.LayerNorm(feature_dim, elementwise_affine=False),
+            nn.SiLU(),
+        )
+        self.heads = nn.Linear(feature_dim, sum(map(len, values.values())))
+
+    @property
+    def labels(self) -> dict[str, tuple[str, ...]]:
+        """Attribute -> its values, in the order of the logits."""
+        return self.config.labels
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """Activations at each scale, `[B, widths[i], H / 2^i, W / 2^i]`; x `[B, 3, H, W]` in [-1, 1]."""
+        maps = [self.stem(x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps
+
+    def features(self, x: Tensor) -> Tensor:
+        """The layer before the answers, `[B, feature_dim]`; x `[B, 3, H, W]` in [-1, 1]."""
+        last = self.maps(x)[-1]
+        # The mean sees the background, the maximum a small shape on it.
+        features: Tensor = self.penultimate(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1))
+        return features
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """Attribute -> logits `[B, values]`; x `[B, 3, H, W]` in [-1, 1]."""
+        logits = self.heads(self.features(x)).split([len(values) for values in self.labels.values()], dim=1)
+        return dict(zip(self.labels, logits, strict=True))
+
+    @torch.no_grad()
+    def recognise(self, x: Tensor) -> list[dict[str, str]]:
+        """Per picture, attribute -> the likeliest value; x `[B, 3, H, W]` in [-1, 1]."""
+        chosen = {attribute: logits.argmax(dim=1).tolist() for attribute, logits in self(x).items()}
+        return [
+            {attribute: self.labels[attribute][rows[i]] for attribute, rows in chosen.items()}
+            for i in range(len(x))
+        ]
+
+    def save(self, folder: Path, resolution: int, made_from: Mapping[str, Path]) -> None:
+        """Write the artifact; resolution: of its training pictures; made_from: name -> input folder."""
+        with whole_folder(folder) as staging:
+            weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
+            save_file(weights, staging / "model.safetensors")
+            write_json(staging / "config.json", self.config.model_dump(mode="json"))
+            facts = {
+                "labels": self.labels,
+                "feature_dim": self.config.feature_dim,
+                "parameters": sum(weight.numel() for weight in self.parameters()),
+                "resolution": resolution,
+            }
+            Manifest.seal(staging, "judge", facts, made_from)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read what `save` wrote, frozen. Raises UserError naming the file that is wrong."""
+        Manifest.open(folder, "judge")
+        described = folder / "config.json"
+        judge = cls(**dict(validate(JudgeNetworkConfig, read_json(described), "", described)))
+        try:
+            judge.load_state_dict(load_file(folder / "model.safetensors"))
+        except RuntimeError as error:
+            raise UserError(
+                f"{folder}: not this network's weights ({error}); rebuild with `dvc repro`"
+            ) from None
+        return judge.eval().requires_grad_(False)
+
+
+def block(before: int, after: int, stride: int) -> nn.Sequential:
+    """Convolution, normalisation, activation: `[B, before, H, W]` -> `[B, after, H / stride, W / stride]`."""
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.GroupNorm(GROUPS, after), nn.SiLU()
+    )

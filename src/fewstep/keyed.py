@@ -1,0 +1,45 @@
+"""Randomness as a function of its key.
+
+Everything random in the project is drawn here: the value for `(seed, stream, index)` is the same
+whatever the batch size, the process, the order of the calls or the moment of a resume. The
+generator is the counter-based Philox-4x64 (Salmon et al. 2011, "Parallel random numbers: as easy
+as 1, 2, 3"), of which NumPy keeps the streams.
+"""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Key:
+    """A family of random streams: `seed` is the run's, `stream` names what is drawn."""
+
+    seed: int
+    stream: str
+
+    def generator(self, index: int) -> np.random.Generator:
+        """The generator of one sample or step; `index` in [0, 2^64)."""
+        digest = hashlib.sha256(f"{self.seed}/{self.stream}".encode()).digest()
+        key = int.from_bytes(digest[:8], "little") | (int(index) << 64)
+        return np.random.Generator(np.random.Philox(key=key))
+
+    def normal(self, indices: Iterable[int], shape: Sequence[int]) -> np.ndarray:
+        """Standard normal draws, float32 `[len(indices), *shape]`, row i from `indices[i]` alone."""
+        rows = [self.generator(i).standard_normal(tuple(shape), dtype=np.float32) for i in indices]
+        return np.stack(rows) if rows else np.empty((0, *shape), np.float32)
+
+    def uniform(self, indices: Iterable[int], count: int = 1) -> np.ndarray:
+        """Uniform draws in [0, 1), float64 `[len(indices), count]`, row i from `indices[i]` alone."""
+        rows = [self.generator(i).random(count) for i in indices]
+        return np.stack(rows) if rows else np.empty((0, count))
+
+    def permutation(self, index: int, length: int) -> np.ndarray:
+        """A permutation of `range(length)`, int64 `[length]`; `index` is the epoch, say."""
+        return self.generator(index).permutation(length)
+
+    def seed32(self, index: int) -> int:
+        """A seed below 2^32 for a foreign generator (dropout inside a network, say)."""
+        return int(self.generator(index).integers(2**32))

@@ -1,0 +1,15 @@
+"""Where things lie, relative to the project's root."""
+
+from pathlib import Path
+
+DATA = Path("artifacts/data")
+JUDGE = Path("artifacts/judge")
+MODELS = Path("artifacts/models")
+TEACHER = MODELS / "teacher"
+TRIPLETS = Path("artifacts/triplets")
+EVALUATION_SET = Path("artifacts/evaluation_set")
+EVALUATIONS = Path("artifacts/evaluations")
+METRICS = Path("metrics")
+CHECKPOINTS = Path(".checkpoints")
+LOGS = Path("logs")
+REPORT = Path("reports/index.html")

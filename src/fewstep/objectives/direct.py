@@ -1,0 +1,75 @@
+"""Direct distillation to one step (InstaFlow, Liu et al. 2023, section 3.2).
+
+`x_hat = eps - u(eps, 1, c)` is regressed on the end point of the teacher's ODE: first by L2 on latents, then
+also by a perceptual distance of the decoded pictures.
+"""
+
+from dataclasses import replace
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fewstep.backbones.base import Model
+from fewstep.data.triplets import TripletBatch
+from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.features.network import FeatureNetwork, open_features
+from fewstep.hardware import device
+from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
+from fewstep.objectives.perceptual import perceptual_distance
+from fewstep.training.method import Method, Player, Rows
+
+
+class Config(ObjectiveConfig):
+    """Parameters of the method `direct`."""
+
+    method: str
+    latent_weight: float = Field(1.0, ge=0)
+    """Weight of the squared error of latents."""
+    perceptual_weight: float = Field(0.0, ge=0)
+    """Weight of the perceptual distance."""
+    pixel_weight: float = Field(0.0, ge=0)
+    """Weight of the absolute error of decoded pixels, in the perceptual phase."""
+    perceptual_from: int = Field(0, ge=0)
+    """First step of the perceptual phase; before it, L2 on latents alone."""
+
+
+def build(config: Config, given: Ingredients) -> Objective:
+    """One-step distillation of the start model."""
+    student = given.student()
+    student = replace(student, denoiser=student.denoiser.on(RectifiedFlow()), steps=1)
+    return Objective(Direct(config, given, student), student)
+
+
+class Direct(Method):
+    """Regression at t = 1 on stored pairs."""
+
+    def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
+        self.config, self.given, self.denoiser = config, given, student.denoiser
+        self.player = Player({"net": student.net}, config.training)
+        self.players = {"student": self.player}
+        self.frozen = tuple(given.backbone.modules()[1:])
+        self.features: FeatureNetwork | None = None
+        if config.perceptual_weight > 0:
+            assert given.features is not None, "a perceptual loss needs a feature network"
+            self.features = open_features(given.features).to(device())
+
+    def batch(self, rows: Rows) -> tuple[int, TripletBatch]:
+        """The step and its triplets."""
+        return rows.step, self.given.triplet_batch(rows.positions)
+
+    def losses(self, player: str, batch: tuple[int, TripletBatch]) -> dict[str, Tensor]:
+        step, pairs = batch
+        config, backbone = self.config, self.given.backbone
+        denoise = on_module(self.denoiser, backbone, self.player.modules["net"])
+        x_hat = denoise(pairs.eps, torch.ones(len(pairs.eps), device=pairs.eps.device), pairs.conditions).x_0
+        terms = {"latents": config.latent_weight * (x_hat - pairs.x_0).square().mean()}
+        if step >= config.perceptual_from and config.perceptual_weight + config.pixel_weight > 0:
+            with torch.no_grad():
+                target = backbone.decode(pairs.x_0)
+            picture = backbone.decode(x_hat)
+            terms["pixels"] = config.pixel_weight * (picture - target).abs().mean()
+            if self.features is not None:
+                distance = perceptual_distance(self.features, picture, target)
+                terms["perceptual"] = config.perceptual_weight * distance
+        return terms

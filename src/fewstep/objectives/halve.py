@@ -1,0 +1,79 @@
+"""Progressive distillation: N student steps learn 2N teacher steps (Salimans & Ho 2022, algorithm 2)."""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from fewstep.backbones.base import Model
+from fewstep.diffusion.denoiser import Conditions, along, guided
+from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
+from fewstep.hardware import device
+from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
+from fewstep.training.method import Method, Player, Rows
+
+WEIGHTS = {"truncated_snr": truncated_snr, "snr_plus_one": snr_plus_one}
+
+
+class Config(ObjectiveConfig):
+    """Parameters of a `halve` round."""
+
+    steps: int = Field(ge=1)
+    """Steps of the student; the model it starts from is run at twice as many."""
+    weight: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr"
+    guidance: float = Field(1.0, ge=0)
+    """Guidance baked into the teacher's steps; 1: none (the start has it already)."""
+
+
+def build(config: Config, given: Ingredients) -> Objective:
+    """One halving round from the start model."""
+    student = replace(given.student(), steps=config.steps)
+    return Objective(Halve(config, given, student), student)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """x_t `[B, ...]` at student step i `[B]`, and the x_0 to be learned there once prepared."""
+
+    x_t: Tensor
+    i: Tensor
+    conditions: Conditions
+    target: Tensor | None = None
+
+
+class Halve(Method):
+    """x-space regression; targets in float64, unclipped."""
+
+    def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
+        self.config, self.given, self.denoiser = config, given, student.denoiser
+        self.path = student.denoiser.path
+        self.player = Player({"net": student.net}, config.training)
+        self.players = {"student": self.player}
+        self.frozen = (given.start.net,)
+        self.teacher = guided(given.start.denoiser, given.unconditional(), config.guidance)
+        self.noise, self.choice = given.key("noise"), given.key("step")
+
+    def batch(self, rows: Rows) -> Batch:
+        triplets = self.given.triplet_batch(rows.positions)
+        uniform = torch.from_numpy(self.choice.uniform(rows.positions)[:, 0]).to(device())
+        i = (uniform * self.config.steps).floor()
+        x_0 = triplets.x_0.double()
+        eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:])).to(x_0)
+        alpha, sigma = self.path.alpha_sigma((i + 1) / self.config.steps)
+        return Batch(along(alpha, x_0) * x_0 + along(sigma, eps) * eps, i, triplets.conditions)
+
+    def prepare(self, batch: Batch) -> Batch:
+        target = halving_target(
+            self.teacher, batch.x_t, batch.i, self.config.steps, batch.conditions, self.path
+        )
+        return replace(batch, target=target.float())
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        assert batch.target is not None
+        t = (batch.i + 1) / self.config.steps
+        denoise = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
+        error = denoise(batch.x_t.float(), t, batch.conditions).x_0 - batch.target
+        weight = WEIGHTS[self.config.weight](*self.path.alpha_sigma(t))
+        return {"x_0": (along(weight, error) * error.square()).mean()}

@@ -1,0 +1,81 @@
+"""What every objective that makes a model of the chain is given, and what it gives back."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from fewstep.backbones.base import Backbone, Model
+from fewstep.config.base import Section
+from fewstep.config.training import TrainingConfig
+from fewstep.data.stream import Stream
+from fewstep.data.triplets import Triplet, TripletBatch, collate, noise_key, open_triplets
+from fewstep.diffusion.denoiser import Conditions, Denoiser
+from fewstep.hardware import device
+from fewstep.keyed import Key
+from fewstep.training.method import Method
+
+
+class ObjectiveConfig(Section):
+    """What the parameters of every objective have in common."""
+
+    from_: str = Field(alias="from")
+    """The model it starts from: `teacher`, `reflow`, `halve-4`, a student's name ..."""
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Ingredients:
+    """The inputs of an objective, opened when first asked for.
+
+    name: of the model to be made; with `seed` it keys everything random. start: the model it starts from.
+    shards: of triplets. features: where the feature network of a perceptual loss lies, for methods that have one.
+    """
+
+    name: str
+    seed: int
+    start: Model
+    backbone: Backbone
+    shards: Sequence[Path]
+    features: Path | None
+
+    def key(self, use: str) -> Key:
+        """Randomness for one use (`noise`, `times` ...) of this training."""
+        return Key(self.seed, f"{self.name}/{use}")
+
+    @cached_property
+    def triplets(self) -> Stream[Triplet]:
+        """Teacher triplets in this training's own order."""
+        return open_triplets(self.shards, self.key("order"))
+
+    def triplet_batch(self, positions: Sequence[int]) -> TripletBatch:
+        """Triplets with their own noise, on the device."""
+        return collate(self.triplets.rows(positions), noise_key(self.seed), device())
+
+    def unconditional(self) -> Conditions:
+        """The empty prompt, batch size 1."""
+        with torch.no_grad():
+            return self.backbone.encode_prompts([""])
+
+    def student(self) -> Model:
+        """A copy of the start whose network may be trained, under the new name."""
+        net = deepcopy(self.start.net)
+        denoiser = replace(self.start.denoiser, network=self.backbone.network(net))
+        return replace(self.start, name=self.name, net=net, denoiser=denoiser, is_teacher=False)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A method and the model it trains; after training, the model's network is the trained one."""
+
+    method: Method
+    model: Model
+
+
+def on_module(denoiser: Denoiser, backbone: Backbone, module: object) -> Denoiser:
+    """The denoiser asking `module`, which the loop may have wrapped."""
+    return replace(denoiser, network=backbone.network(module))  # type: ignore[arg-type]

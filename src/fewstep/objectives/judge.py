@@ -1,0 +1,54 @@
+"""The judge: a classifier of the labelled pictures, whose features measure all others."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from fewstep.config.judge import JudgeConfig
+from fewstep.data.pixels import picture_batch
+from fewstep.data.shards import Picture
+from fewstep.data.stream import Stream
+from fewstep.features.judge import Judge
+from fewstep.hardware import device
+from fewstep.keyed import Key
+from fewstep.training.method import Method, Player, Rows
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures `[B, 3, H, W]` and, per attribute, the index of its value `[B]`."""
+
+    pictures: Tensor
+    labels: dict[str, Tensor]
+
+
+class JudgeTraining(Method):
+    """Cross-entropy of every attribute, on pictures with a little noise."""
+
+    def __init__(self, judge: Judge, config: JudgeConfig, pictures: Stream[Picture], seed: int) -> None:
+        self.config, self.pictures, self.noise = config, pictures, Key(seed, "judge/noise")
+        self.index = {
+            attribute: {value: i for i, value in enumerate(values)}
+            for attribute, values in judge.labels.items()
+        }
+        self.player = Player({"judge": judge}, config.training)
+        self.players = {"judge": self.player}
+
+    def batch(self, rows: Rows) -> Batch:
+        samples = self.pictures.rows(rows.positions)
+        x = picture_batch(samples)
+        noise = torch.from_numpy(self.noise.normal(rows.positions, x.shape[1:]))
+        labels = {
+            attribute: torch.tensor([index[(sample.labels or {})[attribute]] for sample in samples])
+            for attribute, index in self.index.items()
+        }
+        return Batch(
+            (x + self.config.noise * noise).to(device()),
+            {name: value.to(device()) for name, value in labels.items()},
+        )
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        logits = self.player.modules["judge"](batch.pictures)
+        return {name: cross_entropy(logits[name].float(), labels) for name, labels in batch.labels.items()}

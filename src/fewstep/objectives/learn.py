@@ -1,0 +1,51 @@
+"""From one model of the chain to the next: what the stages `reflow`, `halve` and `distill` share."""
+
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fewstep.backbones.base import open_backbone, open_model, save_model, to_device
+from fewstep.errors import UserError
+from fewstep.layout import MODELS, TEACHER, TRIPLETS
+from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig
+from fewstep.training.loop import train
+from fewstep.workspace import finished, workspace
+
+
+def objective_module(name: str) -> Any:
+    """`fewstep.objectives.<name>`: its `Config` and `build`. Raises UserError on an unknown name."""
+    try:
+        module = importlib.import_module(f"fewstep.objectives.{name}")
+        module.Config, module.build  # noqa: B018
+    except (ModuleNotFoundError, AttributeError):
+        raise UserError(
+            f"method {name!r} is unknown: no src/fewstep/objectives/{name}.py with Config and build"
+        ) from None
+    return module
+
+
+def learn(
+    stage: str,
+    name: str,
+    method: str,
+    config: ObjectiveConfig,
+    shards: Sequence[int],
+    seed: int,
+    features: Path | None = None,
+) -> None:
+    """Train the model `name` with `method` and write it to `artifacts/models/<name>`.
+
+    stage: for the checkpoints' place. shards: the triplet shards to learn from. features: see `Ingredients`.
+    """
+    start_folder, out = MODELS / config.from_, MODELS / name
+    triplets = [TRIPLETS / str(shard) for shard in shards]
+    made_from = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
+    params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
+    folder = workspace(stage, params, made_from)
+    backbone = to_device(open_backbone(TEACHER))
+    given = Ingredients(name, seed, open_model(start_folder, backbone), backbone, triplets, features)
+    objective = objective_module(method).build(config, given)
+    train(objective.method, name, seed, folder)
+    save_model(out, objective.model, backbone, method, made_from)
+    finished(folder)

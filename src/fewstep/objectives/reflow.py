@@ -1,0 +1,84 @@
+"""Text-conditioned reflow: straighten the teacher's ODE on its own (noise, image) pairs.
+
+Liu et al. 2022 ("Flow straight and fast", eq. 1), InstaFlow (Liu et al. 2023) for `plain`, Lee et al. 2024
+("Improving the training of rectified flows") for `improved`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fewstep.backbones.base import Model
+from fewstep.data.triplets import TripletBatch
+from fewstep.diffusion.denoiser import Denoise, Prediction, along
+from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.diffusion.times import Times, times_from
+from fewstep.hardware import device
+from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
+from fewstep.training.method import Method, Player, Rows
+
+HUBER = 0.00054
+"""c of the pseudo-Huber loss per element (Lee et al. 2024)."""
+
+
+class Config(ObjectiveConfig):
+    """Parameters of `reflow`."""
+
+    init: Literal["exact", "raw"] = "exact"
+    """exact: the start is read as the velocity it already is. raw: its weights are retrained as a velocity."""
+    loss: Literal["improved", "plain"] = "improved"
+    """improved: U-shaped times, pseudo-Huber. plain: uniform times, L2."""
+
+
+def build(config: Config, given: Ingredients) -> Objective:
+    """Reflow of the start model."""
+    student, flow = given.student(), RectifiedFlow()
+    denoiser = student.denoiser.on(flow)
+    if config.init == "raw":
+        denoiser = replace(denoiser, schedule=flow, prediction=Prediction.FLOW)
+    student = replace(student, denoiser=denoiser, steps=None)
+    return Objective(Reflow(config, given, student), student)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Triplets and the times at which their straight lines are met."""
+
+    triplets: TripletBatch
+    t: Tensor
+
+
+class Reflow(Method):
+    """Regress the velocity on the pairs' chords."""
+
+    def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
+        self.config, self.given, self.denoiser = config, given, student.denoiser
+        self.player = Player({"net": student.net}, config.training)
+        self.players = {"student": self.player}
+        self.times = given.key("times")
+
+    def batch(self, rows: Rows) -> Batch:
+        uniform = torch.from_numpy(self.times.uniform(rows.positions, 2))
+        kind = Times.U_SHAPED if self.config.loss == "improved" else Times.UNIFORM
+        return Batch(self.given.triplet_batch(rows.positions), times_from(kind, uniform).to(device()))
+
+    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+        denoise = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
+        error = velocity_error(denoise, batch.triplets, batch.t)
+        return {"velocity": pseudo_huber(error) if self.config.loss == "improved" else error.square().mean()}
+
+
+def velocity_error(denoise: Denoise, pairs: TripletBatch, t: Tensor) -> Tensor:
+    """`u(x_t, t) - (eps - x_0)` at `x_t = (1 - t) x_0 + t eps`, `[B, ...]`."""
+    x_t = torch.lerp(pairs.x_0, pairs.eps, along(t, pairs.x_0))
+    return denoise(x_t, t, pairs.conditions).velocity - (pairs.eps - pairs.x_0)
+
+
+def pseudo_huber(error: Tensor) -> Tensor:
+    """`(sqrt(||d||^2 + c^2) - c) / dim`, mean over the batch; c = 0.00054 dim."""
+    dim = math.prod(error.shape[1:])
+    c = HUBER * dim
+    return ((error.flatten(1).square().sum(1) + c**2).sqrt() - c).mean() / dim

@@ -1,0 +1,50 @@
+"""Autoencoder of the small teacher: sharp reconstructions from latents of about unit variance."""
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn.functional import l1_loss
+
+from fewstep.config.teacher import VaeConfig
+from fewstep.data.pixels import picture_batch
+from fewstep.data.shards import Picture
+from fewstep.data.stream import Stream
+from fewstep.hardware import device
+from fewstep.keyed import Key
+from fewstep.training.method import Method, Player, Rows
+
+
+class Vae(Method):
+    """L1 on pixels and on their finite differences, and a KL term that only bounds the latents."""
+
+    def __init__(self, vae: AutoencoderKL, config: VaeConfig, pictures: Stream[Picture], seed: int) -> None:
+        self.config, self.pictures, self.noise = config, pictures, Key(seed, "vae/noise")
+        self.player = Player({"vae": vae}, config.training)
+        self.players = {"vae": self.player}
+
+    def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Pictures `[B, 3, H, W]` in [-1, 1] and the noise that samples their latents."""
+        x = picture_batch(self.pictures.rows(rows.positions))
+        side = x.shape[-1] >> (len(self.config.channels) - 1)
+        noise = self.noise.normal(rows.positions, (self.config.latent_channels, side, side))
+        return x.to(device()), torch.from_numpy(noise).to(device())
+
+    def losses(self, player: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        x, noise = batch
+        vae = self.player.modules["vae"]
+        assert isinstance(vae, AutoencoderKL)
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode((posterior.mean + posterior.std * noise).to(x.dtype)).sample.float()
+        return {
+            "pixels": l1_loss(y, x),
+            "edges": self.config.edge_weight * sum(l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3)),
+            "kl": self.config.kl_weight * posterior.kl().float().mean(),
+        }
+
+
+@torch.no_grad()
+def unit_variance(vae: AutoencoderKL, pictures: Stream[Picture], count: int = 2048) -> None:
+    """Set `scaling_factor` so that latents have about unit variance (Rombach et al. 2022, appendix G)."""
+    x = picture_batch(pictures.rows(range(min(count, pictures.total)))).to(device())
+    latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in x.split(256)])
+    vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))

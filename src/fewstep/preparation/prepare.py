@@ -1,0 +1,126 @@
+"""The whole of `prepare_data`: one pass from the source to the split shards."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import import_module
+from itertools import islice
+from pathlib import Path
+
+from fewstep.artifacts.folder import whole_folder, write_json
+from fewstep.config.data import DataConfig
+from fewstep.data.shards import INDEX, SPLITS, Index, Record
+from fewstep.errors import UserError
+from fewstep.preparation import quarantine
+from fewstep.preparation.filters import Duplicates, aesthetic_fault, caption_fault, size_fault
+from fewstep.preparation.pictures import BadPicture, decode, encode, fit
+from fewstep.preparation.quarantine import Quarantine
+from fewstep.preparation.shard_writer import ShardWriter
+from fewstep.preparation.split import digest_of, split_of
+from fewstep.preparation.statistics import Statistics
+from fewstep.sources.sample import Sample, Unreadable
+
+STATISTICS = "statistics.json"
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A readable sample that a filter refused."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A sample as it goes into a shard; `size`: (width, height) of the original."""
+
+    key: str
+    split: str
+    png: bytes
+    record: Record
+    size: tuple[int, int]
+
+
+def prepare(
+    config: DataConfig, seed: int, out: Path, progress: Callable[[int], None] = lambda samples: None
+) -> None:
+    """Make the data set `out`: shards, index.json, statistics.json, quarantine.jsonl.
+
+    The same config, seed and source give the same bytes. Samples stream through; memory holds one of
+    them, the hashes of those before (see Duplicates) and one line per shard. `progress` is told the
+    number of samples read so far.
+
+    Raises UserError when the source has nothing to read, too much of it is unreadable, or a split
+    would be empty; `out` is then left as it was.
+    """
+    source = import_module(f"fewstep.sources.{config.source}")
+    statistics, duplicates = Statistics(), Duplicates()
+    with whole_folder(out) as folder, Quarantine(folder / quarantine.NAME) as unreadable:
+        with ExitStack() as stack:
+            writers = {
+                split: stack.enter_context(ShardWriter(folder, split, config.shard_size)) for split in SPLITS
+            }
+            for entry in islice(source.samples(config, seed), config.count):
+                match examine(entry, config, duplicates):
+                    case Unreadable() as outcome:
+                        unreadable.add(outcome)
+                    case Rejected(reason):
+                        statistics.rejected[reason] += 1
+                    case Prepared() as outcome:
+                        writers[outcome.split].write(outcome.key, outcome.png, outcome.record)
+                        statistics.keep(outcome.split, outcome.record, outcome.size)
+                statistics.samples += 1
+                progress(statistics.samples)
+        unreadable.check(statistics.samples, config.filters.max_quarantined_share)
+        demand_both_splits(config, statistics)
+        index = Index(
+            resolution=config.resolution,
+            labels=statistics.labels(),
+            splits={split: tuple(writer.shards) for split, writer in writers.items()},
+        )
+        write_json(folder / INDEX, index.model_dump(mode="json"))
+        write_json(folder / STATISTICS, statistics.summary(unreadable.reasons))
+
+
+def examine(
+    entry: Sample | Unreadable, config: DataConfig, duplicates: Duplicates
+) -> Prepared | Rejected | Unreadable:
+    """What becomes of one sample. The first fault found decides, the cheapest to find come first."""
+    if isinstance(entry, Unreadable):
+        return entry
+    if entry.caption is None:
+        return Unreadable(entry.name, "no caption")
+    caption = entry.caption.strip()
+    fault = caption_fault(caption, config.filters) or aesthetic_fault(entry.aesthetic_score, config.filters)
+    if fault:
+        return Rejected(fault)
+    try:
+        original = decode(entry.image)
+    except BadPicture as error:
+        return Unreadable(entry.name, error.reason, error.detail)
+    if fault := size_fault(original.size, config.filters):
+        return Rejected(fault)
+    picture = fit(original, config.resolution)
+    digest = digest_of(picture.tobytes())
+    if fault := duplicates.fault(digest):
+        return Rejected(fault)
+    decisive = digest if config.split_by == "image" else digest_of(caption.encode())
+    return Prepared(
+        key=digest.hex(),
+        split=split_of(decisive, config.heldout),
+        png=encode(picture),
+        record=Record(caption=caption, labels=entry.labels, aesthetic_score=entry.aesthetic_score),
+        size=original.size,
+    )
+
+
+def demand_both_splits(config: DataConfig, statistics: Statistics) -> None:
+    """Raises UserError when nothing is left to train on, or to hold out."""
+    for split in SPLITS:
+        if not statistics.splits[split]:
+            why = ", ".join(f"{count} {reason}" for reason, count in statistics.rejected.items())
+            raise UserError(
+                f"data: of {statistics.samples} samples {statistics.splits.total()} are kept "
+                f"(rejected: {why or 'none'}) and none of them falls on the {split} side; give more data, "
+                f"loosen data.filters or change data.heldout = {config.heldout}"
+            )

@@ -1,0 +1,1 @@
+"""The project's face: one self-contained page of pictures, figures and lineage. Needs no torch."""

@@ -1,0 +1,123 @@
+"""What was measured about each model, read strictly and checked to be comparable."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fewstep.artifacts.folder import read_json
+from fewstep.artifacts.manifest import Manifest, identity
+from fewstep.errors import UserError
+from fewstep.evaluation.record import read_record
+from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
+from fewstep.layout import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
+from fewstep.report.lineage import read_manifest
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a model reached in `steps` steps. `strip`: its pictures. `speed`: None where nobody timed it."""
+
+    steps: int
+    metrics: StepMetrics
+    strip: Path
+    speed: Speed | None
+
+    @property
+    def distance(self) -> float:
+        """Frechet distance to the real pictures."""
+        return self.metrics.frechet_distance.value
+
+
+@dataclass(frozen=True)
+class Model:
+    """An evaluated model. `place`: its position in the list, and so its colour. `machine`: what timed it."""
+
+    name: str
+    place: int
+    kind: str
+    metrics: Metrics
+    results: tuple[Result, ...]
+    machine: str | None
+
+    @property
+    def best(self) -> Result:
+        """The result closest to the real pictures."""
+        return min(self.results, key=lambda result: result.distance)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models evaluated on the same prompts and the same noise. `real`: strip of the real pictures."""
+
+    prompts: tuple[str, ...]
+    noise: tuple[int, ...]
+    real: Path
+    models: tuple[Model, ...]
+
+    @property
+    def teacher(self) -> Model | None:
+        """What everything is measured against; None when it was not evaluated."""
+        return next((model for model in self.models if model.kind == "teacher"), None)
+
+    @property
+    def lead(self) -> tuple[Model, Result] | None:
+        """The student that does best with the fewest evaluations, and that result; None without students."""
+        results = [(m, result) for m in self.models if m.kind != "teacher" for result in m.results]
+        return min(results, key=lambda pair: (pair[1].metrics.nfe, pair[1].distance), default=None)
+
+    def ratio(self, result: Result) -> float | None:
+        """Frechet distance over the teacher's best; None when the teacher was not evaluated or reached 0."""
+        best = self.teacher.best.distance if self.teacher else 0.0
+        return result.distance / best if best > 0 else None
+
+
+def load(names: Sequence[str], root: Path) -> Comparison:
+    """Read what the earlier stages left below `root` about the models `names`.
+
+    Raises UserError naming the file that is missing, broken, or about something else than the rest.
+    """
+    if not names:
+        raise UserError(
+            "params.yaml: evaluate.models is empty, there is nothing to report; name at least one model"
+        )
+    folder = root / EVALUATION_SET
+    Manifest.open(folder, "evaluation_set")
+    listed = read_json(folder / "prompts.json")
+    models = tuple(load_model(name, place, root) for place, name in enumerate(names))
+    for model in models:
+        for key in ("pictures", "reference", "features"):
+            ours, first = getattr(model.metrics, key), getattr(models[0].metrics, key)
+            if ours != first:
+                raise UserError(
+                    f"{root / METRICS / model.name}.json: {key} = {ours!r} cannot be compared with {first!r} "
+                    f"of {models[0].name}; run `dvc repro evaluate@{model.name}`"
+                )
+    return Comparison(tuple(listed["prompts"]), tuple(listed["noise"]), folder / "grid-real.png", models)
+
+
+def load_model(name: str, place: int, root: Path) -> Model:
+    """One model's figures and strips, checked to be about the model and evaluation set that are here."""
+    remedy = f"run `dvc repro evaluate@{name}`"
+    file, strips = root / METRICS / f"{name}.json", root / EVALUATIONS / name
+    if not file.exists() or not strips.exists():
+        raise UserError(f"{strips if file.exists() else file}: not here yet; {remedy}")
+    metrics = read_record(Metrics, file)
+    if metrics.manifest != identity(root / MODELS / name):
+        raise UserError(f"{file}: is about an earlier {root / MODELS / name}; {remedy}")
+    if identity(root / EVALUATION_SET) not in Manifest.open(strips, "evaluation").made_from.values():
+        raise UserError(f"{strips}: was drawn from an earlier {root / EVALUATION_SET}; {remedy}")
+    timed = root / LOGS / "speed" / f"{name}.json"
+    speed = read_record(SpeedLog, timed) if timed.exists() else None
+    return Model(
+        name=name,
+        place=place,
+        kind=read_manifest(root / MODELS / name).kind,
+        metrics=metrics,
+        results=tuple(
+            Result(
+                int(steps), figures, strips / f"grid-{steps}.png", speed.steps.get(steps) if speed else None
+            )
+            for steps, figures in sorted(metrics.steps.items(), key=lambda item: -int(item[0]))
+        ),
+        machine=speed.machine if speed else None,
+    )

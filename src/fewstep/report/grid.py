@@ -1,0 +1,50 @@
+"""The pictures of one row of the grid, cut from its strip."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from fewstep.errors import UserError
+
+SIDE = 192
+"""Largest side of a picture in the page, pixels: sharp in a column, and a bound on the page's size."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One picture per column, as data URIs. `reduced`: they were made smaller; else their pixels count."""
+
+    pictures: tuple[str, ...]
+    reduced: bool
+
+
+def cut(strip: Path) -> Row:
+    """The row of `strip`, a picture file with any number of squares side by side and no gaps.
+
+    Raises UserError when it is not that.
+    """
+    try:
+        with Image.open(strip) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise UserError(
+            f"{strip}: not readable as a picture ({error}); `dvc repro evaluate` makes it"
+        ) from None
+    side = image.height
+    if image.width % side:
+        raise UserError(
+            f"{strip}: {image.width} x {side} pixels are no row of squares; run `dvc repro evaluate`"
+        )
+    squares = (image.crop((left, 0, left + side, side)) for left in range(0, image.width, side))
+    return Row(tuple(data_uri(square) for square in squares), reduced=side > SIDE)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """The picture, at most `SIDE` large, as PNG inside a URI."""
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    picture.save(encoded, format="png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -1,0 +1,72 @@
+"""Renders the report: one file that opens offline, the same bytes for the same inputs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from fewstep.artifacts.folder import whole_file
+from fewstep.layout import MODELS
+from fewstep.report import dag, figures, lineage, plots
+from fewstep.report.comparison import Comparison, load
+from fewstep.report.grid import cut
+
+WRITTEN = (figures.amount, figures.counted, figures.duration, figures.figure, figures.percent, figures.times)
+
+
+def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]], out: Path) -> None:
+    """Write the page about `models`, in this order, from what the stages left below `root`.
+
+    needs: name of a stage -> names of the stages it needs; the graph the page draws.
+
+    Raises UserError naming the input that is missing or does not fit, and the stage that makes it.
+    """
+    comparison = load(models, root)
+    page = templates().get_template("page.html")
+    html = page.render(
+        comparison=comparison,
+        cut=cut,
+        plots=Markup(plots.render(panels(comparison))),  # matplotlib escapes its texts
+        dag=dag.draw(needs),
+        lineage=lineage.trace([root / MODELS / name for name in models], root / MODELS.parent),
+        colours=plots.COLOURS,
+    )
+    with whole_file(out) as staging:
+        staging.write_text(html, encoding="utf-8")
+
+
+def templates() -> Environment:
+    """Templates that escape whatever they show and refuse names they do not know."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    for written in WRITTEN:
+        environment.globals[written.__name__] = written
+    return environment
+
+
+def panels(comparison: Comparison) -> list[plots.Panel]:
+    """Prompt accuracy and Frechet distance against cost; what was measured for no model is left out."""
+    kinds = (
+        ("prompt_accuracy", "Pictures that show everything the prompt says", True),
+        ("frechet_distance", "Fréchet distance to real pictures", False),
+    )
+    drawn = [plots.Panel(title, share, curves(comparison, name)) for name, title, share in kinds]
+    return [panel for panel in drawn if panel.curves]
+
+
+def curves(comparison: Comparison, metric: str) -> tuple[plots.Curve, ...]:
+    """One curve for each model that `metric` was measured for."""
+    drawn = []
+    for model in comparison.models:
+        measured = [(result.metrics.nfe, getattr(result.metrics, metric)) for result in model.results]
+        points = tuple(plots.Point(nfe, m.value, m.low, m.high) for nfe, m in measured if m is not None)
+        if points:
+            drawn.append(plots.Curve(model.name, model.place, points))
+    return tuple(drawn)

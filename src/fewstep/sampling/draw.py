@@ -1,0 +1,85 @@
+"""How each model of the chain is asked for pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from fewstep.backbones.base import Backbone, Model
+from fewstep.config.base import switch
+from fewstep.config.sampling import SamplingConfig
+from fewstep.diffusion.denoiser import Conditions, Denoise, clipped, guided
+from fewstep.diffusion.schedules import Schedule
+from fewstep.diffusion.solvers import Solver, solve
+from fewstep.hardware import computing
+
+
+def prompt_batch() -> int:
+    """Pictures drawn at once: a matter of memory, not of results."""
+    return int(switch("BATCH", "256"))
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One model, ready to draw.
+
+    The teacher travels its own path with the solver, guidance and negative prompt of `sampling`; every other
+    model has these built in and takes plain DDIM steps along its path. `clip`: bound of x_0, latents' units.
+    """
+
+    model: Model
+    backbone: Backbone
+    sampling: SamplingConfig
+    clip: float | None = None
+
+    def denoise(self) -> Denoise:
+        """The model's estimate with guidance and clipping applied."""
+        denoise: Denoise = self.model.denoiser
+        if self.model.is_teacher and self.sampling.guidance != 1:
+            unconditional = self.backbone.encode_prompts([self.sampling.negative_prompt])
+            denoise = guided(denoise, unconditional, self.sampling.guidance)
+        if self.clip is not None:
+            denoise = clipped(denoise, self.model.denoiser.path, self.clip)
+        return denoise
+
+    def on(self, path: Schedule) -> "Sampler":
+        """The same sampler with its model read on another path."""
+        return replace(self, model=replace(self.model, denoiser=self.model.denoiser.on(path)))
+
+    @torch.no_grad()
+    def latents(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
+        """From noise `[B, C, h, w]` to latents of the same shape in `steps` evaluations."""
+        solver = self.sampling.solver if self.model.is_teacher else Solver.DDIM
+        with computing():
+            return solve(solver, self.denoise(), noise, steps, conditions, self.model.denoiser.path)
+
+    @torch.no_grad()
+    def pictures(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
+        """From noise to pictures `[B, 3, H, W]` about in [-1, 1]."""
+        latents = self.latents(conditions, noise, steps)
+        with computing():
+            return self.backbone.decode(latents)
+
+    def evaluations(self, steps: int) -> int:
+        """Network evaluations per picture; guidance doubles them."""
+        return steps * (2 if self.model.is_teacher and self.sampling.guidance != 1 else 1)
+
+
+@torch.no_grad()
+def encode_distinct(backbone: Backbone, prompts: Sequence[str]) -> tuple[Conditions, Tensor]:
+    """Each distinct prompt encoded once: conditions `[P, ...]` and, per prompt, its row `[len(prompts)]`."""
+    distinct = sorted(set(prompts))
+    row = {prompt: i for i, prompt in enumerate(distinct)}
+    parts = []
+    with computing():
+        for chunk in chunks(distinct):
+            parts.append(backbone.encode_prompts(chunk))
+    conditions = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return conditions, torch.tensor([row[prompt] for prompt in prompts])
+
+
+def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Slices of at most `prompt_batch()`."""
+    size = prompt_batch()
+    return (items[i : i + size] for i in range(0, len(items), size))

@@ -1,0 +1,38 @@
+"""Training state that survives any kill: safetensors and JSON, written whole, nothing pickled."""
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.artifacts.folder import read_json, whole_folder, write_json
+
+
+def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
+    """Keep the state after `step` steps, then drop older ones."""
+    with whole_folder(folder / f"step-{step:08d}") as staging:
+        save_file(
+            {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
+            staging / "state.safetensors",
+        )
+        write_json(staging / "state.json", {"step": step})
+    for old in states(folder)[:-1]:
+        shutil.rmtree(old)
+
+
+def load_state(folder: Path, device: torch.device) -> tuple[int, dict[str, Tensor]] | None:
+    """The newest whole state as (steps done, tensors), or None."""
+    found = states(folder)
+    if not found:
+        return None
+    return read_json(found[-1] / "state.json")["step"], load_file(
+        found[-1] / "state.safetensors", device=str(device)
+    )
+
+
+def states(folder: Path) -> list[Path]:
+    """Whole states, oldest first."""
+    return sorted(folder.glob("step-*"))

@@ -1,0 +1,25 @@
+"""Moving average of weights, in float32."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+class Ema:
+    """`average <- d average + (1 - d) weights`, `d = min(decay, (1 + n) / (10 + n))` at update n.
+
+    The ramp lets the average forget the initial weights in short trainings.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
+        self.decay = decay
+        self.average = {name: value.detach().clone().float() for name, value in weights.items()}
+
+    @torch.no_grad()
+    def update(self, weights: Mapping[str, Tensor], n: int) -> None:
+        """Fold in the weights after optimiser step n (0-based)."""
+        assert weights.keys() == self.average.keys(), "EMA and model have different parameters"
+        decay = min(self.decay, (1 + n) / (10 + n))
+        new = [weights[name].detach().float() for name in self.average]
+        torch._foreach_lerp_(list(self.average.values()), new, 1 - decay)

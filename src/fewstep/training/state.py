@@ -1,0 +1,124 @@
+"""What changes while a method trains: the step, weights, averages and optimisers."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from fewstep.artifacts.folder import write_json
+from fewstep.errors import UserError
+from fewstep.training.checkpoint import load_state, save_state
+from fewstep.training.ema import Ema
+from fewstep.training.method import Method
+from fewstep.training.optimization import optimizer_of, optimizer_state, restore_optimizer, weights_of
+
+EXPLODED = 1000.0
+"""A loss or gradient norm this many times its running mean stops the training."""
+SETTLED = 50
+"""Steps after which running means are trusted."""
+
+
+class State:
+    """Everything a resumed step needs, on this process's device.
+
+    folder: where whole states are kept.
+    """
+
+    def __init__(self, method: Method, accelerator: Accelerator, folder: Path) -> None:
+        self.method, self.accelerator, self.folder, self.step = method, accelerator, folder, 0
+        self.means: dict[str, float] = {}
+        for module in method.frozen:
+            module.requires_grad_(False).eval().to(accelerator.device)
+        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.averages: dict[str, Ema] = {}
+        for label, player in method.players.items():
+            for key, module in player.modules.items():
+                player.modules[key] = accelerator.prepare(module.requires_grad_(True).train())
+            self.optimizers[label] = accelerator.prepare(optimizer_of(player))
+            if player.training.ema is not None:
+                self.averages[label] = Ema(weights_of(player), player.training.ema)
+
+    def guard(self, what: str, value: Tensor, positions: range) -> float:
+        """The value as a number, unless it is not finite or has exploded: then the training stops.
+
+        Raises UserError with the step and the batch's keys; the last state on disk stays as it is.
+        """
+        size = float(value)
+        mean = self.means.get(what, size)
+        exploded = self.step > SETTLED and size > EXPLODED * mean > 0
+        if math.isfinite(size) and not exploded:
+            self.means[what] = 0.98 * mean + 0.02 * size
+            return size
+        record = self.folder / "failed_batch.json"
+        write_json(record, {"step": self.step, "positions": list(positions), what: repr(size)})
+        raise UserError(
+            f"{self.folder.name}: {what} became {size:.4g} at step {self.step}, on samples {positions[0]} to "
+            f"{positions[-1]} of the keyed order (listed in {record}); the last good state is kept beside it. "
+            "Lower learning_rate or look at these samples, then run `dvc repro` again"
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name."""
+        found: dict[str, Tensor] = {}
+        for label, player in self.method.players.items():
+            weights = weights_of(player)
+            found |= named(f"weights/{label}", weights)
+            found |= named(f"optimizer/{label}", optimizer_state(inner(self.optimizers[label]), weights))
+        for label, ema in self.averages.items():
+            found |= named(f"average/{label}", ema.average)
+        return found
+
+    def save(self) -> None:
+        """Write the state whole; the main process does."""
+        if self.accelerator.is_main_process:
+            save_state(self.folder, self.step, self.tensors())
+
+    @torch.no_grad()
+    def resume(self) -> None:
+        """Take up the newest state on disk, if there is one."""
+        found = load_state(self.folder, self.accelerator.device)
+        if found is None:
+            return
+        self.step, tensors = found
+        for label, player in self.method.players.items():
+            weights = weights_of(player)
+            copy_into(weights, within(f"weights/{label}", tensors))
+            restore_optimizer(inner(self.optimizers[label]), weights, within(f"optimizer/{label}", tensors))
+        for label, ema in self.averages.items():
+            copy_into(ema.average, within(f"average/{label}", tensors))
+        print(f"{self.folder.name}: resumes at step {self.step}", flush=True)
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave the final weights (their average, where one is kept) in the bare modules, for evaluation."""
+        for label, ema in self.averages.items():
+            copy_into(weights_of(self.method.players[label]), ema.average)
+        for player in self.method.players.values():
+            for key, module in player.modules.items():
+                player.modules[key] = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under a common prefix."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `named`."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Overwrite tensors in place. Raises KeyError when one is missing."""
+    for name, target in targets.items():
+        target.copy_(sources[name])
+
+
+def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimiser inside accelerate's wrapper."""
+    found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+    return found

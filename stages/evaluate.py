@@ -1,0 +1,44 @@
+"""evaluate: one model at its step counts, on the evaluation set."""
+
+import sys
+from pathlib import Path
+
+from fewstep.artifacts.folder import whole_folder
+from fewstep.artifacts.manifest import Manifest, identity
+from fewstep.backbones.base import open_backbone, open_model, to_device
+from fewstep.config.base import read
+from fewstep.config.sampling import SamplingConfig
+from fewstep.evaluation.evaluate import measure, speed_log
+from fewstep.evaluation.evaluation_set import load
+from fewstep.evaluation.grid import write_strip
+from fewstep.evaluation.record import write_record
+from fewstep.features.network import open_features
+from fewstep.hardware import device
+from fewstep.layout import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS, TEACHER
+from fewstep.sampling.draw import Sampler
+from fewstep.stage import run
+
+NAME = sys.argv[1]
+SPEED_BATCH, SPEED_SECONDS = 32, 0.3
+
+
+def main() -> None:
+    """params.yaml `evaluate.models.NAME` + the model + the set -> metrics/NAME.json, artifacts/evaluations/NAME."""
+    steps = read(tuple[int, ...], "evaluate", "models", NAME)
+    folder = MODELS / NAME
+    backbone = to_device(open_backbone(TEACHER))
+    sampler = Sampler(open_model(folder, backbone), backbone, read(SamplingConfig, "sampling"))
+    on = load(EVALUATION_SET)
+    metrics, pictures = measure(
+        sampler, identity(folder), steps, on, open_features(read(Path, "features")).to(device())
+    )
+    write_record(LOGS / "speed" / f"{NAME}.json", speed_log(sampler, steps, SPEED_BATCH, SPEED_SECONDS))
+    with whole_folder(EVALUATIONS / NAME) as staging:
+        for n, pixels in pictures.items():
+            write_strip(staging / f"grid-{n}.png", pixels[: on.grid])
+        Manifest.seal(staging, "evaluation", {"steps": list(steps)}, {NAME: folder, "set": EVALUATION_SET})
+    write_record(METRICS / f"{NAME}.json", metrics)
+
+
+if __name__ == "__main__":
+    run(main, writes=METRICS / f"{NAME}.json")

@@ -1,0 +1,28 @@
+"""evaluation_set: the prompts, noises and real pictures on which every model is measured."""
+
+from pathlib import Path
+
+from fewstep.backbones.base import open_backbone, open_model, to_device
+from fewstep.config.base import read
+from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.config.sampling import SamplingConfig
+from fewstep.evaluation.evaluation_set import make, save
+from fewstep.features.network import open_features
+from fewstep.hardware import device
+from fewstep.layout import DATA, EVALUATION_SET, TEACHER
+from fewstep.sampling.draw import Sampler
+from fewstep.stage import run
+
+
+def main() -> None:
+    """params.yaml `evaluation_set`, `sampling` + data + teacher + features -> artifacts/evaluation_set."""
+    config, sampling = read(EvaluationSetConfig, "evaluation_set"), read(SamplingConfig, "sampling")
+    path = read(Path, "features")
+    backbone = to_device(open_backbone(TEACHER))
+    teacher = Sampler(open_model(TEACHER, backbone), backbone, sampling)
+    made, grid = make(config, DATA, teacher, open_features(path).to(device()), read(int, "seed"))
+    save(made, grid, EVALUATION_SET, {"data": DATA, "teacher": TEACHER}, sampling.steps)
+
+
+if __name__ == "__main__":
+    run(main, writes=EVALUATION_SET)

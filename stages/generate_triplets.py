@@ -1,0 +1,32 @@
+"""generate_triplets: one shard of (text, noise, image) drawn from the teacher."""
+
+import sys
+
+from fewstep.backbones.base import open_backbone, open_model, to_device
+from fewstep.config.base import read
+from fewstep.config.sampling import SamplingConfig
+from fewstep.layout import DATA, TEACHER, TRIPLETS
+from fewstep.sampling.draw import Sampler
+from fewstep.sampling.triplets import write_triplets
+from fewstep.stage import run
+from fewstep.workspace import finished, workspace
+
+SHARD = int(sys.argv[1])
+OUT = TRIPLETS / str(SHARD)
+
+
+def main() -> None:
+    """params.yaml `sampling`, `triplets.shard_size` + data + teacher -> artifacts/triplets/SHARD."""
+    seed, size = read(int, "seed"), read(int, "triplets", "shard_size")
+    sampling = read(SamplingConfig, "sampling")
+    made_from = {"data": DATA, "teacher": TEACHER}
+    params = {"seed": seed, "size": size, "sampling": sampling.model_dump(mode="json")}
+    folder = workspace(f"generate_triplets@{SHARD}", params, made_from)
+    backbone = to_device(open_backbone(TEACHER))
+    sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
+    write_triplets(OUT, sampler, DATA, SHARD * size, size, seed, folder, made_from)
+    finished(folder)
+
+
+if __name__ == "__main__":
+    run(main, writes=OUT)

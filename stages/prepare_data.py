@@ -1,0 +1,16 @@
+"""prepare_data: a source's pictures and captions, checked, resized, split, written as shards."""
+
+from fewstep.config.base import read
+from fewstep.config.data import DataConfig
+from fewstep.layout import DATA
+from fewstep.preparation.prepare import prepare
+from fewstep.stage import run
+
+
+def main() -> None:
+    """params.yaml `data` -> artifacts/data."""
+    prepare(read(DataConfig, "data"), read(int, "seed"), DATA)
+
+
+if __name__ == "__main__":
+    run(main, writes=DATA)

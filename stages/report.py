@@ -1,0 +1,27 @@
+"""report: everything that was made and measured, on one page."""
+
+from pathlib import Path
+
+from dvc.repo import Repo
+
+from fewstep.config.base import read
+from fewstep.layout import REPORT
+from fewstep.report.page import build
+from fewstep.stage import run
+
+
+def main() -> None:
+    """params.yaml `evaluate.models` + metrics, evaluations, manifests, dvc.yaml -> reports/index.html."""
+    models = read(dict[str, list[int]], "evaluate", "models")
+    build(list(models), Path(), needs(), REPORT)
+
+
+def needs() -> dict[str, list[str]]:
+    """Name of each stage of dvc.yaml -> names of the stages it needs. Takes no lock: `dvc repro` holds it."""
+    with Repo() as repo:
+        graph = repo.index.graph
+        return {stage.addressing: sorted(need.addressing for need in graph[stage]) for stage in graph}
+
+
+if __name__ == "__main__":
+    run(main, writes=REPORT)

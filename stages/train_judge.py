@@ -1,0 +1,34 @@
+"""train_judge: the network that recognises the labelled pictures' attributes."""
+
+import torch
+
+from fewstep.config.base import read
+from fewstep.config.judge import JudgeConfig
+from fewstep.data.shards import open_pictures, read_index
+from fewstep.errors import UserError
+from fewstep.features.judge import Judge
+from fewstep.keyed import Key
+from fewstep.layout import DATA, JUDGE
+from fewstep.objectives.judge import JudgeTraining
+from fewstep.stage import run
+from fewstep.training.loop import train
+from fewstep.workspace import finished, workspace
+
+
+def main() -> None:
+    """params.yaml `train_judge` + artifacts/data -> artifacts/judge."""
+    seed, config = read(int, "seed"), read(JudgeConfig, "train_judge")
+    index = read_index(DATA)
+    if index.labels is None:
+        raise UserError("params.yaml: judge.train needs labelled data; set judge.train: [] for this source")
+    folder = workspace("train_judge", {"seed": seed, **config.model_dump(mode="json")}, {"data": DATA})
+    torch.manual_seed(Key(seed, "judge/init").seed32(0))
+    judge = Judge(index.labels, config.widths, config.feature_dim)
+    pictures = open_pictures(DATA, "train", Key(seed, "judge/order"))
+    train(JudgeTraining(judge, config, pictures, seed), "judge", seed, folder)
+    judge.save(JUDGE, index.resolution, {"data": DATA})
+    finished(folder)
+
+
+if __name__ == "__main__":
+    run(main, writes=JUDGE)

@@ -1,0 +1,51 @@
+"""train_teacher: a small Stable Diffusion, from nothing (autoencoder, then text encoder and U-Net)."""
+
+from itertools import islice
+
+from fewstep.artifacts.folder import whole_folder
+from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.base import to_device
+from fewstep.backbones.sd import teacher_facts
+from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
+from fewstep.config.base import read
+from fewstep.config.teacher import TrainTeacherConfig
+from fewstep.data.latents import encode_shards, open_latents
+from fewstep.data.shards import captions, open_pictures, read_index
+from fewstep.keyed import Key
+from fewstep.layout import DATA, TEACHER
+from fewstep.objectives.teacher import Teacher
+from fewstep.objectives.vae import Vae, unit_variance
+from fewstep.stage import run
+from fewstep.training.loop import train
+from fewstep.workspace import finished, workspace
+
+TOKENIZER_CAPTIONS = 100_000
+"""The tokenizer learns from this many captions at most."""
+
+
+def main() -> None:
+    """params.yaml `train_teacher` + artifacts/data -> artifacts/models/teacher."""
+    seed, config = read(int, "seed"), read(TrainTeacherConfig, "train_teacher")
+    resolution = read_index(DATA).resolution
+    folder = workspace("train_teacher", {"seed": seed, **config.model_dump(mode="json")}, {"data": DATA})
+    some = islice(captions(DATA, "train"), TOKENIZER_CAPTIONS)
+    backbone = new_stable_diffusion(config, resolution, some, seed)
+    train(
+        Vae(backbone.vae, config.vae, open_pictures(DATA, "train", Key(seed, "vae/order")), seed),
+        "vae",
+        seed,
+        folder,
+    )
+    to_device(backbone)
+    unit_variance(backbone.vae, open_pictures(DATA, "train", Key(seed, "vae/scale")))
+    encode_shards(DATA, "train", backbone.encode, folder / "latents")
+    latents = open_latents(DATA, "train", folder / "latents", Key(seed, "teacher/order"))
+    train(Teacher(backbone, config, latents, seed), "teacher", seed, folder)
+    with whole_folder(TEACHER) as staging:
+        save_pipeline(backbone, staging)
+        Manifest.seal(staging, "teacher", teacher_facts(backbone), {"data": DATA})
+    finished(folder)
+
+
+if __name__ == "__main__":
+    run(main, writes=TEACHER)

@@ -1,0 +1,52 @@
+"""The import graph of a stage script, read from the source text."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src"
+
+
+def module_file(name: str) -> Path | None:
+    """The file of one of our modules, None for anything else."""
+    path = SRC.joinpath(*name.split("."))
+    for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
+
+
+def imported(file: Path) -> Iterator[Path]:
+    """Files of ours that `file` imports, wherever in it the import stands."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            found = module_file(name)
+            if found is not None and found != file:
+                yield found
+
+
+def says_nothing(file: Path) -> bool:
+    """A package face that holds a docstring at most: it can change no result."""
+    body = ast.parse(file.read_text()).body
+    return file.name == "__init__.py" and all(
+        isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body
+    )
+
+
+def closure(*files: Path) -> set[Path]:
+    """The files and all that they import, transitively, without empty package faces."""
+    seen: set[Path] = set()
+    waiting = list(files)
+    while waiting:
+        file = waiting.pop()
+        if file not in seen:
+            seen.add(file)
+            waiting += imported(file)
+    return {file for file in seen if not says_nothing(file)}

@@ -1,0 +1,196 @@
+"""The judge and the other feature networks: what they promise, how they lie on disk, what is refused."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+
+from fewstep.artifacts.folder import write_json
+from fewstep.artifacts.manifest import NAME, Manifest
+from fewstep.errors import UserError
+from fewstep.features import inception
+from fewstep.features.inception import InceptionFeatures
+from fewstep.features.judge import Judge
+from fewstep.features.network import open_features
+from fewstep.keyed import Key
+from fewstep.sources.shapes import LABELS
+
+
+def pictures(count: int, side: int = 32) -> Tensor:
+    uniform = Key(0, "test/pictures").uniform(range(count), 3 * side * side)
+    return torch.from_numpy(uniform).float().reshape(count, 3, side, side) * 2 - 1
+
+
+@pytest.fixture
+def judge() -> Judge:
+    torch.manual_seed(0)
+    return Judge(LABELS, widths=(8, 16, 24), feature_dim=10).eval()
+
+
+@pytest.fixture
+def judge_folder(judge: Judge, tmp_path: Path) -> Path:
+    judge.save(tmp_path / "judge", resolution=32, made_from={})
+    return tmp_path / "judge"
+
+
+@pytest.fixture
+def teacher_folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(  # type: ignore[no-untyped-call]
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        norm_num_groups=4,
+    )
+    vae.save_pretrained(tmp_path / "teacher" / "vae")  # type: ignore[attr-defined]
+    Manifest.seal(tmp_path / "teacher", "teacher", {}, {})
+    return tmp_path / "teacher"
+
+
+@pytest.mark.parametrize("side", [8, 32, 40])
+def test_a_judge_answers_every_attribute_at_any_size(judge: Judge, side: int) -> None:
+    x = pictures(2, side)
+    assert {attribute: logits.shape for attribute, logits in judge(x).items()} == {
+        attribute: (2, len(values)) for attribute, values in LABELS.items()
+    }
+    assert [m.shape for m in judge.maps(x)] == [
+        (2, width, side >> i, side >> i) for i, width in enumerate((8, 16, 24))
+    ]
+    for seen in judge.recognise(x):
+        assert all(seen[attribute] in values for attribute, values in LABELS.items())
+
+
+def test_a_judgement_depends_on_no_other_picture(judge: Judge) -> None:
+    x = pictures(4)
+    torch.testing.assert_close(judge.features(x)[2:3], judge.features(x[2:3]))
+    assert judge.recognise(x)[2:3] == judge.recognise(x[2:3])
+
+
+def test_a_judge_learns_to_tell_black_from_white() -> None:
+    torch.manual_seed(0)
+    judge = Judge({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
+    x = torch.cat([pictures(8, 8) * 0.2 - 0.8, pictures(8, 8) * 0.2 + 0.8])
+    wanted = torch.tensor([0] * 8 + [1] * 8)
+    optimizer = torch.optim.Adam(judge.parameters(), 0.02)
+    for _ in range(20):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(judge(x)["shade"], wanted).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert [seen["shade"] for seen in judge.recognise(x)] == ["black"] * 8 + ["white"] * 8
+
+
+def test_a_judge_survives_the_disk(judge: Judge, judge_folder: Path) -> None:
+    found, x = Judge.open(judge_folder), pictures(2)
+    assert found.labels == judge.labels
+    assert found.recognise(x) == judge.recognise(x)
+    assert torch.equal(found.features(x), judge.features(x))
+    facts = Manifest.open(judge_folder, "judge").facts
+    assert facts["parameters"] == sum(weight.numel() for weight in judge.parameters())
+    assert (facts["feature_dim"], facts["resolution"]) == (10, 32)
+
+
+def test_saving_twice_gives_the_same_bytes(judge: Judge, judge_folder: Path, tmp_path: Path) -> None:
+    judge.to(memory_format=torch.channels_last).save(tmp_path / "again", resolution=32, made_from={})
+    for file in judge_folder.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_changed_byte_is_refused_by_name(judge_folder: Path, name: str) -> None:
+    content = bytearray((judge_folder / name).read_bytes())
+    content[-2] ^= 1
+    (judge_folder / name).write_bytes(content)
+    with pytest.raises(UserError, match=name):
+        Judge.open(judge_folder)
+
+
+def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
+    """Sealed anew, so that only the weights' own check can see it."""
+    write_json(judge_folder / "config.json", {"labels": LABELS, "widths": [8, 16, 32], "feature_dim": 10})
+    (judge_folder / NAME).unlink()
+    Manifest.seal(judge_folder, "judge", {}, {})
+    with pytest.raises(UserError, match="not this network's weights"):
+        Judge.open(judge_folder)
+
+
+def test_what_lies_at_the_path_decides_the_network(judge_folder: Path, teacher_folder: Path) -> None:
+    for path, name, dimension in ((judge_folder, "judge", 10), (teacher_folder, "autoencoder", 16)):
+        network, x = open_features(path), pictures(2).requires_grad_()
+        assert (network.name, network.features(x).shape) == (name, (2, dimension))
+        sides = [m.shape[-1] for m in network.maps(x)]
+        assert sides == sorted(sides, reverse=True)
+        sum(m.square().mean() for m in network.maps(x)).backward()  # type: ignore[union-attr]
+        assert x.grad is not None and x.grad.abs().sum() > 0
+        assert isinstance(network, nn.Module) and not network.training
+        assert not any(weight.requires_grad for weight in network.parameters())
+
+
+def test_everything_else_is_refused_with_a_way_out(judge_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no network")
+    (tmp_path / "made").mkdir()
+    Manifest.seal(tmp_path / "made", "triplets", {}, {})
+    for path, found in (
+        ("absent", "nothing"),
+        ("notes.txt", "something else"),
+        ("made", "'triplets' artifact"),
+    ):
+        with pytest.raises(UserError, match=found) as refused:
+            open_features(tmp_path / path)
+        assert inception.URL in str(refused.value)
+
+
+def test_a_teacher_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    Manifest.seal(tmp_path, "teacher", {}, {})
+    with pytest.raises(UserError, match="no vae/"):
+        open_features(tmp_path)
+
+
+class StandIn(nn.Module):
+    """The outside of the published file: `layers` maps normalised 299 x 299 pictures to 2048 numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.AdaptiveAvgPool2d((32, 32)), nn.Flatten(), nn.Linear(3 * 32 * 32, 2048)
+        )
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    traced: Callable[[nn.Module], Any] = torch.jit.script
+    traced(StandIn()).save(str(tmp_path / inception.FILE))
+    return tmp_path / inception.FILE
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inception_sees_pictures_as_clean_fid_does(script: Path) -> None:
+    network, x = InceptionFeatures(script.parent), pictures(2)
+    found = network.features(x)
+    for row, picture in zip(found, x, strict=True):
+        rounded = ((picture.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+        channels = [
+            np.asarray(
+                Image.fromarray(rounded[..., c].astype(np.float32), "F").resize(
+                    (299, 299), Image.Resampling.BICUBIC
+                )
+            )
+            for c in range(3)
+        ]
+        resized = torch.from_numpy(np.stack(channels)[None]).clip(0, 255)
+        torch.testing.assert_close(row, network.network.layers((resized - 128) / 128)[0])
+    with pytest.raises(UserError, match="no feature maps"):
+        network.maps(x)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_inception_is_the_published_file_or_nothing(script: Path) -> None:
+    with pytest.raises(UserError, match="not the published file"):
+        open_features(script)
