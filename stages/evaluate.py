@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.backbones.base import open_backbone, open_model, to_device
+from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.evaluation.evaluate import measure, speed_log
@@ -23,10 +23,10 @@ SPEED_BATCH, SPEED_SECONDS = 32, 0.3
 
 
 def main() -> None:
-    """params.yaml `evaluate.models.NAME` + the model + the set -> metrics/NAME.json, artifacts/evaluations/NAME."""
+    """params.yaml `evaluate.models.NAME` + model + set -> metrics/NAME.json, artifacts/evaluations/NAME."""
     steps = read(tuple[int, ...], "evaluate", "models", NAME)
     folder = MODELS / NAME
-    backbone = to_device(open_backbone(TEACHER))
+    backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(folder, backbone), backbone, read(SamplingConfig, "sampling"))
     on = load(EVALUATION_SET)
     metrics, pictures = measure(

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fewstep.backbones.base import open_backbone, open_model, to_device
+from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
@@ -18,7 +18,7 @@ def main() -> None:
     """params.yaml `evaluation_set`, `sampling` + data + teacher + features -> artifacts/evaluation_set."""
     config, sampling = read(EvaluationSetConfig, "evaluation_set"), read(SamplingConfig, "sampling")
     path = read(Path, "features")
-    backbone = to_device(open_backbone(TEACHER))
+    backbone = open_backbone(TEACHER)
     teacher = Sampler(open_model(TEACHER, backbone), backbone, sampling)
     made, grid = make(config, DATA, teacher, open_features(path).to(device()), read(int, "seed"))
     save(made, grid, EVALUATION_SET, {"data": DATA, "teacher": TEACHER}, sampling.steps)

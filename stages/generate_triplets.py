@@ -2,7 +2,7 @@
 
 import sys
 
-from fewstep.backbones.base import open_backbone, open_model, to_device
+from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.layout import DATA, TEACHER, TRIPLETS
@@ -22,7 +22,7 @@ def main() -> None:
     made_from = {"data": DATA, "teacher": TEACHER}
     params = {"seed": seed, "size": size, "sampling": sampling.model_dump(mode="json")}
     folder = workspace(f"generate_triplets@{SHARD}", params, made_from)
-    backbone = to_device(open_backbone(TEACHER))
+    backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
     write_triplets(OUT, sampler, DATA, SHARD * size, size, seed, folder, made_from)
     finished(folder)

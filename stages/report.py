@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dvc.repo import Repo
+from dvc.repo import Repo  # type: ignore[import-untyped]
 
 from fewstep.config.base import read
 from fewstep.layout import REPORT

@@ -4,7 +4,6 @@ from itertools import islice
 
 from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import to_device
 from fewstep.backbones.sd import teacher_facts
 from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
 from fewstep.config.base import read
@@ -36,7 +35,6 @@ def main() -> None:
         seed,
         folder,
     )
-    to_device(backbone)
     unit_variance(backbone.vae, open_pictures(DATA, "train", Key(seed, "vae/scale")))
     encode_shards(DATA, "train", backbone.encode, folder / "latents")
     latents = open_latents(DATA, "train", folder / "latents", Key(seed, "teacher/order"))

@@ -25,7 +25,7 @@ def workspace(stage: str, params: Any, inputs: Mapping[str, Path]) -> Path:
         "source": {
             name: sha256(Path(module.__file__))
             for name, module in sys.modules.items()
-            if name.startswith("fewstep") and getattr(module, "__file__", None)
+            if name.startswith("fewstep") and module.__file__
         },
     }
     fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

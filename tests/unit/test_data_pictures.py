@@ -91,7 +91,7 @@ def test_truncated_file(kind: str) -> None:
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", encoded(Image.fromarray(RGB), "gif")])
 def test_foreign_bytes(data: bytes) -> None:
-    with pytest.raises(BadPicture, match="^corrupt picture: no jpeg, png or webp file$"):
+    with pytest.raises(BadPicture, match=r"^corrupt picture: no jpeg, png or webp file$"):
         decode(data)
 
 

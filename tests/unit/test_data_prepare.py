@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tests.photos import make_photo_folder
 
 from fewstep.artifacts.folder import read_json
 from fewstep.config.data import DataConfig
@@ -19,6 +18,7 @@ from fewstep.errors import UserError
 from fewstep.keyed import Key
 from fewstep.preparation.prepare import prepare
 from fewstep.sources import shapes
+from tests.photos import make_photo_folder
 
 SHAPES = DataConfig(source="shapes", count=120, resolution=16, heldout=0.3, shard_size=25)
 

@@ -42,13 +42,13 @@ def judge_folder(judge: Judge, tmp_path: Path) -> Path:
 @pytest.fixture
 def teacher_folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    vae = AutoencoderKL(  # type: ignore[no-untyped-call]
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
         up_block_types=("UpDecoderBlock2D",) * 2,
         block_out_channels=(8, 16),
         norm_num_groups=4,
     )
-    vae.save_pretrained(tmp_path / "teacher" / "vae")  # type: ignore[attr-defined]
+    vae.save_pretrained(tmp_path / "teacher" / "vae")
     Manifest.seal(tmp_path / "teacher", "teacher", {}, {})
     return tmp_path / "teacher"
 

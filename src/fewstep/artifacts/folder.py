@@ -27,7 +27,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             for file in sorted(staging.rglob("*")):
                 sync(file)
             shutil.rmtree(path, ignore_errors=True)
-            os.replace(staging, path)
+            staging.replace(path)
             sync(path.parent)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         try:
             yield staging
             sync(staging)
-            os.replace(staging, path)
+            staging.replace(path)
             sync(path.parent)
         finally:
             staging.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ class Manifest:
 
 
 def identity(folder: Path) -> str:
-    """The SHA-256 of what describes a folder (its manifest, a data set's index), and so of all that is in it."""
+    """The SHA-256 of what describes a folder: its manifest, or a data set's index."""
     index = folder / "index.json"
     return sha256(index if index.exists() else folder / NAME)
 

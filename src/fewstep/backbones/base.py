@@ -13,11 +13,10 @@ from fewstep.artifacts.manifest import NAME, Manifest
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Network, Prediction
 from fewstep.diffusion.schedules import Schedule, schedule_facts, schedule_from_facts
 from fewstep.errors import UserError
-from fewstep.hardware import device
 
 
 class Backbone(Protocol):
-    """A model family's adapter, opened on a teacher.
+    """A model family's adapter, opened on a teacher; its networks are on the device, in evaluation mode.
 
     Pictures are `[B, 3, H, W]` in [-1, 1]; latents have about unit variance.
     """
@@ -49,21 +48,14 @@ class Backbone(Protocol):
     def save_net(self, net: nn.Module, folder: Path) -> None:
         """Write the network in diffusers' format."""
 
-    def modules(self) -> Sequence[nn.Module]:
-        """Everything that has to be on the device."""
+    def decoder(self) -> nn.Module:
+        """What `decode` runs, for a loss that differentiates through it."""
 
 
 def open_backbone(teacher: Path) -> Backbone:
     """The adapter of a teacher artifact, loaded. Raises UserError when the artifact is not whole."""
-    manifest = Manifest.open(teacher, "teacher")
-    backbone: Backbone = family(manifest.facts["backbone"]).open_teacher(teacher, manifest.facts)
-    return backbone
-
-
-def to_device(backbone: Backbone) -> Backbone:
-    """Put everything of a backbone on this process's device, in evaluation mode."""
-    for module in backbone.modules():
-        module.to(device()).eval()
+    facts = Manifest.open(teacher, "teacher").facts
+    backbone: Backbone = family(facts["backbone"]).open_teacher(teacher, facts)
     return backbone
 
 
@@ -102,7 +94,6 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
     """Any model of the chain, the teacher too. Raises UserError when the artifact is not whole."""
     kind = read_json(folder / NAME).get("kind")
     if kind == "teacher":
-        Manifest.open(folder, "teacher")
         denoiser = Denoiser(
             backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
         )

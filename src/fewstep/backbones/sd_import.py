@@ -1,5 +1,6 @@
 """Brings a Stable Diffusion 1.x / 2.x pipeline into the chain, from a diffusers folder or the hub."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,16 +37,9 @@ def import_pipeline(where: str, config: ImportTeacherConfig) -> StableDiffusionP
 def backbone_of(pipeline: StableDiffusionPipeline) -> StableDiffusion:
     """The pipeline's parts behind the adapter; schedule and prediction as its scheduler says."""
     scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    table = scheduler.alphas_cumprod.double().tolist()
-    prediction = Prediction(scheduler.config.prediction_type)
-    return StableDiffusion(
-        pipeline.unet,
-        pipeline.vae,
-        pipeline.text_encoder,
-        pipeline.tokenizer,
-        DiscreteVP(tuple(table)),
-        prediction,
-    )
+    schedule = DiscreteVP(tuple(scheduler.alphas_cumprod.double().tolist()))
+    parts = {name: partial(pipeline.components.get, name) for name in pipeline.components}
+    return StableDiffusion(parts, schedule, Prediction(scheduler.config.prediction_type))
 
 
 def save_imported(pipeline: StableDiffusionPipeline, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """An untrained Stable Diffusion of any size, from params."""
 
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -88,11 +89,14 @@ def new_stable_diffusion(
     torch.manual_seed(Key(seed, "teacher/init").seed32(0))
     tokenizer = new_tokenizer(config.text, captions)
     side = resolution >> (len(config.vae.channels) - 1)
-    net = new_net(config.net, side, config.vae.latent_channels, config.text.width)
+    made = {
+        "unet": new_net(config.net, side, config.vae.latent_channels, config.text.width),
+        "vae": new_vae(config.vae),
+        "text_encoder": new_text_encoder(config.text, tokenizer),
+        "tokenizer": tokenizer,
+    }
     schedule = DiscreteVP(tuple(new_scheduler().alphas_cumprod.double().tolist()))
-    return StableDiffusion(
-        net, new_vae(config.vae), new_text_encoder(config.text, tokenizer), tokenizer, schedule, Prediction.V
-    )
+    return StableDiffusion({name: partial(made.get, name) for name in made}, schedule, Prediction.V)
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:

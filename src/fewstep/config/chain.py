@@ -85,13 +85,13 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
         if name not in known:
             yield f"evaluate.models.{name}: no such model; there are {', '.join(known)}"
     if chain.features == JUDGE and not chain.judge.train:
-        yield f"features = {JUDGE}: no judge is trained (judge.train is []); use {TEACHER}, or an Inception file"
+        yield f"features = {JUDGE}: judge.train is [], so there is none; use {TEACHER} or an Inception file"
     if chain.judge.train and chain.data.source == "folder":
         yield "judge.train: a folder has no labels to train a judge on; set it to []"
     if chain.teacher.train:
         factor = 2 ** (len(chain.train_teacher.vae.channels) + len(chain.train_teacher.net.channels) - 2)
         if chain.data.resolution % factor:
-            yield f"data.resolution = {chain.data.resolution}: the teacher's levels need a multiple of {factor}"
+            yield f"data.resolution = {chain.data.resolution}: train_teacher needs a multiple of {factor}"
 
 
 def ancestors(name: str, objectives: Mapping[str, ObjectiveConfig]) -> set[str]:

@@ -107,9 +107,9 @@ class Denoiser:
 
 
 def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:
-    """Classifier-free guidance `uncond + scale (cond - uncond)` (Ho & Salimans 2022, eq. 6), one batched pass.
+    """Classifier-free guidance `uncond + scale (cond - uncond)` (Ho & Salimans 2022, eq. 6).
 
-    `unconditional` has batch size 1. At scale 1 the unconditional pass is left out.
+    One batched pass; `unconditional` has batch size 1. At scale 1 the unconditional half is left out.
     """
     if scale == 1:
         return denoise
@@ -120,8 +120,8 @@ def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise
             for name, value in conditions.items()
         }
         estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
-        x_0, eps = (torch.lerp(*part.chunk(2)[::-1], scale) for part in estimate)
-        return Estimate(x_0, eps)
+        (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
+        return Estimate(torch.lerp(x_0_free, x_0, scale), torch.lerp(eps_free, eps, scale))
 
     return run
 

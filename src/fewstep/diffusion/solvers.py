@@ -1,5 +1,6 @@
 """Deterministic samplers of the probability-flow ODE; each reads as its paper's algorithm."""
 
+import itertools
 from enum import StrEnum
 
 import torch
@@ -27,7 +28,7 @@ def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
 
 def ddim(denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule) -> Tensor:
     """DDIM from x at times[0] to times[-1]; x `[B, ...]`."""
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         estimate = denoise(x, at(t, x), conditions)
         x = ddim_step(estimate, path, at(s, x))
     return x
@@ -41,7 +42,7 @@ def dpm_solver_pp_2m(
     One evaluation a step, second order in log(alpha / sigma) by the previous one.
     """
     previous: tuple[Tensor, Tensor] | None = None
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         x_0 = denoise(x, at(t, x), conditions).x_0
         (_, sigma_t), (alpha_s, sigma_s) = path.alpha_sigma(at(t, x)), path.alpha_sigma(at(s, x))
         step = (path.log_snr(at(s, x)) - path.log_snr(at(t, x))) / 2
@@ -82,14 +83,14 @@ def at(t: float, x: Tensor) -> Tensor:
 def straightness(
     denoise: Denoise, noise: Tensor, conditions: Conditions, path: Schedule, steps: int = 16
 ) -> Tensor:
-    """`S = mean_t || (x_1 - x_0) - u(x_t, t) ||^2 / dim` along the model's own Euler trajectory, per sample `[B]`.
+    """`S = mean_t || (x_1 - x_0) - u(x_t, t) ||^2 / dim` per sample `[B]`, along the model's own Euler path.
 
     0 for a perfectly straight flow (Liu et al. 2022, eq. 6; here per element, so that resolutions compare).
     `path` is the rectified flow.
     """
     x, velocities = noise.double(), []
     times = trailing(steps)
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in itertools.pairwise(times):
         velocity = denoise(x, at(t, x), conditions).velocity
         velocities.append(velocity)
         x = x + (s - t) * velocity

@@ -27,6 +27,6 @@ def uniform(r: Tensor) -> Tensor:
 
 
 def u_shaped(r: Tensor, a: float = 4.0) -> Tensor:
-    """p(t) proportional to `e^{a t} + e^{a (1 - t)}` (Lee et al. 2024, "Improving the training of rectified flows")."""
+    """p(t) proportional to `e^{a t} + e^{a (1 - t)}` (Lee et al. 2024, section 4)."""
     s = (1 + r[:, 0] * math.expm1(a)).log() / a
     return where(r[:, 1] < 0.5, s, 1 - s)

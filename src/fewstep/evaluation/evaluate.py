@@ -15,8 +15,8 @@ from fewstep.evaluation.agreement import teacher_rmse, teacher_similarity
 from fewstep.evaluation.evaluation_set import EvaluationSet, draw, features_of_uint8
 from fewstep.evaluation.frechet import frechet_distance, kernel_distance
 from fewstep.evaluation.precision_recall import precision_recall
-from fewstep.evaluation.schema import Metrics, SpeedLog, StepMetrics
-from fewstep.evaluation.speed import Speed, machine, measure_speed, memory_counter
+from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
+from fewstep.evaluation.speed import machine, measure_speed, memory_counter
 from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork
 from fewstep.hardware import computing, device
@@ -81,7 +81,7 @@ def judged(features: FeatureNetwork, pixels: Tensor, on: EvaluationSet) -> Promp
         return None
     seen = [
         labels
-        for part in pixels.split(prompt_batch())
+        for part in torch.split(pixels, prompt_batch())
         for labels in features.recognise(from_uint8(part).to(device()))
     ]
     return prompt_accuracy(seen, on.prompts.labels)

@@ -41,7 +41,11 @@ class Prompts:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """reference `[R, D]`: features of real pictures. teacher `[N, H, W, 3]` uint8, teacher_features `[N, D]`."""
+    """What `load` reads.
+
+    reference: features of real pictures `[R, D]`. teacher: its pictures, uint8 `[N, H, W, 3]`, and features
+    `[N, D]`. grid: pictures per row of the report.
+    """
 
     prompts: Prompts
     reference: Tensor
@@ -93,7 +97,7 @@ def features_of(network: FeatureNetwork, pictures: Tensor) -> Tensor:
 
 def features_of_uint8(network: FeatureNetwork, pixels: Tensor) -> Tensor:
     """The same for uint8 `[N, H, W, 3]`, in batches."""
-    return torch.cat([features_of(network, from_uint8(part)) for part in pixels.split(prompt_batch())])
+    return torch.cat([features_of(network, from_uint8(part)) for part in torch.split(pixels, prompt_batch())])
 
 
 def save(

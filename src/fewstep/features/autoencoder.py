@@ -42,5 +42,5 @@ class AutoencoderFeatures(nn.Module):
         Manifest.open(folder, "teacher")
         if not (folder / "vae").is_dir():
             raise UserError(f"{folder}: this teacher has no vae/; take features from the judge")
-        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)  # type: ignore[no-untyped-call]
+        vae = AutoencoderKL.from_pretrained(folder / "vae", use_safetensors=True, local_files_only=True)
         return cls(vae.encoder).float().eval().requires_grad_(False)

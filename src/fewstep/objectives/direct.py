@@ -48,8 +48,9 @@ class Direct(Method):
         self.config, self.given, self.denoiser = config, given, student.denoiser
         self.player = Player({"net": student.net}, config.training)
         self.players = {"student": self.player}
-        self.frozen = tuple(given.backbone.modules()[1:])
         self.features: FeatureNetwork | None = None
+        if config.perceptual_weight + config.pixel_weight > 0:
+            self.frozen = (given.backbone.decoder(),)
         if config.perceptual_weight > 0:
             assert given.features is not None, "a perceptual loss needs a feature network"
             self.features = open_features(given.features).to(device())

@@ -33,7 +33,7 @@ class Ingredients:
     """The inputs of an objective, opened when first asked for.
 
     name: of the model to be made; with `seed` it keys everything random. start: the model it starts from.
-    shards: of triplets. features: where the feature network of a perceptual loss lies, for methods that have one.
+    shards: of triplets. features: where the feature network of a perceptual loss lies.
     """
 
     name: str

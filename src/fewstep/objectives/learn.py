@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.backbones.base import open_backbone, open_model, save_model, to_device
+from fewstep.backbones.base import open_backbone, open_model, save_model
 from fewstep.errors import UserError
 from fewstep.layout import MODELS, TEACHER, TRIPLETS
 from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig
@@ -43,7 +43,7 @@ def learn(
     made_from = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
     params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
     folder = workspace(stage, params, made_from)
-    backbone = to_device(open_backbone(TEACHER))
+    backbone = open_backbone(TEACHER)
     given = Ingredients(name, seed, open_model(start_folder, backbone), backbone, triplets, features)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)

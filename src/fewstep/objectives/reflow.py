@@ -28,7 +28,7 @@ class Config(ObjectiveConfig):
     """Parameters of `reflow`."""
 
     init: Literal["exact", "raw"] = "exact"
-    """exact: the start is read as the velocity it already is. raw: its weights are retrained as a velocity."""
+    """exact: the start is read as the velocity it already is. raw: its weights are retrained as one."""
     loss: Literal["improved", "plain"] = "improved"
     """improved: U-shaped times, pseudo-Huber. plain: uniform times, L2."""
 

@@ -46,5 +46,5 @@ class Vae(Method):
 def unit_variance(vae: AutoencoderKL, pictures: Stream[Picture], count: int = 2048) -> None:
     """Set `scaling_factor` so that latents have about unit variance (Rombach et al. 2022, appendix G)."""
     x = picture_batch(pictures.rows(range(min(count, pictures.total)))).to(device())
-    latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in x.split(256)])
+    latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in torch.split(x, 256)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))

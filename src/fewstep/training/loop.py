@@ -69,7 +69,8 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> dict[str, fl
         batch = method.prepare(
             method.batch(Rows(step, positions[accelerator.process_index :: accelerator.num_processes]))
         )
-    losses, logged = {}, {}
+    losses: dict[str, float] = {}
+    logged: dict[str, float] = {}
     for label in method.turns(step):
         player, optimizer = method.players[label], state.optimizers[label]
         with computing(accelerator.mixed_precision):

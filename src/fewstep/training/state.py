@@ -56,7 +56,7 @@ class State:
         write_json(record, {"step": self.step, "positions": list(positions), what: repr(size)})
         raise UserError(
             f"{self.folder.name}: {what} became {size:.4g} at step {self.step}, on samples {positions[0]} to "
-            f"{positions[-1]} of the keyed order (listed in {record}); the last good state is kept beside it. "
+            f"{positions[-1]} of the keyed order (listed in {record}); the last good state is beside it. "
             "Lower learning_rate or look at these samples, then run `dvc repro` again"
         )
 

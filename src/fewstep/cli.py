@@ -1,0 +1,112 @@
+"""The command line: `fewstep check | sample | evaluate | report`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from fewstep.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Exit status 1, and one readable message, when a UserError says what is wrong."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    chosen = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = chosen.command
+    try:
+        command(chosen)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = argparse.ArgumentParser(prog="fewstep", description="Few-step distillation of diffusion models.")
+    commands = top.add_subparsers(required=True)
+
+    add = commands.add_parser("check", help="validate params.yaml, inputs, versions and disk; print the plan")
+    add.set_defaults(command=check)
+
+    add = commands.add_parser("sample", help="draw pictures with any model of the chain")
+    add.set_defaults(command=sample)
+    add.add_argument("--model", type=Path, required=True, help="its folder, e.g. artifacts/models/one_step")
+    add.add_argument("--prompt", action="append", required=True, help="repeat it for several rows")
+    add.add_argument("--steps", type=int, help="default: the count the model was made for")
+    add.add_argument("--seed", type=int, default=0)
+    add.add_argument("--count", type=int, default=1, help="pictures per prompt, from consecutive noises")
+    add.add_argument(
+        "--guidance", type=float, help="of the teacher; default: sampling.guidance of params.yaml"
+    )
+    add.add_argument("--clip", type=float, help="bound of the estimated x_0, in latents' units")
+    add.add_argument("--enlarge", type=int, default=1, help="whole-number factor of the written picture")
+    add.add_argument("--out", type=Path, default=Path("sample.png"))
+
+    add = commands.add_parser("evaluate", help="measure models on as many pictures as asked for; print JSON")
+    add.set_defaults(command=evaluate)
+    add.add_argument("--model", action="append", required=True, metavar="NAME:STEPS", help="e.g. one_step:1")
+    add.add_argument("--pictures", type=int, default=2000)
+
+    add = commands.add_parser("report", help="write reports/index.html anew from what is there")
+    add.set_defaults(command=report)
+    return top
+
+
+def check(chosen: argparse.Namespace) -> None:
+    """`fewstep check`."""
+    from rich.console import Console
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from fewstep.check import check as check_chain
+    from fewstep.config.chain import load_chain
+
+    table = Table("stage", "samples", "steps", "disk", title="the plan")
+    for stage in check_chain(load_chain()):
+        samples, steps = (f"{n:,}" if n else "" for n in (stage.samples, stage.steps))
+        table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "")
+    Console().print(table, "params.yaml, inputs, versions and disk are in order")
+
+
+def sample(chosen: argparse.Namespace) -> None:
+    """`fewstep sample`."""
+    from fewstep.sampling.show import save_grid
+
+    save_grid(
+        chosen.model,
+        chosen.prompt,
+        chosen.out,
+        steps=chosen.steps,
+        seed=chosen.seed,
+        count=chosen.count,
+        guidance=chosen.guidance,
+        clip=chosen.clip,
+        enlarge=chosen.enlarge,
+    )
+    print(chosen.out)
+
+
+def evaluate(chosen: argparse.Namespace) -> None:
+    """`fewstep evaluate`."""
+    from fewstep.evaluation.full import evaluate_fully
+
+    wanted: dict[str, list[int]] = {}
+    for item in chosen.model:
+        name, _, steps = item.partition(":")
+        if not steps.isdecimal() or int(steps) < 1:
+            raise UserError(f"--model {item}: expected NAME:STEPS, e.g. one_step:1")
+        wanted.setdefault(name, []).append(int(steps))
+    for metrics in evaluate_fully(wanted, chosen.pictures):
+        print(metrics.model_dump_json(indent=2))
+
+
+def report(chosen: argparse.Namespace) -> None:
+    """`fewstep report`: the stage's own script, so that there is one way to make the page."""
+    import runpy
+
+    runpy.run_path("stages/report.py", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()

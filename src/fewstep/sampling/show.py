@@ -1,0 +1,56 @@
+"""Draws a picture or a grid with any model of the chain, for a person to look at."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torchvision.utils import save_image
+
+from fewstep.artifacts.folder import read_json, whole_file
+from fewstep.artifacts.manifest import NAME
+from fewstep.backbones.base import open_backbone, open_model
+from fewstep.config.base import PARAMS, read
+from fewstep.config.sampling import SamplingConfig
+from fewstep.data.triplets import noise_of
+from fewstep.errors import UserError
+from fewstep.hardware import deterministic, device
+from fewstep.keyed import Key
+from fewstep.layout import TEACHER
+from fewstep.sampling.draw import Sampler, encode_distinct
+
+
+def save_grid(
+    model: Path,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    count: int = 1,
+    guidance: float | None = None,
+    clip: float | None = None,
+    enlarge: int = 1,
+) -> None:
+    """Write a PNG: one row per prompt, `count` columns; column j of every row starts from noise j of `seed`.
+
+    model: an artifact; its teacher is `teacher` beside it. steps: None for the count it was made for.
+    Raises UserError when the model is not whole, or has no step count of its own and none is given.
+    """
+    deterministic()
+    teacher = model if read_json(model / NAME).get("kind") == "teacher" else model.parent / TEACHER.name
+    backbone = open_backbone(teacher)
+    sampling = read(SamplingConfig, "sampling") if PARAMS.exists() else SamplingConfig()
+    if guidance is not None:
+        sampling = sampling.model_copy(update={"guidance": guidance})
+    opened = open_model(model, backbone)
+    steps = steps or opened.steps or (sampling.steps if opened.is_teacher else None)
+    if steps is None:
+        raise UserError(f"{model}: runs at any number of steps; say how many with --steps")
+    conditions, row = encode_distinct(backbone, [prompt for prompt in prompts for _ in range(count)])
+    noise = noise_of(Key(seed, "sample"), [*range(count)] * len(prompts), backbone.latent_shape).to(device())
+    rows = {name: value[row.to(value.device)] for name, value in conditions.items()}
+    pictures = Sampler(opened, backbone, sampling, clip).pictures(rows, noise, steps)
+    shown = torch.nn.functional.interpolate(pictures.cpu(), scale_factor=enlarge, mode="nearest")
+    padding = 2 if len(shown) > 1 else 0
+    with whole_file(out) as staging:
+        save_image(shown, staging, "png", nrow=count, padding=padding, normalize=True, value_range=(-1, 1))

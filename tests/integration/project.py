@@ -1,0 +1,106 @@
+"""A project of its own in a temporary folder, driven through the real DVC command."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[2]
+MINIATURE = Path(__file__).with_name("miniature.yaml")
+BIN = Path(sys.executable).parent
+
+
+class Project:
+    """Code, dvc.yaml and params.yaml of this repository, with an empty cache."""
+
+    def __init__(self, folder: Path, params: Mapping[str, Any] | None = None) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True)
+        for name in ("src", "stages"):
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
+            )
+        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+            shutil.copy(ROOT / name, folder)
+        self.write_params(params or yaml.safe_load(MINIATURE.read_text()))
+        for command in (
+            ["git", "init", "-q"],
+            ["dvc", "init", "-q"],
+            ["dvc", "config", "core.analytics", "false"],
+        ):
+            subprocess.run(command, cwd=folder, env=self.environment(), check=True)
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """This process's, with the project's own code first."""
+        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        ours = {
+            "PATH": path,
+            "PYTHONPATH": str(self.folder / "src"),
+            "DVC_NO_ANALYTICS": "1",
+            "FEWSTEP_TRACKERS": "",
+        }
+        return {**os.environ, **ours, **extra}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """params.yaml, to be changed and written back."""
+        values: dict[str, Any] = yaml.safe_load((self.folder / "params.yaml").read_text())
+        return values
+
+    def write_params(self, params: Mapping[str, Any]) -> None:
+        """Replace params.yaml."""
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(dict(params), sort_keys=False))
+
+    def run(self, *command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """A command in the project, its output captured."""
+        return subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment(**environment),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def repro(self, *arguments: str, **environment: str) -> set[str]:
+        """`dvc repro`, which must succeed. Returns the stages that ran."""
+        result = self.run("dvc", "repro", *arguments, **environment)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return set(re.findall(r"Running stage '(.*)'", result.stdout))
+
+    def fail(self, *arguments: str) -> str:
+        """`dvc repro`, which must fail. Returns what it said."""
+        result = self.run("dvc", "repro", *arguments)
+        assert result.returncode != 0, result.stdout
+        assert "Traceback" not in result.stderr, result.stderr
+        return result.stderr
+
+    def lock(self) -> dict[str, Any]:
+        """dvc.lock."""
+        stages: dict[str, Any] = yaml.safe_load((self.folder / "dvc.lock").read_text())["stages"]
+        return stages
+
+    def interrupted(self, stage: str, when: Callable[[], bool], number: signal.Signals) -> str:
+        """Start a stage anew, send the signal to all its processes once `when()` is true, return its output."""
+        process = subprocess.Popen(
+            ["dvc", "repro", "-f", "-s", stage],
+            cwd=self.folder,
+            env=self.environment(FEWSTEP_SAVE_EVERY_SECONDS="0"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        while not when():
+            assert process.poll() is None, process.communicate()[0]
+            time.sleep(0.002)
+        os.killpg(process.pid, number)
+        return process.communicate(timeout=60)[0]

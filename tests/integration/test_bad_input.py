@@ -1,0 +1,69 @@
+"""What a user does wrong is answered by one line that names the file or key, before or instead of a stage."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.integration.project import Project
+
+WRONG: list[tuple[str, Any, str]] = [
+    ("students.one_step.from", "halve-3", "students.one_step.from = 'halve-3': no such model"),
+    ("students.one_step.method", "magic", "method 'magic' is unknown"),
+    ("reflow.training.learning_rate", -1, "reflow.training.learning_rate = -1"),
+    ("reflow.trainig", {}, "reflow.trainig = {}: no such parameter"),
+    ("halve.4.from", "halve-2", "would be made from itself"),
+    ("evaluate.models.nobody", [1], "evaluate.models.nobody: no such model"),
+    ("data.resolution", 24, "data.resolution = 24: train_teacher needs a multiple of"),
+    ("teacher.load", ["./nowhere"], "exactly one entry"),
+    ("features", "weights.pt", "features = weights.pt: no such file"),
+    ("seed", "zero", "seed = 'zero'"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[key for key, _, _ in WRONG])
+def test_check_names_the_key_its_value_and_what_is_allowed(
+    new_project: Callable[..., Project], key: str, value: object, message: str
+) -> None:
+    project = new_project()
+    params = project.params
+    *path, last = key.split(".")
+    section = params
+    for part in path:
+        section = section[part]
+    section[last] = value
+    project.write_params(params)
+    result = project.run("fewstep", "check")
+    assert result.returncode == 1
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(new_project: Callable[..., Project]) -> None:
+    project = new_project()
+    params = project.params
+    params["data"] |= {"source": "folder", "path": "nowhere"}
+    project.write_params(params)
+    assert "data.path = nowhere" in project.fail("prepare_data")
+
+
+def test_a_diverging_training_stops_with_step_and_samples(copied: Project) -> None:
+    params = copied.params
+    params["reflow"]["training"] |= {"learning_rate": 1e30, "steps": 20}
+    copied.write_params(params)
+    said = copied.fail("-s", "reflow")
+    assert "became nan at step" in said
+    assert "failed_batch.json" in said
+    assert any(copied.folder.glob(".checkpoints/reflow/*/reflow/failed_batch.json"))
+
+
+def test_a_changed_artifact_is_refused_by_name(copied: Project) -> None:
+    path = copied.folder / "artifacts/models/reflow/manifest.json"
+    text = path.read_text().replace('"path"', '"track"')
+    path.unlink()  # DVC may have linked it to its cache
+    path.write_text(text)
+    weights = copied.folder / "artifacts/models/reflow/net/config.json"
+    changed = weights.read_text() + " "
+    weights.unlink()
+    weights.write_text(changed)
+    assert "artifacts/models/reflow/net/config.json: differs" in copied.fail("-s", "halve@4")

@@ -1,0 +1,148 @@
+"""The miniature chain through real DVC: whole, cached, reproducible, and edited."""
+
+import json
+import random
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from tests.integration.project import Project
+
+
+def test_the_whole_chain_runs_and_a_second_run_does_nothing(finished: Project) -> None:
+    assert (finished.folder / "reports/index.html").stat().st_size > 10_000
+    models = finished.params["evaluate"]["models"]
+    for model, steps in models.items():
+        metrics = json.loads((finished.folder / f"metrics/{model}.json").read_text())
+        assert [int(n) for n in metrics["steps"]] == sorted(steps)
+    assert finished.repro() == set()
+
+
+def test_two_clean_runs_give_the_same_lock(finished: Project, tmp_path: Path) -> None:
+    other = Project(tmp_path / "somewhere" / "else")
+    other.repro()
+    assert (other.folder / "dvc.lock").read_text() == (finished.folder / "dvc.lock").read_text()
+
+
+def test_an_edit_runs_what_depends_on_it_and_nothing_else(copied: Project) -> None:
+    params = copied.params
+    params["students"]["no_halving"]["training"]["steps"] = 2
+    copied.write_params(params)
+    assert copied.repro() == {"distill@no_halving", "evaluate@no_halving", "report"}
+
+
+@pytest.mark.parametrize(
+    ("edit", "stale"),
+    [
+        (("sampling", "guidance", 2.0), {"generate_triplets", "evaluation_set", "evaluate"}),
+        (("train_judge", "noise", 0.1), {"train_judge"}),
+        (("halve", "2", {"from": "halve-4", "steps": 2, "weight": "snr_plus_one",
+                          "training": {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}}), {"halve@2"}),
+        (("evaluation_set", "grid", 3), {"evaluation_set"}),
+        (("data", "count", 200), {"prepare_data"}),
+    ],
+)  # fmt: skip
+def test_an_edited_value_is_seen_by_its_stages_alone(
+    copied: Project, edit: tuple[str, str, object], stale: set[str]
+) -> None:
+    section, key, value = edit
+    params = copied.params
+    params[section][key] = value
+    copied.write_params(params)
+    status = json.loads(copied.run("dvc", "status", "--json").stdout)
+    changed = {
+        name
+        for name, changes in status.items()
+        if any("params.yaml" in c.get("changed deps", {}) for c in changes if isinstance(c, dict))
+    }
+    assert {name.split("@")[0] for name in changed} == {name.split("@")[0] for name in stale}
+
+
+def test_a_student_that_starts_elsewhere_is_one_edit(copied: Project) -> None:
+    params = copied.params
+    params["students"]["one_step"]["from"] = "reflow"
+    copied.write_params(params)
+    assert copied.repro("-s", "distill@one_step") == {"distill@one_step"}
+    manifest = json.loads((copied.folder / "artifacts/models/one_step/manifest.json").read_text())
+    assert "reflow" in manifest["made_from"]
+
+
+def test_metrics_and_params_diff_mean_something(copied: Project) -> None:
+    shown = json.loads(copied.run("dvc", "metrics", "show", "--json").stdout)
+    files = shown[""]["data"]
+    assert set(files) == {f"metrics/{model}.json" for model in copied.params["evaluate"]["models"]}
+
+
+@pytest.mark.parametrize(
+    ("stage", "training"),
+    [("train_teacher", "teacher"), ("reflow", "reflow"), ("distill@one_step", "one_step")],
+)
+def test_killed_at_a_random_step_a_stage_resumes_to_the_same_bytes(
+    copied: Project, stage: str, training: str
+) -> None:
+    expected = copied.lock()
+    step = random.randint(1, 3)
+
+    def reached() -> bool:
+        return any(copied.folder.glob(f".checkpoints/{stage}/*/{training}/step-*{step}"))
+
+    copied.interrupted(stage, reached, signal.SIGKILL)
+    result = copied.run("dvc", "repro", "-f", "-s", stage)
+    assert result.returncode == 0, result.stderr
+    assert f"{training}: resumes at step" in result.stdout, f"killed at step {step}: {result.stdout}"
+    assert copied.lock() == expected
+
+
+def test_interrupted_it_saves_and_leaves_dvc_clean(copied: Project) -> None:
+    expected = copied.lock()
+
+    def training() -> bool:
+        return any(copied.folder.glob(".checkpoints/reflow/*/reflow/step-*"))
+
+    said = copied.interrupted("reflow", training, signal.SIGINT)
+    assert "run `dvc repro` again to go on" in said
+    assert any(copied.folder.glob(".checkpoints/reflow/*/reflow/step-*"))
+    assert copied.repro("reflow") == {"reflow"}
+    assert copied.lock() == expected
+
+
+def test_the_teacher_is_a_stock_diffusers_pipeline(finished: Project) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(finished.folder / "artifacts/models/teacher")
+    pipeline.set_progress_bar_config(disable=True)
+    picture = pipeline(
+        "a small red star on a blue background", num_inference_steps=2, height=16, width=16,
+        generator=torch.Generator().manual_seed(0),
+    ).images[0]  # fmt: skip
+    assert picture.size == (16, 16)
+
+
+@pytest.mark.parametrize(("model", "steps"), [("teacher", 3), ("one_step", None)])
+def test_sample_draws_with_any_model(
+    finished: Project, model: str, steps: int | None, tmp_path: Path
+) -> None:
+    out = tmp_path / "grid.png"
+    chosen = ["--steps", str(steps)] if steps else []
+    result = finished.run(
+        "fewstep", "sample", "--model", f"artifacts/models/{model}", "--prompt", "a large green ring", "--count", "2",
+        "--clip", "3", "--enlarge", "2", "--out", str(out), *chosen,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert Image.open(out).size == (2 * 32 + 3 * 2, 32 + 2 * 2)
+
+
+def test_check_prints_the_plan(finished: Project) -> None:
+    result = finished.run("fewstep", "check")
+    assert result.returncode == 0, result.stderr
+    for stage in (
+        "prepare_data",
+        "train_teacher",
+        "generate_triplets@1",
+        "halve-2",
+        "one_step",
+        "evaluate@teacher",
+    ):
+        assert stage in result.stdout

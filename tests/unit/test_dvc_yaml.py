@@ -1,0 +1,74 @@
+"""dvc.yaml against the code: what a stage imports is what it depends on, no more and no less."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo  # type: ignore[import-untyped]
+
+from tests.imports import ROOT, SRC, closure, says_nothing
+
+FOLDER_OF_PHOTOS = {
+    "data": {"source": "folder", "path": "photos", "resolution": 32},
+    "judge": {"train": []},
+    "teacher": {"backbone": "sd", "train": [], "load": ["somewhere"]},
+}
+
+
+def stages(params: dict[str, object], folder: Path) -> Iterator[tuple[str, str, set[Path]]]:
+    """Name, command and modules of each stage of dvc.yaml under these params."""
+    shutil.copy(ROOT / "dvc.yaml", folder)
+    (folder / "params.yaml").write_text(yaml.safe_dump(params))
+    for source in ("src", "stages"):
+        (folder / source).symlink_to(ROOT / source)
+    Repo.init(folder, no_scm=True)
+    with Repo(folder) as repo:
+        for stage in repo.index.stages:
+            deps = [Path(dep.def_path) for dep in stage.deps if dep.def_path]
+            yield (
+                stage.name,
+                stage.cmd,
+                {m for dep in deps if dep.parts[0] in ("src", "stages") for m in modules(dep)},
+            )
+
+
+def modules(dep: Path) -> Iterator[Path]:
+    """The Python files of a dependency; an empty package face can change no result."""
+    found = [ROOT / dep] if dep.suffix else sorted((ROOT / dep).rglob("*.py"))
+    assert found, f"{dep}: dvc.yaml names what is not there"
+    yield from (file for file in found if not says_nothing(file))
+
+
+def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -> set[Path]:
+    """The script and its imports; modules that are imported by a name from params are added here."""
+    script = ROOT / command.split()[1]
+    package = SRC / "fewstep"
+    chosen = []
+    if script.stem == "prepare_data":
+        chosen.append(package / f"sources/{params['data']['source']}.py")
+    if script.stem in ("generate_triplets", "reflow", "halve", "distill", "evaluation_set", "evaluate"):
+        chosen.append(package / f"backbones/{params['teacher']['backbone']}.py")
+    if script.stem == "distill":
+        student = params["students"][name.split("@")[1]]
+        assert isinstance(student, dict)
+        chosen.append(package / f"objectives/{student['method']}.py")
+    return closure(script, *chosen)
+
+
+@pytest.mark.parametrize("changes", [{}, FOLDER_OF_PHOTOS], ids=["default", "folder and imported teacher"])
+def test_dependencies_are_the_transitive_imports(changes: dict[str, object], tmp_path: Path) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text()) | changes
+    names = set()
+    for name, command, found in stages(params, tmp_path):
+        wanted = imported_by(name, command, params)
+        missing, idle = (
+            sorted(str(p.relative_to(ROOT)) for p in difference)
+            for difference in (wanted - found, found - wanted)
+        )
+        assert not missing, f"{name}: edits of {missing} would go unnoticed"
+        assert not idle, f"{name}: {idle} would re-run it for nothing"
+        names.add(name.split("@")[0])
+    assert "report" in names
+    assert ("import_teacher" in names) == bool(changes)
