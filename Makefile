@@ -1,7 +1,6 @@
 # `make` does nothing that a person could not type.
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_WAIT_POLICY ?= PASSIVE
 export DVC_NO_ANALYTICS ?= 1
 export DO_NOT_TRACK ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)

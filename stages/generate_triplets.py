@@ -16,9 +16,10 @@ OUT = TRIPLETS / str(SHARD)
 
 
 def main() -> None:
-    """params.yaml `sampling`, `triplets.shard_size` + data + teacher -> artifacts/triplets/SHARD."""
+    """params.yaml `sampling`, `triplets` + data + teacher -> artifacts/triplets/SHARD."""
     seed, size = read(int, "seed"), read(int, "triplets", "shard_size")
-    sampling = read(SamplingConfig, "sampling")
+    steps = read(int, "triplets", "steps")
+    sampling = read(SamplingConfig, "sampling").model_copy(update={"steps": steps})
     made_from = {"data": DATA, "teacher": TEACHER}
     params = {"seed": seed, "size": size, "sampling": sampling.model_dump(mode="json")}
     folder = workspace(f"generate_triplets@{SHARD}", params, made_from)

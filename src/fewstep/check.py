@@ -98,7 +98,7 @@ def plan(chain: Chain) -> list[PlannedStage]:
     for shard in chain.triplets.shards:
         stages.append(
             PlannedStage(
-                f"generate_triplets@{shard}", size, chain.sampling.steps, size * latent if latent else None
+                f"generate_triplets@{shard}", size, chain.triplets.steps, size * latent if latent else None
             )
         )
     for name, config in chain.objectives().items():

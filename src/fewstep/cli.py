@@ -1,7 +1,6 @@
 """The command line: `fewstep check | sample | evaluate | report`."""
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from fewstep.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit status 1, and one readable message, when a UserError says what is wrong."""
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     chosen = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = chosen.command
     try:

@@ -36,6 +36,17 @@ class Key:
         rows = [self.generator(i).random(count) for i in indices]
         return np.stack(rows) if rows else np.empty((0, count))
 
+    def stratified(self, positions: Sequence[int], batch_size: int) -> np.ndarray:
+        """Uniform draws in [0, 1), float64 `[len(positions)]`, spread evenly over each batch.
+
+        Position p is row p mod batch_size of step p // batch_size; the rows of a step are one random shift of
+        an even grid, which lowers the variance of what is averaged over them.
+        """
+        places = np.asarray(positions)
+        shifts = {step: self.generator(step).random() for step in np.unique(places // batch_size)}
+        shift = np.array([shifts[step] for step in places // batch_size])
+        return ((places % batch_size) / batch_size + shift) % 1.0
+
     def permutation(self, index: int, length: int) -> np.ndarray:
         """A permutation of `range(length)`, int64 `[length]`; `index` is the epoch, say."""
         return self.generator(index).permutation(length)

@@ -17,7 +17,6 @@ def run(main: Callable[[], None], writes: Path) -> None:
     """
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{Path(sys.argv[0]).stem}: writes {writes}", flush=True)
     try:

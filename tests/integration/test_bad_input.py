@@ -14,7 +14,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("reflow.trainig", {}, "reflow.trainig = {}: no such parameter"),
     ("halve.4.from", "halve-2", "would be made from itself"),
     ("evaluate.models.nobody", [1], "evaluate.models.nobody: no such model"),
-    ("data.resolution", 24, "data.resolution = 24: train_teacher needs a multiple of"),
+    ("data.resolution", 20, "data.resolution = 20: Input should be a multiple of 8"),
     ("teacher.load", ["./nowhere"], "exactly one entry"),
     ("features", "weights.pt", "features = weights.pt: no such file"),
     ("seed", "zero", "seed = 'zero'"),

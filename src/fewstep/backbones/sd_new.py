@@ -25,7 +25,7 @@ SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
 def new_vae(config: VaeConfig) -> AutoencoderKL:
     """Encoder and decoder with one level per entry of `channels`."""
     levels = len(config.channels)
-    return AutoencoderKL(
+    vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,
         block_out_channels=config.channels,
@@ -34,6 +34,9 @@ def new_vae(config: VaeConfig) -> AutoencoderKL:
         norm_num_groups=8,
         mid_block_add_attention=False,
     )
+    # Latents start almost noiseless: with unit noise the decoder would first have to learn to see through it.
+    torch.nn.init.constant_(vae.quant_conv.bias[config.latent_channels :], -6.0)
+    return vae
 
 
 def new_tokenizer(config: TextConfig, captions: Iterable[str]) -> CLIPTokenizer:

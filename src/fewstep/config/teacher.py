@@ -34,7 +34,9 @@ class VaeConfig(Section):
     """Residual blocks per level."""
     latent_channels: int = Field(ge=1)
     kl_weight: float = Field(1e-6, ge=0)
-    """Weight of the KL term, relative to the mean absolute pixel error."""
+    """Weight of the KL divergence per latent element; the mean absolute pixel error has weight 1."""
+    square_weight: float = Field(0.0, ge=0)
+    """Weight of the mean squared pixel error."""
     edge_weight: float = Field(0.0, ge=0)
     """Weight of the error of finite differences, which keeps edges sharp."""
     training: TrainingConfig
@@ -77,8 +79,12 @@ class TrainTeacherConfig(Section):
     vae: VaeConfig
     text: TextConfig
     net: NetConfig
+    noise_bias: float = Field(1.0, gt=0)
+    """Times are drawn with density `b t^(b - 1)`: 1 is uniform, 2 trains on noisy pictures twice as much."""
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of training captions replaced by the empty prompt, for guidance."""
+    word_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of words left out of the other captions, so that each word's meaning is learned by itself."""
     training: TrainingConfig
 
 

@@ -12,6 +12,8 @@ class TripletsConfig(Section):
     """Shard numbers; each is a stage of its own."""
     shard_size: int = Field(ge=1)
     """Triplets per shard: shard s holds the indices `s * shard_size ... (s + 1) * shard_size - 1`."""
+    steps: int = Field(ge=1)
+    """Solver steps per triplet; the solver and guidance are `sampling`'s."""
 
     @field_validator("shards")
     @classmethod

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import whole_file
+from fewstep.artifacts.folder import read_json, whole_file, write_json
 from fewstep.data.pixels import picture_batch
-from fewstep.data.shards import Shard, read_index, read_verified
+from fewstep.data.shards import read_index, read_verified
 from fewstep.data.stream import Stream
-from fewstep.hardware import device
+from fewstep.hardware import computing, device
 from fewstep.keyed import Key
 
 BATCH = 256
@@ -31,25 +31,26 @@ def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], fo
     """Encode every shard of a split once, into `folder`; shards already there are kept."""
     for shard in read_index(data).splits[split]:
         target = folder / f"{Path(shard.shard).stem}.safetensors"
-        if target.exists():
+        if target.with_suffix(".json").exists():
             continue
         pictures = read_verified(data, shard)
-        with torch.no_grad(), whole_file(target) as staging:
+        with torch.no_grad(), computing(), whole_file(target) as staging:
             parts = [
                 encode(picture_batch(pictures[i : i + BATCH]).to(device())).cpu()
                 for i in range(0, len(pictures), BATCH)
             ]
             save_file({"latents": torch.cat(parts)}, staging)
+        write_json(target.with_suffix(".json"), {"captions": [picture.caption for picture in pictures]})
 
 
 def open_latents(data: Path, split: str, folder: Path, order: Key) -> Stream[Latent]:
     """Encoded pictures of a split in keyed order."""
     shards = read_index(data).splits[split]
-    return Stream([shard.samples for shard in shards], partial(_load, data, shards, folder), order)
+    stems = [Path(shard.shard).stem for shard in shards]
+    return Stream([shard.samples for shard in shards], partial(_load, folder, stems), order)
 
 
-def _load(data: Path, shards: Sequence[Shard], folder: Path, number: int) -> list[Latent]:
-    shard = shards[number]
-    latents = load_file(folder / f"{Path(shard.shard).stem}.safetensors")["latents"]
-    pictures = read_verified(data, shard)
-    return [Latent(latent, picture.caption) for latent, picture in zip(latents, pictures, strict=True)]
+def _load(folder: Path, stems: Sequence[str], number: int) -> list[Latent]:
+    latents = load_file(folder / f"{stems[number]}.safetensors")["latents"]
+    captions = read_json(folder / f"{stems[number]}.json")["captions"]
+    return [Latent(latent, caption) for latent, caption in zip(latents, captions, strict=True)]

@@ -59,6 +59,10 @@ class Direct(Method):
         """The step and its triplets."""
         return rows.step, self.given.triplet_batch(rows.positions)
 
+    def preview(self) -> Tensor:
+        denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
+        return self.given.preview(denoiser, 1)
+
     def losses(self, player: str, batch: tuple[int, TripletBatch]) -> dict[str, Tensor]:
         step, pairs = batch
         config, backbone = self.config, self.given.backbone

@@ -70,6 +70,10 @@ class Halve(Method):
         )
         return replace(batch, target=target.float())
 
+    def preview(self) -> Tensor:
+        denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
+        return self.given.preview(denoiser, self.config.steps)
+
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         assert batch.target is not None
         t = (batch.i + 1) / self.config.steps

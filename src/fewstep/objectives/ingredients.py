@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.base import Section
@@ -15,9 +16,12 @@ from fewstep.config.training import TrainingConfig
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet, TripletBatch, collate, noise_key, open_triplets
 from fewstep.diffusion.denoiser import Conditions, Denoiser
+from fewstep.diffusion.solvers import Solver, solve
 from fewstep.hardware import device
 from fewstep.keyed import Key
 from fewstep.training.method import Method
+
+PREVIEWED = 8
 
 
 class ObjectiveConfig(Section):
@@ -55,6 +59,13 @@ class Ingredients:
     def triplet_batch(self, positions: Sequence[int]) -> TripletBatch:
         """Triplets with their own noise, on the device."""
         return collate(self.triplets.rows(positions), noise_key(self.seed), device())
+
+    def preview(self, denoiser: Denoiser, steps: int) -> Tensor:
+        """Pictures `[N, 3, H, W]` of the first triplets' noises and prompts, in `steps` DDIM steps."""
+        batch = self.triplet_batch(range(PREVIEWED))
+        return self.backbone.decode(
+            solve(Solver.DDIM, denoiser, batch.eps, steps, batch.conditions, denoiser.path)
+        )
 
     def unconditional(self) -> Conditions:
         """The empty prompt, batch size 1."""

@@ -65,6 +65,10 @@ class Reflow(Method):
         kind = Times.U_SHAPED if self.config.loss == "improved" else Times.UNIFORM
         return Batch(self.given.triplet_batch(rows.positions), times_from(kind, uniform).to(device()))
 
+    def preview(self) -> Tensor:
+        denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
+        return self.given.preview(denoiser, 4)
+
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         denoise = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
         error = velocity_error(denoise, batch.triplets, batch.t)

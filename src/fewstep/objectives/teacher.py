@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
@@ -10,10 +11,14 @@ from fewstep.backbones.sd import StableDiffusion
 from fewstep.config.teacher import TrainTeacherConfig
 from fewstep.data.latents import Latent
 from fewstep.data.stream import Stream
-from fewstep.diffusion.denoiser import Estimate, along, from_estimate
+from fewstep.diffusion.denoiser import Denoiser, Estimate, along, from_estimate
+from fewstep.diffusion.solvers import Solver, solve
 from fewstep.hardware import device
 from fewstep.keyed import Key
 from fewstep.training.method import Method, Player, Rows
+
+PREVIEWED = 8
+WORDS = 64  # of a caption, as far as word_dropout reaches
 
 
 @dataclass(frozen=True)
@@ -27,27 +32,44 @@ class Batch:
 
 
 class Teacher(Method):
-    """Uniform t, unweighted v-error, captions dropped now and then for guidance."""
+    """Uniform t, stratified over the batch; unweighted v-error; captions dropped at random for guidance."""
 
     def __init__(
         self, backbone: StableDiffusion, config: TrainTeacherConfig, latents: Stream[Latent], seed: int
     ) -> None:
         self.backbone, self.config, self.latents = backbone, config, latents
-        self.noise, self.draws = Key(seed, "teacher/noise"), Key(seed, "teacher/draws")
+        self.noise, self.times, self.dropout = (
+            Key(seed, f"teacher/{use}") for use in ("noise", "times", "dropout")
+        )
         self.player = Player({"text_encoder": backbone.text_encoder, "net": backbone.net}, config.training)
         self.players = {"teacher": self.player}
 
     def batch(self, rows: Rows) -> Batch:
         samples = self.latents.rows(rows.positions)
         x_0 = torch.stack([sample.latent for sample in samples])
-        draws = self.draws.uniform(rows.positions, 2)
-        captions = [
-            "" if draw < self.config.caption_dropout else sample.caption
-            for sample, draw in zip(samples, draws[:, 1], strict=True)
-        ]
+        draws = self.dropout.uniform(rows.positions, 1 + WORDS)
+        captions = [self.thinned(sample.caption, draw) for sample, draw in zip(samples, draws, strict=True)]
         eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:]))
-        t = torch.from_numpy(draws[:, 0])
+        uniform = self.times.stratified(rows.positions, self.config.training.batch_size)
+        t = torch.from_numpy(uniform ** (1 / self.config.noise_bias))
         return Batch(*(v.to(device()) for v in (x_0, eps, t, self.backbone.tokens(captions))))
+
+    def thinned(self, caption: str, draw: np.ndarray) -> str:
+        """The caption without some of its words, or without all; draw: uniform `[1 + WORDS]`."""
+        if draw[0] < self.config.caption_dropout:
+            return ""
+        kept = draw[1:] >= self.config.word_dropout
+        return " ".join(word for i, word in enumerate(caption.split()) if i >= WORDS or kept[i])
+
+    def preview(self) -> Tensor:
+        """What the network draws by now, from the same noises and captions each time."""
+        samples = self.latents.rows(range(PREVIEWED))
+        noise = torch.from_numpy(self.noise.normal(range(PREVIEWED), samples[0].latent.shape)).to(device())
+        backbone, schedule = self.backbone, self.backbone.schedule
+        network = backbone.network(self.player.modules["net"])
+        denoiser = Denoiser(network, schedule, backbone.prediction, schedule)
+        conditions = backbone.encode_prompts([sample.caption for sample in samples])
+        return backbone.decode(solve(Solver.DPM_SOLVER_PP_2M, denoiser, noise, 8, conditions, schedule))
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         schedule, prediction = self.backbone.schedule, self.backbone.prediction

@@ -1,17 +1,21 @@
 """Autoencoder of the small teacher: sharp reconstructions from latents of about unit variance."""
 
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn.functional import l1_loss
+from torch.nn.functional import l1_loss, mse_loss
 
 from fewstep.config.teacher import VaeConfig
 from fewstep.data.pixels import picture_batch
 from fewstep.data.shards import Picture
 from fewstep.data.stream import Stream
-from fewstep.hardware import device
+from fewstep.hardware import computing, device
 from fewstep.keyed import Key
 from fewstep.training.method import Method, Player, Rows
+
+PREVIEWED = 8
 
 
 class Vae(Method):
@@ -29,16 +33,22 @@ class Vae(Method):
         noise = self.noise.normal(rows.positions, (self.config.latent_channels, side, side))
         return x.to(device()), torch.from_numpy(noise).to(device())
 
+    def preview(self) -> Tensor:
+        """Pictures above their reconstructions."""
+        x = picture_batch(self.pictures.rows(range(PREVIEWED))).to(device())
+        vae: Any = self.player.modules["vae"]
+        return torch.cat([x, vae.decode(vae.encode(x).latent_dist.mean).sample.float()])
+
     def losses(self, player: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         x, noise = batch
-        vae = self.player.modules["vae"]
-        assert isinstance(vae, AutoencoderKL)
+        vae: Any = self.player.modules["vae"]
         posterior = vae.encode(x).latent_dist
         y = vae.decode((posterior.mean + posterior.std * noise).to(x.dtype)).sample.float()
         return {
             "pixels": l1_loss(y, x),
+            "squares": self.config.square_weight * mse_loss(y, x),
             "edges": self.config.edge_weight * sum(l1_loss(y.diff(dim=d), x.diff(dim=d)) for d in (2, 3)),
-            "kl": self.config.kl_weight * posterior.kl().float().mean(),
+            "kl": self.config.kl_weight * posterior.kl().float().mean() / noise[0].numel(),
         }
 
 
@@ -46,5 +56,6 @@ class Vae(Method):
 def unit_variance(vae: AutoencoderKL, pictures: Stream[Picture], count: int = 2048) -> None:
     """Set `scaling_factor` so that latents have about unit variance (Rombach et al. 2022, appendix G)."""
     x = picture_batch(pictures.rows(range(min(count, pictures.total)))).to(device())
-    latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in torch.split(x, 256)])
+    with computing():
+        latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in torch.split(x, 256)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))

@@ -1,6 +1,6 @@
 """The embedded default: captioned procedural pictures, shape x colour x size x background.
 
-Picture i is a function of (seed, i) alone. Position, radius, angle and tints vary freely inside
+Picture i is a function of (seed, i) alone. Position, radius and tints vary freely inside
 what the caption says, so a model has something to learn beyond the caption.
 """
 
@@ -16,20 +16,17 @@ from fewstep.config.data import DataConfig
 from fewstep.keyed import Key
 from fewstep.sources.sample import Sample
 
-SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
     "red": (220, 40, 40),
     "green": (40, 180, 60),
     "blue": (50, 80, 225),
     "yellow": (240, 215, 40),
-    "purple": (155, 55, 190),
-    "cyan": (50, 205, 215),
 }
-SIZES = {"small": (0.15, 0.19), "large": (0.30, 0.37)}  # radius as a share of the picture's side
+SIZES = {"small": (0.21, 0.24), "large": (0.35, 0.39)}  # radius as a share of the picture's side
 BACKGROUNDS = {
     "black": (20, 20, 20),
     "white": (240, 240, 240),
-    "gray": (128, 128, 128),
     "blue": COLOURS["blue"],
 }
 LABELS = {
@@ -39,6 +36,7 @@ LABELS = {
     "background": tuple(BACKGROUNDS),
 }
 COMBINATIONS = [c for c in product(SHAPES, COLOURS, SIZES, BACKGROUNDS) if c[1] != c[3]]
+DRIFT = 0.08  # of the centre, as a share of the side
 OVERSAMPLING = 4
 
 
@@ -47,26 +45,18 @@ def caption_of(shape: str, colour: str, size: str, background: str) -> str:
     return f"a {size} {colour} {shape} on a {background} background"
 
 
-def outline(shape: str, angle: float) -> list[tuple[float, float]]:
-    """Corners of a polygonal shape of radius 1 around the origin, turned by `angle` radians."""
+def outline(shape: str) -> list[tuple[float, float]]:
+    """Corners of a polygonal shape of radius 1 around the origin."""
 
     def corner(radius: float, turn: float) -> tuple[float, float]:
-        phi = angle + turn * 2 * math.pi - math.pi / 2
+        phi = turn * 2 * math.pi - math.pi / 2
         return radius * math.cos(phi), radius * math.sin(phi)
 
     if shape == "square":
         return [corner(1.0, (i + 0.5) / 4) for i in range(4)]
     if shape == "triangle":
         return [corner(1.0, i / 3) for i in range(3)]
-    if shape == "star":
-        return [corner(0.42 if i % 2 else 1.0, i / 10) for i in range(10)]
-    arm = math.atan2(0.3, 0.95) / (2 * math.pi)  # cross: arms of half-width 0.3
-    reach, inner = math.hypot(0.3, 0.95), math.hypot(0.3, 0.3)
-    return [
-        corner(radius, quarter / 4 + turn)
-        for quarter in range(4)
-        for radius, turn in ((reach, -arm), (reach, arm), (inner, 1 / 8))
-    ]
+    return [corner(0.42 if i % 2 else 1.0, i / 10) for i in range(10)]
 
 
 def draw(
@@ -74,8 +64,7 @@ def draw(
 ) -> Image.Image:
     """Draw one picture, RGB, `resolution` x `resolution`, antialiased."""
     radius = rng.uniform(*SIZES[size])
-    x, y = rng.uniform(radius + 0.03, 0.97 - radius, 2)
-    angle = rng.uniform(-0.2, 0.2)
+    x, y = rng.uniform(0.5 - DRIFT, 0.5 + DRIFT, 2)
     ink, ground = (
         tuple(int(v) for v in np.clip(np.add(base, rng.normal(0, 6, 3)), 0, 255))
         for base in (COLOURS[colour], BACKGROUNDS[background])
@@ -83,13 +72,10 @@ def draw(
     side = resolution * OVERSAMPLING
     image = Image.new("RGB", (side, side), ground)
     pen = ImageDraw.Draw(image)
-    if shape in ("circle", "ring"):
-        for r, fill in ((radius, ink), (radius * 0.5, ground))[: 2 if shape == "ring" else 1]:
-            pen.ellipse([(x - r) * side, (y - r) * side, (x + r) * side, (y + r) * side], fill=fill)
+    if shape == "circle":
+        pen.ellipse([(v * side) for v in (x - radius, y - radius, x + radius, y + radius)], fill=ink)
     else:
-        pen.polygon(
-            [((x + radius * u) * side, (y + radius * v) * side) for u, v in outline(shape, angle)], fill=ink
-        )
+        pen.polygon([((x + radius * u) * side, (y + radius * v) * side) for u, v in outline(shape)], fill=ink)
     return image.resize((resolution, resolution), Image.Resampling.BOX)
 
 

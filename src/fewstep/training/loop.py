@@ -72,7 +72,7 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> dict[str, fl
     losses: dict[str, float] = {}
     logged: dict[str, float] = {}
     for label in method.turns(step):
-        player, optimizer = method.players[label], state.optimizers[label]
+        player = method.players[label]
         with computing(accelerator.mixed_precision):
             terms = method.losses(label, batch)
         loss = torch.stack(list(terms.values())).sum()
@@ -81,15 +81,16 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> dict[str, fl
         weights = weights_of(player)
         norm = accelerator.clip_grad_norm_(list(weights.values()), player.training.clip)
         rate = learning_rate(player.training, step)
-        logged |= {f"{label}/{term}": float(value) for term, value in terms.items()} | {
+        logged |= {f"{label}/{term}": float(value.detach()) for term, value in terms.items()} | {
             f"{label}/loss": losses[label],
             f"{label}/gradient_norm": state.guard(f"{label} gradient norm", norm, positions),
             f"{label}/learning_rate": rate,
         }
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in state.optimizers[label]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
+            optimizer.zero_grad()
         if label in state.averages:
             state.averages[label].update(weights, step)
     state.step += 1
@@ -101,6 +102,8 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> dict[str, fl
 
 def show(state: State) -> None:
     """Hand the method's pictures to the trackers that take pictures."""
+    if not state.accelerator.trackers:
+        return
     with torch.no_grad(), computing(state.accelerator.mixed_precision):
         pictures = state.method.preview()
     if pictures is None:

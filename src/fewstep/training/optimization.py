@@ -1,13 +1,14 @@
-"""A player's optimiser: which weights, which rate at which step, and how it is kept."""
+"""A player's optimisers: which weights, which rate at which step, and how they are kept."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from fewstep.config.training import TrainingConfig
 from fewstep.training.method import Player
+from fewstep.training.muon import Muon, is_hidden
 
 
 def weights_of(player: Player) -> dict[str, Tensor]:
@@ -20,16 +21,24 @@ def weights_of(player: Player) -> dict[str, Tensor]:
     }
 
 
-def optimizer_of(player: Player) -> torch.optim.AdamW:
-    """AdamW over a player's weights."""
-    training = player.training
-    return torch.optim.AdamW(
-        list(weights_of(player).values()),
-        lr=training.learning_rate,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=True,
-    )
+def optimizers_of(player: Player) -> list[torch.optim.Optimizer]:
+    """AdamW over a player's weights, and Muon for the hidden ones where its training says so."""
+    training, weights = player.training, weights_of(player)
+    hidden = [w for name, w in weights.items() if training.optimizer == "muon" and is_hidden(name, w)]
+    theirs = {id(weight) for weight in hidden}
+    others = [weight for weight in weights.values() if id(weight) not in theirs]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            others,
+            lr=training.learning_rate,
+            betas=training.betas,
+            weight_decay=training.weight_decay,
+            fused=True,
+        )
+    ]
+    if hidden:
+        optimizers.append(Muon(hidden, training.learning_rate, weight_decay=training.weight_decay))
+    return optimizers
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
@@ -41,19 +50,29 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
     return training.learning_rate * factor[training.decay]
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The optimiser's tensors under the names of the weights they belong to."""
+def optimizer_state(
+    optimizers: Sequence[torch.optim.Optimizer], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The optimisers' tensors under the names of the weights they belong to."""
+    names = {id(weight): name for name, weight in weights.items()}
     return {
-        f"{name}/{slot}": value
-        for name, weight in weights.items()
-        for slot, value in optimizer.state[weight].items()
+        f"{names[id(weight)]}/{slot}": value
+        for optimizer in optimizers
+        for weight, slots in optimizer.state.items()
+        for slot, value in slots.items()
     }
 
 
-def restore_optimizer(
-    optimizer: torch.optim.Optimizer, weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
+def restore_optimizers(
+    optimizers: Sequence[torch.optim.Optimizer], weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The inverse of `optimizer_state`. Raises KeyError when a weight has no state."""
-    for name, weight in weights.items():
-        slots = ("step", "exp_avg", "exp_avg_sq")
-        optimizer.state[weight] = {slot: tensors[f"{name}/{slot}"] for slot in slots}
+    """The inverse of `optimizer_state`."""
+    slots: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
+    for key, value in tensors.items():
+        name, slot = key.rsplit("/", 1)
+        slots[name][slot] = value
+    names = {id(weight): name for name, weight in weights.items()}
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            for weight in group["params"]:
+                optimizer.state[weight] = slots[names[id(weight)]]

@@ -13,7 +13,12 @@ from fewstep.errors import UserError
 from fewstep.training.checkpoint import load_state, save_state
 from fewstep.training.ema import Ema
 from fewstep.training.method import Method
-from fewstep.training.optimization import optimizer_of, optimizer_state, restore_optimizer, weights_of
+from fewstep.training.optimization import (
+    optimizer_state,
+    optimizers_of,
+    restore_optimizers,
+    weights_of,
+)
 
 EXPLODED = 1000.0
 """A loss or gradient norm this many times its running mean stops the training."""
@@ -32,12 +37,12 @@ class State:
         self.means: dict[str, float] = {}
         for module in method.frozen:
             module.requires_grad_(False).eval().to(accelerator.device)
-        self.optimizers: dict[str, torch.optim.Optimizer] = {}
+        self.optimizers: dict[str, list[torch.optim.Optimizer]] = {}
         self.averages: dict[str, Ema] = {}
         for label, player in method.players.items():
             for key, module in player.modules.items():
                 player.modules[key] = accelerator.prepare(module.requires_grad_(True).train())
-            self.optimizers[label] = accelerator.prepare(optimizer_of(player))
+            self.optimizers[label] = [accelerator.prepare(o) for o in optimizers_of(player)]
             if player.training.ema is not None:
                 self.averages[label] = Ema(weights_of(player), player.training.ema)
 
@@ -46,7 +51,7 @@ class State:
 
         Raises UserError with the step and the batch's keys; the last state on disk stays as it is.
         """
-        size = float(value)
+        size = float(value.detach())
         mean = self.means.get(what, size)
         exploded = self.step > SETTLED and size > EXPLODED * mean > 0
         if math.isfinite(size) and not exploded:
@@ -60,13 +65,17 @@ class State:
             "Lower learning_rate or look at these samples, then run `dvc repro` again"
         )
 
+    def bare(self, label: str) -> list[torch.optim.Optimizer]:
+        """A player's optimisers without accelerate's wrappers."""
+        return [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers[label]]
+
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
         found: dict[str, Tensor] = {}
         for label, player in self.method.players.items():
             weights = weights_of(player)
             found |= named(f"weights/{label}", weights)
-            found |= named(f"optimizer/{label}", optimizer_state(inner(self.optimizers[label]), weights))
+            found |= named(f"optimizer/{label}", optimizer_state(self.bare(label), weights))
         for label, ema in self.averages.items():
             found |= named(f"average/{label}", ema.average)
         return found
@@ -86,7 +95,7 @@ class State:
         for label, player in self.method.players.items():
             weights = weights_of(player)
             copy_into(weights, within(f"weights/{label}", tensors))
-            restore_optimizer(inner(self.optimizers[label]), weights, within(f"optimizer/{label}", tensors))
+            restore_optimizers(self.bare(label), weights, within(f"optimizer/{label}", tensors))
         for label, ema in self.averages.items():
             copy_into(ema.average, within(f"average/{label}", tensors))
         print(f"{self.folder.name}: resumes at step {self.step}", flush=True)
@@ -116,9 +125,3 @@ def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> N
     """Overwrite tensors in place. Raises KeyError when one is missing."""
     for name, target in targets.items():
         target.copy_(sources[name])
-
-
-def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimiser inside accelerate's wrapper."""
-    found: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
-    return found

@@ -1,0 +1,82 @@
+"""Muon: momentum, orthogonalised (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
+
+torch.optim.Muon takes matrices only; most weights of a U-Net are convolution kernels, which are matrices of
+one row per output channel here. Updates are scaled to AdamW's size (Liu et al. 2025, "Muon is scalable for
+LLM training", eq. 4), so a learning rate means the same for both.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic Newton-Schulz iteration, chosen for speed: singular values end up about 0.7 to 1.2."""
+ITERATIONS = 5
+RIDGE = 1e-6
+ADAMW_RMS = 0.2
+OUTER = ("conv_in", "conv_out", "embed")
+"""Names within first, last and embedding layers, which Muon is not for."""
+
+
+class Muon(torch.optim.Optimizer):
+    """For hidden weights of two or more dimensions.
+
+    lr: as AdamW's. momentum: of the Nesterov average. weight_decay: decoupled.
+    """
+
+    def __init__(
+        self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One update from the gradients at hand."""
+        assert closure is None
+        for group in self.param_groups:
+            # Weights of one shape are orthogonalised in one batch: many small matrices cost mostly their calls.
+            shapes: dict[torch.Size, list[Tensor]] = {}
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    shapes.setdefault(weight.flatten(1).shape, []).append(weight)
+            for weights in shapes.values():
+                self._update(weights, group)
+
+    def _update(self, weights: list[Tensor], group: dict[str, Any]) -> None:
+        """Update weights that are matrices of one shape."""
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        averages = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
+        updates = orthogonal(torch.stack([update.flatten(1) for update in ahead]))
+        size = ADAMW_RMS * max(updates.shape[1:]) ** 0.5
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+        shaped = [update.view_as(weight) for update, weight in zip(updates, weights, strict=True)]
+        torch._foreach_add_(weights, shaped, alpha=-group["lr"] * size)
+
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About `U V^T` of each `U S V^T`, `[k, m, n]`, by Newton-Schulz.
+
+    The iteration `X <- (a + b G + c G^2) X`, `G = X X^T`, only ever multiplies X from the left by polynomials
+    of its first Gram matrix, so it runs on the small square matrices and touches the large ones twice. That
+    takes float32: rounding that made a Gram matrix's eigenvalue negative would be amplified without bound.
+    """
+    a, b, c = COEFFICIENTS
+    wide = matrices.shape[1] <= matrices.shape[2]
+    x = matrices if wide else matrices.mT
+    x = x.float() / (x.float().norm(dim=(1, 2), keepdim=True) + 1e-7)
+    identity = torch.eye(x.shape[1], device=x.device).expand(len(x), -1, -1)
+    gram, product = x @ x.mT + RIDGE * identity, identity
+    for _ in range(ITERATIONS):
+        step = a * identity + b * gram + c * gram @ gram
+        product, gram = step @ product, step @ gram @ step
+    x = product @ x
+    return (x if wide else x.mT).to(matrices.dtype)
+
+
+def is_hidden(name: str, weight: Tensor) -> bool:
+    """Whether Muon is for this weight: inside the network, and a matrix."""
+    return weight.ndim >= 2 and not any(part in name for part in OUTER)

@@ -1,0 +1,84 @@
+"""Optimiser, averages, rates and keyed randomness."""
+
+import numpy as np
+import pytest
+import torch
+
+from fewstep.config.training import TrainingConfig
+from fewstep.keyed import Key
+from fewstep.training.ema import Ema
+from fewstep.training.muon import Muon, is_hidden, orthogonal
+from fewstep.training.optimization import learning_rate
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
+def test_orthogonalised_update_keeps_the_directions_and_evens_their_sizes(shape: tuple[int, int]) -> None:
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(torch.stack([torch.zeros_like(matrix), matrix]))[1]
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    spread = torch.diagonal(u.T @ found @ v.T)
+    assert torch.linalg.svdvals(found).max() < 1.3
+    assert spread.min() > 0.3, "every direction of the matrix is kept, with its sign"
+    assert torch.allclose(u @ torch.diag(spread) @ v, found, atol=0.05)
+
+
+def test_muon_solves_a_convolutional_regression() -> None:
+    torch.manual_seed(0)
+    target, learner = (torch.nn.Conv2d(8, 8, 3, padding=1, bias=False) for _ in range(2))
+    optimizer = Muon(learner.parameters(), lr=0.02)
+    x = torch.randn(64, 8, 6, 6)
+    losses = []
+    for step in range(200):
+        loss = (learner(x) - target(x)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = 0.02 * (1 - step / 200)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 1e-3 * losses[0]
+
+
+def test_outer_layers_and_vectors_are_not_muons() -> None:
+    matrix, vector = torch.zeros(4, 4), torch.zeros(4)
+    assert is_hidden("net/down_blocks.0.resnets.0.conv1.weight", matrix)
+    assert not is_hidden("net/conv_in.weight", matrix)
+    assert not is_hidden("net/mid_block.resnets.0.conv1.bias", vector)
+    assert not is_hidden("text_encoder/embeddings.token_embedding.weight", matrix)
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_rate_warms_up_and_decays(decay: str) -> None:
+    training = TrainingConfig.model_validate(
+        {"steps": 100, "batch_size": 1, "learning_rate": 2.0, "warmup": 10, "decay": decay}
+    )
+    rates = [learning_rate(training, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.2)
+    assert max(rates) == rates[10] == 2.0
+    assert rates[100] == pytest.approx(2.0 if decay == "constant" else 0.0)
+
+
+def test_average_forgets_its_start_and_refuses_other_weights() -> None:
+    ema = Ema({"w": torch.zeros(3)}, decay=0.99)
+    for n in range(300):
+        ema.update({"w": torch.ones(3)}, n)
+    assert torch.allclose(ema.average["w"], torch.ones(3), atol=0.02)
+    with pytest.raises(AssertionError):
+        ema.update({"v": torch.ones(3)}, 300)
+
+
+def test_draws_depend_on_seed_stream_and_index_alone() -> None:
+    key = Key(0, "a")
+    assert np.array_equal(key.normal(range(10), (3,))[4:7], key.normal([4, 5, 6], (3,)))
+    assert not np.array_equal(key.normal([0], (3,)), Key(0, "b").normal([0], (3,)))
+    assert not np.array_equal(key.normal([0], (3,)), Key(1, "a").normal([0], (3,)))
+    many = key.normal(range(4000), (16,))
+    assert abs(many.mean()) < 0.01
+    assert abs(many.std() - 1) < 0.01
+
+
+def test_stratified_draws_cover_each_batch_and_split_over_processes() -> None:
+    key = Key(0, "t")
+    batch = key.stratified(range(64, 128), 64)
+    assert np.array_equal(np.sort((batch * 64).astype(int)), np.arange(64))
+    assert np.array_equal(batch[1::2], key.stratified(range(65, 128, 2), 64))
+    assert not np.array_equal(batch, key.stratified(range(64), 64))
