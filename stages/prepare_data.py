@@ -4,12 +4,15 @@ from fewstep.config.base import read
 from fewstep.config.data import DataConfig
 from fewstep.layout import DATA
 from fewstep.preparation.prepare import prepare
+from fewstep.progress import progress
 from fewstep.stage import run
 
 
 def main() -> None:
     """params.yaml `data` -> artifacts/data."""
-    prepare(read(DataConfig, "data"), read(int, "seed"), DATA)
+    config = read(DataConfig, "data")
+    with progress("prepare_data", config.count) as report:
+        prepare(config, read(int, "seed"), DATA, report)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINES = 20
+LINES = 20  # of a whole run
+UNKNOWN = 10_000  # units per line where the end is not known
 
 
 class Report(Protocol):
@@ -19,8 +20,8 @@ class Report(Protocol):
 
 
 @contextmanager
-def progress(name: str, total: int, done: int = 0) -> Iterator[Report]:
-    """Show `name` advancing from `done` to `total` with its rate and the time left."""
+def progress(name: str, total: int | None, done: int = 0) -> Iterator[Report]:
+    """Show `name` advancing from `done` to `total` (None: unknown) with its rate and the time left."""
     if sys.stdout.isatty():
         with _bar(name, total, done) as report:
             yield report
@@ -29,7 +30,7 @@ def progress(name: str, total: int, done: int = 0) -> Iterator[Report]:
 
 
 @contextmanager
-def _bar(name: str, total: int, done: int) -> Iterator[Report]:
+def _bar(name: str, total: int | None, done: int) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -49,19 +50,20 @@ def _bar(name: str, total: int, done: int) -> Iterator[Report]:
         yield report
 
 
-def _lines(name: str, total: int, done: int) -> Report:
-    begun, start, shown = time.monotonic(), done, done * LINES // max(total, 1)
+def _lines(name: str, total: int | None, done: int) -> Report:
+    share = max(total // LINES, 1) if total else UNKNOWN
+    begun, start, shown = time.monotonic(), done, done // share
 
     def report(done: int, note: str = "") -> None:
         nonlocal shown
-        if done * LINES // total == shown:
+        if done // share == shown and done != total:
             return
-        shown = done * LINES // total
+        shown = done // share
         rate = (done - start) / max(time.monotonic() - begun, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate)) if rate else "?"
-        print(
-            f"{name}: {100 * done // total:3d} %  {done}/{total}  {rate:.1f}/s  {left} left  {note}",
-            flush=True,
-        )
+        place = f"{done}"
+        if total:
+            left = time.strftime("%H:%M:%S", time.gmtime((total - done) / rate)) if rate else "?"
+            place = f"{100 * done // total:3d} %  {done}/{total}  {left} left"
+        print(f"{name}: {place}  {rate:.1f}/s  {note}", flush=True)
 
     return report

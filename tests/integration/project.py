@@ -89,7 +89,7 @@ class Project:
         return stages
 
     def interrupted(self, stage: str, when: Callable[[], bool], number: signal.Signals) -> str:
-        """Start a stage anew, send the signal to all its processes once `when()` is true, return its output."""
+        """Start a stage anew; once `when()` is true, signal all its processes. Returns its output."""
         process = subprocess.Popen(
             ["dvc", "repro", "-f", "-s", stage],
             cwd=self.folder,

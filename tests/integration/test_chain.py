@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +12,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from tests.integration.project import Project
+
+SHORT_ROUND = {
+    "from": "halve-4",
+    "steps": 2,
+    "weight": "snr_plus_one",
+    "training": {"steps": 2, "batch_size": 8, "learning_rate": 1e-3},
+}
 
 
 def test_the_whole_chain_runs_and_a_second_run_does_nothing(finished: Project) -> None:
@@ -40,12 +48,11 @@ def test_an_edit_runs_what_depends_on_it_and_nothing_else(copied: Project) -> No
     [
         (("sampling", "guidance", 2.0), {"generate_triplets", "evaluation_set", "evaluate"}),
         (("train_judge", "noise", 0.1), {"train_judge"}),
-        (("halve", "2", {"from": "halve-4", "steps": 2, "weight": "snr_plus_one",
-                          "training": {"steps": 2, "batch_size": 8, "learning_rate": 1e-3}}), {"halve@2"}),
+        (("halve", "2", SHORT_ROUND), {"halve@2"}),
         (("evaluation_set", "grid", 3), {"evaluation_set"}),
         (("data", "count", 200), {"prepare_data"}),
     ],
-)  # fmt: skip
+)
 def test_an_edited_value_is_seen_by_its_stages_alone(
     copied: Project, edit: tuple[str, str, object], stale: set[str]
 ) -> None:
@@ -71,10 +78,23 @@ def test_a_student_that_starts_elsewhere_is_one_edit(copied: Project) -> None:
     assert "reflow" in manifest["made_from"]
 
 
-def test_metrics_and_params_diff_mean_something(copied: Project) -> None:
-    shown = json.loads(copied.run("dvc", "metrics", "show", "--json").stdout)
-    files = shown[""]["data"]
-    assert set(files) == {f"metrics/{model}.json" for model in copied.params["evaluate"]["models"]}
+def test_an_experiment_and_its_differences_are_commands(copied: Project) -> None:
+    for command in (
+        "config user.name tester",
+        "config user.email tester@localhost",
+        "add -A",
+        "commit -qm chain",
+    ):
+        assert copied.run("git", *command.split(" ", 3)).returncode == 0
+    override = "students.no_halving.training.learning_rate=0.01"
+    result = copied.run("dvc", "exp", "run", "-n", "faster", "-S", override, "evaluate@no_halving")
+    assert result.returncode == 0, result.stderr
+    assert re.findall(r"Running stage '(.*)'", result.stdout) == ["distill@no_halving", "evaluate@no_halving"]
+    params = json.loads(copied.run("dvc", "params", "diff", "--json").stdout)
+    (key,) = params["params.yaml"]
+    assert key == "students.no_halving.training.learning_rate"
+    metrics = json.loads(copied.run("dvc", "metrics", "diff", "--json").stdout)
+    assert set(metrics) == {"metrics/no_halving.json"}
 
 
 @pytest.mark.parametrize(
@@ -126,10 +146,8 @@ def test_sample_draws_with_any_model(
 ) -> None:
     out = tmp_path / "grid.png"
     chosen = ["--steps", str(steps)] if steps else []
-    result = finished.run(
-        "fewstep", "sample", "--model", f"artifacts/models/{model}", "--prompt", "a large green ring", "--count", "2",
-        "--clip", "3", "--enlarge", "2", "--out", str(out), *chosen,
-    )  # fmt: skip
+    asked = f"--model artifacts/models/{model} --prompt star --count 2 --clip 3 --enlarge 2".split()
+    result = finished.run("fewstep", "sample", *asked, "--out", str(out), *chosen)
     assert result.returncode == 0, result.stderr
     assert Image.open(out).size == (2 * 32 + 3 * 2, 32 + 2 * 2)
 

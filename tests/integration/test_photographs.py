@@ -17,9 +17,13 @@ def test_a_folder_of_photographs_runs_through_the_chain(
     project = new_project()
     params = project.params
     params["data"] = {
-        "source": "folder", "path": str(tmp_path / "photos"), "resolution": 16, "heldout": 0.4, "shard_size": 16,
+        "source": "folder",
+        "path": str(tmp_path / "photos"),
+        "resolution": 16,
+        "heldout": 0.4,
+        "shard_size": 16,
         "filters": {"min_side": 16, "max_quarantined_share": 0.2},
-    }  # fmt: skip
+    }
     params |= {"judge": {"train": []}, "features": "artifacts/models/teacher", "halve": {}}
     params["triplets"]["shards"] = [0]
     params["students"] = {"one_step": params["students"]["one_step"] | {"from": "reflow"}}

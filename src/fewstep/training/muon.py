@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
         """One update from the gradients at hand."""
         assert closure is None
         for group in self.param_groups:
-            # Weights of one shape are orthogonalised in one batch: many small matrices cost mostly their calls.
+            # Weights of one shape go in one batch: small matrices cost mostly their calls.
             shapes: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
