@@ -23,7 +23,7 @@ COLOURS = {
     "blue": (50, 80, 225),
     "yellow": (240, 215, 40),
 }
-SIZES = {"small": (0.21, 0.24), "large": (0.35, 0.39)}  # radius as a share of the picture's side
+SIZES = {"small": (0.18, 0.21), "large": (0.29, 0.33)}  # radius as a share of the picture's side
 BACKGROUNDS = {
     "black": (20, 20, 20),
     "white": (240, 240, 240),
@@ -36,7 +36,7 @@ LABELS = {
     "background": tuple(BACKGROUNDS),
 }
 COMBINATIONS = [c for c in product(SHAPES, COLOURS, SIZES, BACKGROUNDS) if c[1] != c[3]]
-DRIFT = 0.08  # of the centre, as a share of the side
+DRIFT = 0.17  # of the centre, as a share of the side
 OVERSAMPLING = 4
 
 
