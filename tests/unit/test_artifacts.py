@@ -1,0 +1,76 @@
+"""Artifacts are whole or not there, and refused by name when they are not what they were."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fewstep.artifacts.folder import read_json, whole_file, whole_folder, write_json
+from fewstep.artifacts.manifest import Manifest, identity
+from fewstep.errors import UserError
+
+
+def made(folder: Path) -> Path:
+    with whole_folder(folder) as staging:
+        (staging / "part").mkdir()
+        (staging / "part" / "weights").write_bytes(b"123")
+        Manifest.seal(staging, "model", {"steps": 1}, {})
+    return folder
+
+
+def test_a_failure_leaves_what_was_there(tmp_path: Path) -> None:
+    folder = made(tmp_path / "model")
+    before = identity(folder)
+    with pytest.raises(RuntimeError), whole_folder(folder) as staging:
+        (staging / "half").write_text("written")
+        raise RuntimeError
+    assert identity(folder) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match=r"model: the disk is full; free some space"),
+        whole_folder(tmp_path / "model"),
+        Path("/dev/full").open("w") as stream,
+    ):
+        stream.write("x" * 100_000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_is_deterministic_and_refuses_what_json_has_not(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"b": 1, "a": [1.5]})
+    write_json(tmp_path / "b.json", {"a": [1.5], "b": 1})
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+    with pytest.raises(ValueError, match="nan"):
+        write_json(tmp_path / "c.json", {"a": float("nan")})
+    assert not (tmp_path / "c.json").exists()
+    with whole_file(tmp_path / "d.json") as staging:
+        staging.write_text("{")
+    with pytest.raises(UserError, match=r"d\.json: broken JSON"):
+        read_json(tmp_path / "d.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "part/weights").write_bytes(b"124"), r"weights: differs from the manifest"),
+        (lambda folder: (folder / "part/weights").unlink(), r"weights: is missing"),
+        (lambda folder: (folder / "extra").write_text(""), r"extra: is not in the manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("{}"), r"not a manifest of this version"),
+        (lambda folder: (folder / "manifest.json").unlink(), r"manifest\.json: no such file; `dvc repro`"),
+    ],
+)
+def test_a_damaged_artifact_is_refused_by_name(
+    damage: Callable[[Path], object], message: str, tmp_path: Path
+) -> None:
+    folder = made(tmp_path / "model")
+    assert Manifest.open(folder, "model").facts == {"steps": 1}
+    damage(folder)
+    with pytest.raises(UserError, match=message):
+        Manifest.open(folder, "model")
+
+
+def test_an_artifact_of_another_kind_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a 'model' artifact, a 'teacher' is needed here"):
+        Manifest.open(made(tmp_path / "model"), "teacher")
