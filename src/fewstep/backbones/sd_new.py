@@ -13,13 +13,12 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from fewstep.backbones.bpe import new_tokenizer
 from fewstep.backbones.sd import StableDiffusion, forget_origin
 from fewstep.config.teacher import NetConfig, TextConfig, TrainTeacherConfig, VaeConfig
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import DiscreteVP
 from fewstep.keyed import Key
-
-SPECIAL = {"<|startoftext|>": 0, "<|endoftext|>": 1}
 
 
 def new_vae(config: VaeConfig) -> AutoencoderKL:
@@ -37,15 +36,6 @@ def new_vae(config: VaeConfig) -> AutoencoderKL:
     # Latents start almost noiseless: with unit noise the decoder would first have to learn to see through it.
     torch.nn.init.constant_(vae.quant_conv.bias[config.latent_channels :], -6.0)
     return vae
-
-
-def new_tokenizer(config: TextConfig, captions: Iterable[str]) -> CLIPTokenizer:
-    """CLIP's byte-pair tokenizer, its merges learned from the captions."""
-    empty = CLIPTokenizer(vocab=dict(SPECIAL), merges=[], model_max_length=config.length)
-    tokenizer: CLIPTokenizer = empty.train_new_from_iterator(
-        iter(captions), vocab_size=config.vocabulary, show_progress=False
-    )
-    return tokenizer
 
 
 def new_text_encoder(config: TextConfig, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -90,7 +80,7 @@ def new_stable_diffusion(
 ) -> StableDiffusion:
     """All the parts, weights keyed by the seed; v-prediction on diffusers' cosine schedule."""
     torch.manual_seed(Key(seed, "teacher/init").seed32(0))
-    tokenizer = new_tokenizer(config.text, captions)
+    tokenizer = new_tokenizer(captions, config.text.vocabulary, config.text.length)
     side = resolution >> (len(config.vae.channels) - 1)
     made = {
         "unet": new_net(config.net, side, config.vae.latent_channels, config.text.width),

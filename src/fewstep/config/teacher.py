@@ -50,8 +50,8 @@ class TextConfig(Section):
     heads: int = Field(ge=1)
     length: int = Field(77, ge=4)
     """Tokens per prompt."""
-    vocabulary: int = Field(1000, ge=300)
-    """Largest number of tokens."""
+    vocabulary: int = Field(1000, ge=514)
+    """Largest number of tokens; 514 are single bytes and marks."""
 
 
 class NetConfig(Section):

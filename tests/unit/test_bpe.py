@@ -1,0 +1,27 @@
+"""The tokenizer: known merges, and the same tokens whatever the order of the captions."""
+
+from collections import Counter
+
+from fewstep.backbones.bpe import learn_merges, new_tokenizer
+
+CAPTIONS = ["a small red star on a blue background", "a large green circle on a white background"]
+
+
+def test_merges_follow_frequency_then_the_alphabet() -> None:
+    words = Counter({("l", "o", "w</w>"): 5, ("l", "o", "w", "e", "r</w>"): 2, ("n", "e", "w</w>"): 6})
+    assert learn_merges(words, 3) == [("l", "o"), ("e", "w</w>"), ("n", "ew</w>")]
+    assert len(learn_merges(words, 100)) == 7, "nothing is left to merge"
+
+
+def test_every_word_becomes_one_token_and_unknown_ones_stay_spellable() -> None:
+    tokenizer = new_tokenizer(CAPTIONS, 700, 12)
+    assert tokenizer.tokenize(CAPTIONS[0]) == [f"{word}</w>" for word in CAPTIONS[0].split()]
+    assert tokenizer.unk_token_id not in tokenizer("zebra é", add_special_tokens=False).input_ids
+    ids = tokenizer("a star", padding="max_length").input_ids
+    assert len(ids) == 12
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[3] == tokenizer.eos_token_id
+
+
+def test_the_vocabulary_is_a_function_of_the_captions() -> None:
+    assert new_tokenizer(CAPTIONS, 700, 12).get_vocab() == new_tokenizer(CAPTIONS[::-1], 700, 12).get_vocab()
