@@ -32,7 +32,8 @@ def main() -> None:
     metrics, pictures = measure(
         sampler, identity(folder), steps, on, open_features(read(Path, "features")).to(device())
     )
-    write_record(LOGS / "speed" / f"{NAME}.json", speed_log(sampler, steps, SPEED_BATCH, SPEED_SECONDS))
+    speed = speed_log(sampler, steps, on.prompts.prompts[0], SPEED_BATCH, SPEED_SECONDS)
+    write_record(LOGS / "speed" / f"{NAME}.json", speed)
     with whole_folder(EVALUATIONS / NAME) as staging:
         for n, pixels in pictures.items():
             write_strip(staging / f"grid-{n}.png", pixels[: on.grid])

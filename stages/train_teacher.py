@@ -4,7 +4,7 @@ from itertools import islice
 
 from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.sd import teacher_facts
+from fewstep.backbones.base import teacher_facts
 from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
 from fewstep.config.base import read
 from fewstep.config.teacher import TrainTeacherConfig
@@ -41,7 +41,7 @@ def main() -> None:
     train(Teacher(backbone, config, latents, seed), "teacher", seed, folder)
     with whole_folder(TEACHER) as staging:
         save_pipeline(backbone, staging)
-        Manifest.seal(staging, "teacher", teacher_facts(backbone), {"data": DATA})
+        Manifest.seal(staging, "teacher", teacher_facts("sd", backbone), {"data": DATA})
     finished(folder)
 
 

@@ -43,6 +43,13 @@ def computing(precision: str | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def exactly(wanted: bool = True) -> Iterator[None]:
+    """Float32 inside `computing()`, where `wanted`: for networks whose activations overflow or coarsen."""
+    with torch.autocast(device().type, enabled=False) if wanted else nullcontext():
+        yield
+
+
 def deterministic() -> None:
     """Same inputs, same bytes: on one machine every kernel gives one answer."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -102,7 +102,7 @@ def test_dpm_solver_beats_ddim_by_an_order() -> None:
     noise = double(64, 1)
     exact = (SIGMA_DATA * noise).float()
     error = {
-        (solver, n): (solve(solver, gaussian(Cosine()), noise, n, {}, Cosine()) - exact).abs().max()
+        (solver, n): (solve(solver, gaussian(Cosine()), noise, trailing(n), {}, Cosine()) - exact).abs().max()
         for solver in Solver
         for n in (16, 64, 256)
     }

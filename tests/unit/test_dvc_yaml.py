@@ -13,7 +13,7 @@ from tests.imports import ROOT, SRC, closure, says_nothing
 FOLDER_OF_PHOTOS = {
     "data": {"source": "folder", "path": "photos", "resolution": 32},
     "judge": {"train": []},
-    "teacher": {"backbone": "sd", "train": [], "load": ["somewhere"]},
+    "teacher": {"backbone": "sd", "train": [], "load": ["somewhere"], "adopt": []},
 }
 
 
@@ -48,7 +48,15 @@ def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -
     chosen = []
     if script.stem == "prepare_data":
         chosen.append(package / f"sources/{params['data']['source']}.py")
-    if script.stem in ("generate_triplets", "reflow", "halve", "distill", "evaluation_set", "evaluate"):
+    if script.stem in (
+        "import_teacher",
+        "generate_triplets",
+        "reflow",
+        "halve",
+        "distill",
+        "evaluation_set",
+        "evaluate",
+    ):
         chosen.append(package / f"backbones/{params['teacher']['backbone']}.py")
     if script.stem == "distill":
         student = params["students"][name.split("@")[1]]

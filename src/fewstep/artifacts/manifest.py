@@ -18,7 +18,7 @@ class Manifest:
 
     kind: what it is ("teacher", "model", "judge", "triplets", ...).
     facts: what a reader needs to use it (schedule, prediction, steps, parameter count ...).
-    made_from: name of each input artifact -> SHA-256 of its manifest.
+    made_from: name of each input -> its identity.
     files: relative path -> SHA-256 of every other file of the folder.
     """
 
@@ -29,7 +29,7 @@ class Manifest:
 
     @classmethod
     def seal(cls, folder: Path, kind: str, facts: Mapping[str, Any], made_from: Mapping[str, Path]) -> Self:
-        """Hash the files of `folder` and write its manifest. `made_from`: name -> input folder."""
+        """Hash the files of `folder` and write its manifest. `made_from`: name -> input folder or file."""
         manifest = cls(
             kind=kind,
             facts=facts,
@@ -67,10 +67,12 @@ class Manifest:
         return manifest
 
 
-def identity(folder: Path) -> str:
-    """The SHA-256 of what describes a folder: its manifest, or a data set's index."""
-    index = folder / "index.json"
-    return sha256(index if index.exists() else folder / NAME)
+def identity(path: Path) -> str:
+    """The SHA-256 of what describes an input: a folder's manifest, a data set's index, or the file itself."""
+    if path.is_file():
+        return sha256(path)
+    index = path / "index.json"
+    return sha256(index if index.exists() else path / NAME)
 
 
 def contents(folder: Path) -> list[Path]:

@@ -21,17 +21,27 @@ class Backbone(Protocol):
     Pictures are `[B, 3, H, W]` in [-1, 1]; latents have about unit variance.
     """
 
-    latent_shape: tuple[int, ...]
-    """Shape of one latent, e.g. (4, 64, 64)."""
     schedule: Schedule
     """The schedule the teacher was made for."""
     prediction: Prediction
     """What the teacher's network predicts."""
-    net: nn.Module
-    """The teacher's denoising network."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent, e.g. (4, 64, 64)."""
+
+    @property
+    def net(self) -> nn.Module:
+        """The teacher's denoising network."""
+
+    def times(self, steps: int) -> list[float]:
+        """`steps + 1` times from 1 to 0 at which the teacher is sampled."""
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
-        """Prompts as conditioning tensors `[B, ...]`; the empty prompt is the unconditional one."""
+        """Prompts as conditioning tensors `[B, ...]`; empty for a model that takes none."""
+
+    def unconditional(self, negative_prompt: str = "") -> Conditions:
+        """The other side of guidance, batch size 1: as the family's own pipeline has it."""
 
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures as latents."""
@@ -55,19 +65,28 @@ class Backbone(Protocol):
 def open_backbone(teacher: Path) -> Backbone:
     """The adapter of a teacher artifact, loaded. Raises UserError when the artifact is not whole."""
     facts = Manifest.open(teacher, "teacher").facts
-    backbone: Backbone = family(facts["backbone"]).open_teacher(teacher, facts)
+    backbone: Backbone = adapter(facts["backbone"]).open(teacher)
     return backbone
 
 
-def family(name: str) -> Any:
-    """The module `fewstep.backbones.<name>`; imported only when asked for."""
+def adapter(name: str) -> Any:
+    """The class `Adapter` of `fewstep.backbones.<name>`; imported only when asked for."""
     try:
-        return importlib.import_module(f"fewstep.backbones.{name}")
-    except ModuleNotFoundError:
-        known = sorted(
-            p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "base")
-        )
-        raise UserError(f"backbone {name!r} is unknown; known: {', '.join(known)}") from None
+        return importlib.import_module(f"fewstep.backbones.{name}").Adapter
+    except (ModuleNotFoundError, AttributeError):
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        known = ", ".join(file.stem for file in files if "\nAdapter = " in file.read_text())
+        raise UserError(f"params.yaml: teacher.backbone = {name!r}: no such family; known: {known}") from None
+
+
+def teacher_facts(name: str, backbone: Backbone) -> dict[str, Any]:
+    """What a teacher's manifest says of it; name: of its family."""
+    return {
+        "backbone": name,
+        "schedule": schedule_facts(backbone.schedule),
+        "prediction": str(backbone.prediction),
+        "parameters": sum(p.numel() for p in backbone.net.parameters()),
+    }
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """An untrained Stable Diffusion of any size, from params."""
 
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,11 +14,32 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.backbones.bpe import new_tokenizer
-from fewstep.backbones.sd import StableDiffusion, forget_origin
+from fewstep.backbones.pipeline import forget_origin
+from fewstep.backbones.sd import StableDiffusion
 from fewstep.config.teacher import NetConfig, TextConfig, TrainTeacherConfig, VaeConfig
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import DiscreteVP
+from fewstep.hardware import device
 from fewstep.keyed import Key
+
+
+class NewStableDiffusion(StableDiffusion):
+    """One whose text encoder is trained too."""
+
+    @cached_property
+    def text_encoder(self) -> CLIPTextModel:
+        """The text transformer."""
+        return self.module("text_encoder")
+
+    @cached_property
+    def tokenizer(self) -> CLIPTokenizer:
+        """The byte-pair tokenizer."""
+        return self.parts["tokenizer"]()
+
+    def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Token ids `[B, L]`, padded to and cut at the text encoder's length."""
+        encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
+        return encoded.input_ids.to(device())
 
 
 def new_vae(config: VaeConfig) -> AutoencoderKL:
@@ -77,7 +98,7 @@ def new_net(config: NetConfig, side: int, latent_channels: int, text_width: int)
 
 def new_stable_diffusion(
     config: TrainTeacherConfig, resolution: int, captions: Iterable[str], seed: int
-) -> StableDiffusion:
+) -> NewStableDiffusion:
     """All the parts, weights keyed by the seed; v-prediction on diffusers' cosine schedule."""
     torch.manual_seed(Key(seed, "teacher/init").seed32(0))
     tokenizer = new_tokenizer(captions, config.text.vocabulary, config.text.length)
@@ -89,7 +110,7 @@ def new_stable_diffusion(
         "tokenizer": tokenizer,
     }
     schedule = DiscreteVP(tuple(new_scheduler().alphas_cumprod.double().tolist()))
-    return StableDiffusion({name: partial(made.get, name) for name in made}, schedule, Prediction.V)
+    return NewStableDiffusion({name: partial(made.get, name) for name in made}, schedule, Prediction.V)
 
 
 def new_scheduler() -> DPMSolverMultistepScheduler:
@@ -99,7 +120,7 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
     )
 
 
-def save_pipeline(backbone: StableDiffusion, folder: Path) -> None:
+def save_pipeline(backbone: NewStableDiffusion, folder: Path) -> None:
     """Write a folder that `StableDiffusionPipeline.from_pretrained` loads."""
     StableDiffusionPipeline(
         vae=backbone.vae,

@@ -11,7 +11,12 @@ from fewstep.config.data import DataConfig
 from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig, TrainTeacherConfig
+from fewstep.config.teacher import (
+    AdoptTeacherConfig,
+    ImportTeacherConfig,
+    TeacherConfig,
+    TrainTeacherConfig,
+)
 from fewstep.config.triplets import TripletsConfig
 from fewstep.errors import UserError
 from fewstep.layout import JUDGE, TEACHER
@@ -39,7 +44,8 @@ class Chain(Section):
     triplets: TripletsConfig
     train_judge: JudgeConfig
     train_teacher: TrainTeacherConfig
-    import_teacher: ImportTeacherConfig
+    import_teacher: ImportTeacherConfig = ImportTeacherConfig()
+    adopt_teacher: AdoptTeacherConfig = AdoptTeacherConfig()
     reflow: reflow.Config
     halve: dict[str, halve.Config]
     students: dict[str, Any]

@@ -9,19 +9,25 @@ from fewstep.config.training import TrainingConfig
 
 
 class TeacherConfig(Section):
-    """The `teacher` section: exactly one of the two lists has an entry."""
+    """The `teacher` section: exactly one of the three lists has an entry."""
 
     backbone: str
     """Model family, a file of src/fewstep/backbones."""
     train: tuple[str, ...] = ()
     """[NAME]: train it here, as `train_teacher` says."""
     load: tuple[str, ...] = ()
-    """[WHERE]: a diffusers folder or hub id to import instead."""
+    """[WHERE]: a diffusers folder, hub id or .safetensors checkpoint to import instead."""
+    adopt: tuple[str, ...] = ()
+    """[FILE.py]: a model of one's own instead, made as `adopt_teacher` says; its backbone is `custom`."""
 
     @model_validator(mode="after")
     def _one(self) -> "TeacherConfig":
-        if len(self.train) + len(self.load) != 1:
-            raise ValueError("exactly one entry is needed in `train` and `load` together")
+        if len(self.train) + len(self.load) + len(self.adopt) != 1:
+            raise ValueError("exactly one entry is needed in `train`, `load` and `adopt` together")
+        if bool(self.adopt) != (self.backbone == "custom"):
+            raise ValueError("an adopted teacher has the backbone `custom`, and no other has")
+        if self.train and self.backbone != "sd":
+            raise ValueError("`train` makes a teacher of the backbone `sd` only")
         return self
 
 
@@ -88,6 +94,13 @@ class TrainTeacherConfig(Section):
     training: TrainingConfig
 
 
+class AdoptTeacherConfig(Section):
+    """The `adopt_teacher` section."""
+
+    factory: str = "build"
+    """Function in the file: `build(trained: bool) -> fewstep.backbones.custom.CustomModel`."""
+
+
 class ImportTeacherConfig(Section):
     """The `import_teacher` section."""
 
@@ -96,4 +109,8 @@ class ImportTeacherConfig(Section):
     variant: str | None = None
     """Weights variant of a diffusers folder, e.g. `fp16`."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type in which the weights are kept on disk; they are computed with as the machine says."""
+    config: str | None = None
+    """For a single file: folder or hub id of a pipeline of the same kind, where the weights do not tell."""
     local_files_only: bool = False
+    """Take a hub repository from the local cache only."""

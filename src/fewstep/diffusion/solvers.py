@@ -68,11 +68,20 @@ SOLVERS = {Solver.DDIM: ddim, Solver.DPM_SOLVER_PP_2M: dpm_solver_pp_2m}
 
 
 def solve(
-    solver: Solver, denoise: Denoise, noise: Tensor, steps: int, conditions: Conditions, path: Schedule
+    solver: Solver,
+    denoise: Denoise,
+    noise: Tensor,
+    times: list[float],
+    conditions: Conditions,
+    path: Schedule,
 ) -> Tensor:
-    """From noise at t = 1 to data in `steps` evaluations; the state is float64, the result float32."""
-    start = noise.double() * along(path.alpha_sigma(at(1.0, noise))[1], noise.double())
-    return SOLVERS[solver](denoise, start, trailing(steps), conditions, path).float()
+    """From noise at times[0] = 1 through `times` to data; the state is float64, the result float32.
+
+    The start has the path's full scale, also where it ends before pure noise (SD's alpha_bar_T = 0.0047):
+    the network has seen unit variance there.
+    """
+    start = noise.double() * along(path.scale(at(times[0], noise)), noise.double())
+    return SOLVERS[solver](denoise, start, times, conditions, path).float()
 
 
 def at(t: float, x: Tensor) -> Tensor:

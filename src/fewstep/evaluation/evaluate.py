@@ -71,7 +71,7 @@ def step_metrics(
         recall=closeness.recall,
         teacher_rmse=teacher_rmse(from_uint8(pixels), from_uint8(on.teacher)),
         teacher_similarity=teacher_similarity(found, on.teacher_features),
-        flops_per_picture=flops(sampler, steps),
+        flops_per_picture=flops(sampler, steps, on.prompts.prompts[0]),
     )
 
 
@@ -98,26 +98,30 @@ def model_straightness(sampler: Sampler, on: EvaluationSet) -> float:
         return straightness(sampler.on(flow).denoise(), noise, conditions, flow).mean().item()
 
 
-def flops(sampler: Sampler, steps: int) -> float:
+def flops(sampler: Sampler, steps: int, prompt: str) -> float:
     """Floating-point operations of one picture, decoding included: the machine-independent cost."""
     with FlopCounterMode(display=False) as counter:
-        draw_plain(sampler, 1, steps)
+        draw_plain(sampler, 1, steps, prompt)
     return float(counter.get_total_flops())
 
 
-def draw_plain(sampler: Sampler, pictures: int, steps: int) -> Tensor:
-    """Pictures of the empty prompt: enough for their cost."""
+def draw_plain(sampler: Sampler, pictures: int, steps: int, prompt: str) -> Tensor:
+    """Pictures of one prompt: enough for their cost."""
     noise = noise_of(Key(0, "speed"), range(pictures), sampler.backbone.latent_shape).to(device())
     with torch.no_grad(), computing():
-        conditions = sampler.backbone.encode_prompts([""] * pictures)
+        conditions = sampler.backbone.encode_prompts([prompt] * pictures)
     return sampler.pictures(conditions, noise, steps)
 
 
-def speed_log(sampler: Sampler, steps: Sequence[int], batch_size: int, seconds: float) -> SpeedLog:
+def speed_log(
+    sampler: Sampler, steps: Sequence[int], prompt: str, batch_size: int, seconds: float
+) -> SpeedLog:
     """How fast this machine draws with the model."""
 
     def speed(n: int) -> Speed:
-        return measure_speed(lambda pictures: draw_plain(sampler, pictures, n), batch_size, device(), seconds)
+        return measure_speed(
+            lambda pictures: draw_plain(sampler, pictures, n, prompt), batch_size, device(), seconds
+        )
 
     return SpeedLog(
         model=sampler.model.name,

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from fewstep.backbones.base import Model
-from fewstep.diffusion.denoiser import Conditions, along, guided
+from fewstep.diffusion.denoiser import Conditions, Denoise, along, guided
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
 from fewstep.hardware import device
 from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
@@ -52,7 +52,9 @@ class Halve(Method):
         self.player = Player({"net": student.net}, config.training)
         self.players = {"student": self.player}
         self.frozen = (given.start.net,)
-        self.teacher = guided(given.start.denoiser, given.unconditional(), config.guidance)
+        self.teacher: Denoise = given.start.denoiser
+        if config.guidance != 1:
+            self.teacher = guided(self.teacher, given.unconditional(), config.guidance)
         self.noise, self.choice = given.key("noise"), given.key("step")
 
     def batch(self, rows: Rows) -> Batch:

@@ -16,7 +16,7 @@ from fewstep.config.training import TrainingConfig
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet, TripletBatch, collate, noise_key, open_triplets
 from fewstep.diffusion.denoiser import Conditions, Denoiser
-from fewstep.diffusion.solvers import Solver, solve
+from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import device
 from fewstep.keyed import Key
 from fewstep.training.method import Method
@@ -64,13 +64,13 @@ class Ingredients:
         """Pictures `[N, 3, H, W]` of the first triplets' noises and prompts, in `steps` DDIM steps."""
         batch = self.triplet_batch(range(PREVIEWED))
         return self.backbone.decode(
-            solve(Solver.DDIM, denoiser, batch.eps, steps, batch.conditions, denoiser.path)
+            solve(Solver.DDIM, denoiser, batch.eps, trailing(steps), batch.conditions, denoiser.path)
         )
 
     def unconditional(self) -> Conditions:
-        """The empty prompt, batch size 1."""
+        """The other side of guidance, batch size 1."""
         with torch.no_grad():
-            return self.backbone.encode_prompts([""])
+            return self.backbone.unconditional()
 
     def student(self) -> Model:
         """A copy of the start whose network may be trained, under the new name."""

@@ -41,6 +41,8 @@ def learn(
     start_folder, out = MODELS / config.from_, MODELS / name
     triplets = [TRIPLETS / str(shard) for shard in shards]
     made_from = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
+    if features is not None:
+        made_from["features"] = features
     params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
     folder = workspace(stage, params, made_from)
     backbone = open_backbone(TEACHER)

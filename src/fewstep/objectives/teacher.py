@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from fewstep.backbones.sd import StableDiffusion
+from fewstep.backbones.sd_new import NewStableDiffusion
 from fewstep.config.teacher import TrainTeacherConfig
 from fewstep.data.latents import Latent
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser, Estimate, along, from_estimate
-from fewstep.diffusion.solvers import Solver, solve
+from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import device
 from fewstep.keyed import Key
 from fewstep.training.method import Method, Player, Rows
@@ -35,7 +35,7 @@ class Teacher(Method):
     """Uniform t, stratified over the batch; unweighted v-error; captions dropped at random for guidance."""
 
     def __init__(
-        self, backbone: StableDiffusion, config: TrainTeacherConfig, latents: Stream[Latent], seed: int
+        self, backbone: NewStableDiffusion, config: TrainTeacherConfig, latents: Stream[Latent], seed: int
     ) -> None:
         self.backbone, self.config, self.latents = backbone, config, latents
         self.noise, self.times, self.dropout = (
@@ -69,7 +69,9 @@ class Teacher(Method):
         network = backbone.network(self.player.modules["net"])
         denoiser = Denoiser(network, schedule, backbone.prediction, schedule)
         conditions = backbone.encode_prompts([sample.caption for sample in samples])
-        return backbone.decode(solve(Solver.DPM_SOLVER_PP_2M, denoiser, noise, 8, conditions, schedule))
+        return backbone.decode(
+            solve(Solver.DPM_SOLVER_PP_2M, denoiser, noise, trailing(8), conditions, schedule)
+        )
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         schedule, prediction = self.backbone.schedule, self.backbone.prediction

@@ -39,7 +39,7 @@ def trace(folders: Iterable[Path], artifacts: Path) -> list[Artifact]:
         if identities not in traced:
             manifests = [read_manifest(known[one]) for one in identities if one in known]
             sources = {source for manifest in manifests for source in manifest.made_from.items()}
-            parents = tuple(visit(*series) for series in gather(sources))
+            parents = tuple(dict.fromkeys(visit(*series) for series in gather(sources)))
             above = {a.anchor for parent in parents for a in (*parent.parents, *parent.ancestors)}
             above -= {parent.anchor for parent in parents}
             traced[identities] = Artifact(

@@ -11,7 +11,7 @@ from fewstep.config.base import switch
 from fewstep.config.sampling import SamplingConfig
 from fewstep.diffusion.denoiser import Conditions, Denoise, clipped, guided
 from fewstep.diffusion.schedules import Schedule
-from fewstep.diffusion.solvers import Solver, solve
+from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import computing
 
 
@@ -37,7 +37,7 @@ class Sampler:
         """The model's estimate with guidance and clipping applied."""
         denoise: Denoise = self.model.denoiser
         if self.model.is_teacher and self.sampling.guidance != 1:
-            unconditional = self.backbone.encode_prompts([self.sampling.negative_prompt])
+            unconditional = self.backbone.unconditional(self.sampling.negative_prompt)
             denoise = guided(denoise, unconditional, self.sampling.guidance)
         if self.clip is not None:
             denoise = clipped(denoise, self.model.denoiser.path, self.clip)
@@ -50,9 +50,11 @@ class Sampler:
     @torch.no_grad()
     def latents(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
         """From noise `[B, C, h, w]` to latents of the same shape in `steps` evaluations."""
-        solver = self.sampling.solver if self.model.is_teacher else Solver.DDIM
+        teacher = self.model.is_teacher
+        solver = self.sampling.solver if teacher else Solver.DDIM
+        times = self.backbone.times(steps) if teacher else trailing(steps)
         with computing():
-            return solve(solver, self.denoise(), noise, steps, conditions, self.model.denoiser.path)
+            return solve(solver, self.denoise(), noise, times, conditions, self.model.denoiser.path)
 
     @torch.no_grad()
     def pictures(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:

@@ -1,0 +1,121 @@
+"""A model of one's own, from one file of its user; docs/custom_model.md walks through an example."""
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_model, save_model
+from torch import Tensor, nn
+
+from fewstep.artifacts.folder import read_json, write_json
+from fewstep.diffusion.denoiser import Conditions, Network, Prediction
+from fewstep.diffusion.schedules import Schedule
+from fewstep.diffusion.solvers import trailing
+from fewstep.errors import UserError
+from fewstep.hardware import device
+
+CODE, WEIGHTS, FACTORY = "model.py", "weights.safetensors", "factory.json"
+
+
+class CustomModel:
+    """What the user's factory returns; methods are overridden where the model differs. See `base.Backbone`.
+
+    net: the denoising network. latent_shape: of one sample, e.g. (3, 32, 32). schedule: its noise schedule.
+    prediction: what its output means. As it stands: a network called as `net(x, time)`, on pictures
+    themselves, without conditions.
+    """
+
+    def __init__(
+        self, net: nn.Module, latent_shape: tuple[int, ...], schedule: Schedule, prediction: Prediction
+    ) -> None:
+        self.net, self.latent_shape = net.to(device()).eval(), latent_shape
+        self.schedule, self.prediction = schedule, prediction
+
+    def call(self, net: nn.Module, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        """The network's output `[B, ...]` for x `[B, ...]` at `schedule.network_time(t)` `[B]`."""
+        raw: Tensor = net(x, time)
+        return raw
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        """Prompts as named tensors `[B, ...]`."""
+        return {}
+
+    def unconditional(self, negative_prompt: str = "") -> Conditions:
+        """The other side of guidance, batch size 1."""
+        return self.encode_prompts([negative_prompt])
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        """Pictures `[B, 3, H, W]` in [-1, 1] as latents."""
+        return pictures
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as pictures."""
+        return latents
+
+    def decoder(self) -> nn.Module:
+        """What `decode` runs."""
+        return nn.Identity()
+
+    def times(self, steps: int) -> list[float]:
+        """`steps + 1` times from 1 to 0 at which the teacher is sampled."""
+        return trailing(steps)
+
+    def network(self, net: nn.Module) -> Network:
+        """How a network of this kind is called."""
+        return lambda x, time, conditions: self.call(net, x, time, conditions)
+
+    def load_net(self, folder: Path) -> nn.Module:
+        """A network saved by `save_net`; strict."""
+        net = deepcopy(self.net)
+        try:
+            load_model(net, folder / WEIGHTS, device=str(device()))
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{folder / WEIGHTS}: does not fit the model of this teacher: {error}") from error
+        return net.eval()
+
+    def save_net(self, net: nn.Module, folder: Path) -> None:
+        """Write the weights."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(net, str(folder / WEIGHTS))
+
+    @classmethod
+    def open(cls, folder: Path) -> "CustomModel":
+        """A teacher written by `adopt`: its own copies of the user's file and of the weights."""
+        model = factory_in(folder / CODE, read_json(folder / FACTORY)["factory"])(False)
+        model.net = model.load_net(folder / "net")
+        return model
+
+
+Adapter = CustomModel
+
+
+def adopt(file: Path, factory: str, folder: Path) -> CustomModel:
+    """Write the model that the factory in `file` makes into `folder`. Raises UserError when it makes none."""
+    model = factory_in(file, factory)(True)
+    if not isinstance(model, CustomModel):
+        raise UserError(f"{file}: {factory} returned {model!r}, not a fewstep.backbones.custom.CustomModel")
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, folder / CODE)
+    write_json(folder / FACTORY, {"factory": factory})
+    model.save_net(model.net, folder / "net")
+    return model
+
+
+def factory_in(file: Path, name: str) -> Callable[[bool], Any]:
+    """The factory in a user's file.
+
+    It is called as `factory(trained)`: with True once, to bring the trained weights; with False whenever
+    the chain puts its own copy of them into the network that was made.
+    """
+    spec = importlib.util.spec_from_file_location(f"fewstep_custom_{file.stem}", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise UserError(f"params.yaml: teacher.adopt: {file}: no such Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, name, None)):
+        raise UserError(f"params.yaml: adopt_teacher.factory = {name!r}: {file} has no such function")
+    factory: Callable[[bool], Any] = getattr(module, name)
+    return factory

@@ -1,0 +1,172 @@
+"""What all pipelines of diffusers share: a folder of parts, each loaded when it is first used."""
+
+import importlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.artifacts.folder import read_json
+from fewstep.diffusion.denoiser import Conditions, Network, Prediction
+from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
+from fewstep.diffusion.solvers import trailing
+from fewstep.errors import UserError
+from fewstep.hardware import device, exactly
+
+INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers")
+
+Parts = Mapping[str, Callable[[], Any]]
+"""Name of a pipeline folder's part -> how to get it."""
+
+
+class DiffusersBackbone:
+    """The part of `base.Backbone` that does not differ between families.
+
+    A part is made, put on the device and into evaluation mode when it is first used, so a stage holds in
+    memory what it needs and no more. A family says how prompts become conditions and how its network is
+    called with them.
+    """
+
+    pipeline_class: ClassVar[str]
+    """The pipeline in diffusers."""
+    pipeline_options: ClassVar[Mapping[str, Any]] = {}
+    """Further arguments of its constructor."""
+    net_part: ClassVar[str] = "unet"
+    """Name of the denoising network's part."""
+    net_class: ClassVar[str] = "UNet2DConditionModel"
+    """Its class in diffusers."""
+
+    def __init__(self, parts: Parts, schedule: Schedule, prediction: Prediction) -> None:
+        self.parts, self.schedule, self.prediction = parts, schedule, prediction
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """A teacher's folder, which is a pipeline's as diffusers writes it."""
+        parts = parts_of(folder)
+        return cls(parts, *schedule_of(parts["scheduler"]().config))
+
+    def module(self, name: str) -> Any:
+        """A network, on the device and frozen."""
+        return self.parts[name]().to(device()).eval()
+
+    @cached_property
+    def net(self) -> Any:
+        return self.module(self.net_part)
+
+    @cached_property
+    def vae(self) -> Any:
+        """The autoencoder."""
+        return self.module("vae")
+
+    @cached_property
+    def prompter(self) -> Any:
+        """The pipeline without its denoiser and autoencoder: diffusers' own way from prompts to tensors."""
+        import diffusers
+
+        idle = (self.net_part, "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+        parts = {name: None if name in idle else make() for name, make in self.parts.items()}
+        kind = getattr(diffusers, self.pipeline_class)
+        pipeline = kind(**{name: parts.get(name) for name in component_names(kind)}, **self.pipeline_options)
+        return pipeline.to(device())
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        config = self.net.config
+        return config.in_channels, config.sample_size, config.sample_size
+
+    def times(self, steps: int) -> list[float]:
+        """Equally spaced, moved to the nearest time of the network's table: as `trailing` schedulers do."""
+        if not isinstance(self.schedule, DiscreteVP):
+            return trailing(steps)
+        table = len(self.schedule.alphas_cumprod)
+        return [round(table * t) / table for t in trailing(steps)]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        raise NotImplementedError
+
+    def unconditional(self, negative_prompt: str = "") -> Conditions:
+        return self.encode_prompts([negative_prompt])
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        with exactly(self.vae.config.get("force_upcast", False)):
+            latents = self.vae.encode(pictures).latent_dist.mean.float()
+        return (latents - self.shift) * self.vae.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        with exactly(self.vae.config.get("force_upcast", False)):
+            return self.vae.decode(latents / self.vae.config.scaling_factor + self.shift).sample.float()
+
+    @property
+    def shift(self) -> float:
+        """Mean of the latents before they are scaled."""
+        return self.vae.config.get("shift_factor") or 0.0
+
+    def decoder(self) -> nn.Module:
+        return self.vae
+
+    def network(self, net: nn.Module) -> Network:
+        raise NotImplementedError
+
+    def load_net(self, folder: Path) -> Any:
+        return load_part("diffusers", self.net_class, folder).to(device()).eval()
+
+    def save_net(self, net: nn.Module, folder: Path) -> None:
+        net.save_pretrained(folder)  # type: ignore[operator]
+        forget_origin(folder)
+
+
+def component_names(kind: type) -> list[str]:
+    """The parts a pipeline class is made of, those it can do without left out."""
+    expected, optional = kind._get_signature_keys(kind)  # type: ignore[attr-defined]
+    return sorted(set(expected) - set(optional))
+
+
+def parts_of(folder: Path) -> dict[str, Callable[[], Any]]:
+    """The parts that the folder's index lists. Raises UserError on one of another library."""
+    parts: dict[str, Callable[[], Any]] = {}
+    for name, entry in read_json(folder / INDEX).items():
+        if not isinstance(entry, list) or entry[0] is None or name in ("safety_checker", "feature_extractor"):
+            continue
+        library, kind = entry
+        if library not in LIBRARIES:
+            raise UserError(f"{folder / INDEX}: {name} is of {library!r}; known: {', '.join(LIBRARIES)}")
+        parts[name] = partial(load_part, library, kind, folder / name)
+    return parts
+
+
+def load_part(library: str, kind: str, folder: Path) -> Any:
+    """A part by its class's name; the library is imported only now. Weights are read as float32."""
+    return load(getattr(importlib.import_module(library), kind), folder)
+
+
+def load(kind: Any, folder: Path) -> Any:
+    """`kind.from_pretrained`, from this folder alone. Raises UserError naming the folder."""
+    weights = {"dtype": torch.float32, "use_safetensors": True} if issubclass(kind, nn.Module) else {}
+    try:
+        return kind.from_pretrained(folder, local_files_only=True, **weights)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {error}") from error
+
+
+def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
+    """What a diffusers scheduler's configuration says its network was trained with."""
+    if "FlowMatch" in scheduler["_class_name"]:
+        return RectifiedFlow(), Prediction.FLOW
+    from diffusers import DDIMScheduler
+
+    known = DDIMScheduler.from_config(dict(scheduler))
+    return DiscreteVP(tuple(known.alphas_cumprod.double().tolist())), Prediction(known.config.prediction_type)
+
+
+def forget_origin(folder: Path, name: str = "config.json") -> None:
+    """Take the path that diffusers notes in its JSON out again: hashed files name no place."""
+    path = folder / name
+    if path.exists():
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

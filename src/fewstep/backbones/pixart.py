@@ -1,0 +1,60 @@
+"""PixArt-alpha: T5 text with its mask, `PixArtTransformer2DModel`."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.hardware import device
+
+VAE_FACTOR = 8
+
+
+class PixArt(DiffusersBackbone):
+    """See `base.Backbone`.
+
+    Conditions: `text [B, L, D]` and its `mask [B, L]`; for 1024-pixel models also `resolution [B, 2]` in
+    pixels and `aspect_ratio [B, 1]` (Chen et al. 2023). Captions are taken as they are, without the cleaning
+    that stock pipelines do by default. A learned variance is dropped.
+    """
+
+    pipeline_class = "PixArtAlphaPipeline"
+    net_part = "transformer"
+    net_class = "PixArtTransformer2DModel"
+    tokens: ClassVar[int] = 120
+    """Of a prompt, padded."""
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        text, mask, _, _ = self.prompter.encode_prompt(
+            list(prompts),
+            do_classifier_free_guidance=False,
+            device=device(),
+            clean_caption=False,
+            max_sequence_length=self.tokens,
+        )
+        found = {"text": text.float(), "mask": mask.float()}
+        if self.net.use_additional_conditions:
+            side = float(self.net.config.sample_size * VAE_FACTOR)
+            found["resolution"] = torch.full((len(text), 2), side, device=text.device)
+            found["aspect_ratio"] = torch.ones(len(text), 1, device=text.device)
+        return found
+
+    def network(self, net: nn.Module) -> Network:
+        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+            raw: Tensor = net(
+                x,
+                encoder_hidden_states=conditions["text"],
+                timestep=time,
+                added_cond_kwargs={name: conditions.get(name) for name in ("resolution", "aspect_ratio")},
+                encoder_attention_mask=conditions["mask"],
+                return_dict=False,
+            )[0]
+            return raw[:, : x.shape[1]]
+
+        return run
+
+
+Adapter = PixArt

@@ -1,0 +1,56 @@
+"""Diffusion on pixels: `UNet2DModel` without autoencoder or text, unconditional or by class.
+
+The classic case of progressive distillation (Salimans & Ho 2022). A class-conditional model's prompts are its
+classes' numbers.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.errors import UserError
+from fewstep.hardware import device
+
+
+class Pixel(DiffusersBackbone):
+    """See `base.Backbone`. Conditions: `label [B]`, the class's number; none for unconditional models.
+
+    Latents are the pictures themselves, or their mean over colours for a network of one channel.
+    """
+
+    pipeline_class = "DDPMPipeline"
+    net_class = "UNet2DModel"
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        classes = self.net.config.num_class_embeds
+        if classes is None:
+            return {}
+        for prompt in prompts:
+            if not prompt.isdecimal() or int(prompt) >= classes:
+                raise UserError(
+                    f"prompt {prompt!r}: this model's prompts are its classes, 0 to {classes - 1}"
+                )
+        return {"label": torch.tensor([float(prompt) for prompt in prompts], device=device())}
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        return pictures.mean(1, keepdim=True) if self.latent_shape[0] == 1 else pictures
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents.expand(-1, 3, -1, -1)
+
+    def decoder(self) -> nn.Module:
+        return nn.Identity()
+
+    def network(self, net: nn.Module) -> Network:
+        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+            label = conditions["label"].long() if conditions else None
+            raw: Tensor = net(x, time, label, return_dict=False)[0]
+            return raw[:, : x.shape[1]]
+
+        return run
+
+
+Adapter = Pixel

@@ -1,0 +1,40 @@
+"""Stable Diffusion 3 and 3.5: three text encoders, `SD3Transformer2DModel`, rectified flow."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.hardware import device
+
+
+class StableDiffusion3(DiffusersBackbone):
+    """See `base.Backbone`. Conditions: `text [B, L, D]` of all encoders; `pooled [B, P]` of the first two."""
+
+    pipeline_class = "StableDiffusion3Pipeline"
+    net_part = "transformer"
+    net_class = "SD3Transformer2DModel"
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        text, _, pooled, _ = self.prompter.encode_prompt(
+            list(prompts), None, None, device=device(), do_classifier_free_guidance=False
+        )
+        return {"text": text.float(), "pooled": pooled.float()}
+
+    def times(self, steps: int) -> list[float]:
+        """As the teacher's own scheduler spaces them, which is denser where there is more noise."""
+        scheduler = self.parts["scheduler"]()
+        scheduler.set_timesteps(steps)
+        times: list[float] = scheduler.sigmas.double().tolist()
+        return times
+
+    def network(self, net: nn.Module) -> Network:
+        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+            raw: Tensor = net(x, conditions["text"], conditions["pooled"], time, return_dict=False)[0]
+            return raw
+
+        return run
+
+
+Adapter = StableDiffusion3

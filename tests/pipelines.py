@@ -1,0 +1,206 @@
+"""Miniature pipelines of diffusers' real classes, random weights, one per family."""
+
+from pathlib import Path
+from typing import Any
+
+import diffusers as d
+import torch
+import transformers as t
+
+from fewstep.backbones.bpe import new_tokenizer
+
+CAPTIONS = ["a small red star on a blue background", "a large green circle on a white background"]
+SIDE = 8
+"""Of a latent."""
+
+
+def make(family: str, folder: Path, **options: Any) -> Any:
+    """Save a pipeline of this family; options go to its maker."""
+    torch.manual_seed(0)
+    pipeline = MAKERS[family](**options)
+    pipeline.save_pretrained(folder)
+    return type(pipeline).from_pretrained(folder)
+
+
+def clip_tokenizer() -> t.CLIPTokenizer:
+    return new_tokenizer(CAPTIONS, 560, 12)
+
+
+def clip(width: int, projected: bool = False) -> Any:
+    tokenizer = clip_tokenizer()
+    config = t.CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_dim=width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (t.CLIPTextModelWithProjection if projected else t.CLIPTextModel)(config)
+
+
+def t5(width: int) -> Any:
+    return t.T5EncoderModel(
+        t.T5Config(vocab_size=64, d_model=width, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    )
+
+
+def t5_tokenizer() -> t.T5Tokenizer:
+    letters = [(letter, -3.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+    words = [("▁red", -1.0), ("▁star", -1.0), ("▁background", -1.0)]
+    special = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
+    return t.T5Tokenizer(vocab=[*special, *letters, *words], extra_ids=0)
+
+
+def vae(channels: int = 4, **options: Any) -> d.AutoencoderKL:
+    return d.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=channels,
+        norm_num_groups=4,
+        sample_size=64,
+        **options,
+    )
+
+
+def unet(cross: int, **options: Any) -> d.UNet2DConditionModel:
+    return d.UNet2DConditionModel(
+        sample_size=SIDE,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=cross,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def betas(**options: Any) -> dict[str, Any]:
+    return {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", **options}
+
+
+def sd(**scheduler: Any) -> d.StableDiffusionPipeline:
+    return d.StableDiffusionPipeline(
+        vae=vae(),
+        text_encoder=clip(16),
+        tokenizer=clip_tokenizer(),
+        unet=unet(16),
+        scheduler=d.DDIMScheduler(**betas(steps_offset=1, clip_sample=False, **scheduler)),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl(**scheduler: Any) -> d.StableDiffusionXLPipeline:
+    return d.StableDiffusionXLPipeline(
+        vae=vae(force_upcast=True, scaling_factor=0.13025),
+        text_encoder=clip(16),
+        text_encoder_2=clip(24, projected=True),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        unet=unet(
+            40,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=4,
+            projection_class_embeddings_input_dim=24 + 6 * 4,
+        ),
+        scheduler=d.EulerDiscreteScheduler(**betas(**scheduler)),
+        add_watermarker=False,
+    )
+
+
+def pixart_transformer(side: int = SIDE, **options: Any) -> d.PixArtTransformer2DModel:
+    return d.PixArtTransformer2DModel(
+        sample_size=side,
+        num_layers=2,
+        patch_size=2,
+        attention_head_dim=8,
+        num_attention_heads=3,
+        in_channels=4,
+        out_channels=8,
+        cross_attention_dim=24,
+        caption_channels=16,
+        **options,
+    )
+
+
+def pixart(side: int = SIDE) -> d.PixArtAlphaPipeline:
+    return d.PixArtAlphaPipeline(
+        vae=vae(),
+        text_encoder=t5(16),
+        tokenizer=t5_tokenizer(),
+        transformer=pixart_transformer(side),
+        scheduler=d.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+    )
+
+
+def pixart_sigma() -> d.PixArtSigmaPipeline:
+    return d.PixArtSigmaPipeline(
+        vae=vae(),
+        text_encoder=t5(16),
+        tokenizer=t5_tokenizer(),
+        transformer=pixart_transformer(use_additional_conditions=False),
+        scheduler=d.DPMSolverMultistepScheduler(beta_start=0.0001, beta_end=0.02),
+    )
+
+
+def sd3() -> d.StableDiffusion3Pipeline:
+    return d.StableDiffusion3Pipeline(
+        vae=vae(
+            16, shift_factor=0.0609, scaling_factor=1.5305, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        text_encoder=clip(16, projected=True),
+        text_encoder_2=clip(16, projected=True),
+        text_encoder_3=t5(32),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
+        tokenizer_3=t5_tokenizer(),
+        transformer=d.SD3Transformer2DModel(
+            sample_size=SIDE,
+            patch_size=2,
+            in_channels=16,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            out_channels=16,
+        ),
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+
+
+def pixel(classes: int | None = None) -> d.DDPMPipeline:
+    return d.DDPMPipeline(
+        unet=d.UNet2DModel(
+            sample_size=16,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=4,
+            norm_num_groups=4,
+            num_class_embeds=classes,
+        ),
+        scheduler=d.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction"),
+    )
+
+
+MAKERS = {
+    "sd": sd,
+    "sdxl": sdxl,
+    "pixart": pixart,
+    "pixart_sigma": pixart_sigma,
+    "sd3": sd3,
+    "pixel": pixel,
+}

@@ -1,0 +1,284 @@
+"""Each family's adapter against the stock pipeline of diffusers: same weights, same noise, same numbers."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers as d
+import numpy as np
+import pytest
+import torch
+
+from fewstep.artifacts.folder import whole_folder
+from fewstep.artifacts.manifest import Manifest, sha256
+from fewstep.backbones.base import Backbone, open_backbone, open_model, save_model
+from fewstep.backbones.importing import import_teacher
+from fewstep.config.sampling import SamplingConfig
+from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.diffusion.solvers import Solver
+from fewstep.errors import UserError
+from fewstep.sampling.draw import Sampler, encode_distinct
+from tests.pipelines import CAPTIONS, MAKERS, make
+
+PROMPTED = ["sd", "sdxl", "pixart", "pixart_sigma", "sd3"]
+TRAILING = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
+QUIET = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
+QUIET["pixart_sigma"] = QUIET["pixart"]
+
+Import = Callable[..., tuple[Any, Backbone, Path]]
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+@pytest.fixture
+def imported(tmp_path: Path) -> Import:
+    """Makes a stock pipeline, imports it, and opens the adapter on the artifact."""
+
+    def run(family: str, **options: Any) -> tuple[Any, Backbone, Path]:
+        pipeline = make(family, tmp_path / "stock", **options)
+        pipeline.set_progress_bar_config(disable=True)
+        with whole_folder(tmp_path / "teacher") as staging:
+            facts = import_teacher(str(tmp_path / "stock"), family, ImportTeacherConfig(), staging)
+            Manifest.seal(staging, "teacher", facts, {})
+        return pipeline, open_backbone(tmp_path / "teacher"), tmp_path / "teacher"
+
+    return run
+
+
+def drawn(backbone: Backbone, folder: Path, noise: torch.Tensor, steps: int, **sampling: Any) -> torch.Tensor:
+    """The chain's own latents of CAPTIONS."""
+    sampler = Sampler(open_model(folder, backbone), backbone, SamplingConfig(**sampling))
+    with torch.no_grad():
+        return sampler.latents(backbone.encode_prompts(CAPTIONS), noise, steps)
+
+
+def stock(pipeline: Any, family: str, noise: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
+    """The same by diffusers."""
+    latents: torch.Tensor = pipeline(
+        CAPTIONS,
+        negative_prompt=None if family == "sdxl" else [""] * len(CAPTIONS),
+        latents=noise.clone(),
+        num_inference_steps=steps,
+        guidance_scale=guidance,
+        output_type="latent",
+        **QUIET.get(family, {}),
+    ).images
+    return latents
+
+
+@pytest.mark.parametrize("family", PROMPTED)
+@pytest.mark.parametrize(("steps", "guidance", "tolerance"), [(1, 1.0, 1e-5), (1, 4.0, 1e-5), (5, 4.0, 1e-4)])
+def test_latents_are_the_stock_pipelines(
+    family: str, steps: int, guidance: float, tolerance: float, imported: Import
+) -> None:
+    pipeline, backbone, folder = imported(family)
+    if family != "sd3":
+        pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    ours = drawn(backbone, folder, noise, steps, solver=Solver.DDIM, guidance=guidance)
+    theirs = stock(pipeline, family, noise, steps, guidance)
+    assert theirs.std() > 0.1
+    torch.testing.assert_close(ours, theirs, atol=tolerance * float(theirs.abs().max()), rtol=0)
+
+
+def test_pixart_at_1024_pixels_is_told_the_size(imported: Import) -> None:
+    pipeline, backbone, folder = imported("pixart", side=128)
+    pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    ours = drawn(backbone, folder, noise, 1, solver=Solver.DDIM, guidance=4.0)
+    theirs = stock(pipeline, "pixart", noise, 1, 4.0)
+    assert set(backbone.encode_prompts(CAPTIONS)) == {"text", "mask", "resolution", "aspect_ratio"}
+    torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
+
+
+V = {"prediction_type": "v_prediction"}
+ZERO_SNR = {**V, "rescale_betas_zero_snr": True}
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "solver"),
+    # Stock DPM-Solver++ replaces the zero SNR by 2^-24 and so starts from another point.
+    [
+        (s, solver)
+        for s in ({}, V, ZERO_SNR)
+        for solver in Solver
+        if (s, solver) != (ZERO_SNR, Solver.DPM_SOLVER_PP_2M)
+    ],
+)
+def test_stable_diffusion_with_each_prediction_and_solver(
+    scheduler: dict[str, Any], solver: Solver, imported: Import
+) -> None:
+    pipeline, backbone, folder = imported("sd", **scheduler)
+    if solver is Solver.DDIM:
+        pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
+    else:
+        pipeline.scheduler = d.DPMSolverMultistepScheduler.from_config(
+            pipeline.scheduler.config, timestep_spacing="trailing", final_sigmas_type="zero"
+        )
+    # Stock DDIM steps past its own grid where the count does not divide 1000; DPM-Solver++ does not.
+    steps = 5 if solver is Solver.DDIM else 6
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    ours = drawn(backbone, folder, noise, steps, solver=solver, guidance=3.0)
+    theirs = stock(pipeline, "sd", noise, steps, 3.0)
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("family", PROMPTED)
+def test_pictures_are_the_stock_pipelines_and_encode_inverts_their_scaling(
+    family: str, imported: Import
+) -> None:
+    pipeline, backbone, _ = imported(family)
+    latents = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(2))
+    vae = pipeline.vae
+    shift = vae.config.shift_factor or 0.0
+    with torch.no_grad():
+        torch.testing.assert_close(
+            backbone.decode(latents), vae.decode(latents / vae.config.scaling_factor + shift).sample
+        )
+        pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+        raw = vae.encode(pictures).latent_dist.mean
+        torch.testing.assert_close(backbone.encode(pictures), (raw - shift) * vae.config.scaling_factor)
+
+
+@pytest.mark.parametrize("classes", [None, 10])
+def test_pixel_models_draw_as_stock_ddim(classes: int | None, imported: Import) -> None:
+    pipeline, backbone, folder = imported("pixel", classes=classes)
+    scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
+    x = noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    prompts = ["3", "7"]
+    label = torch.tensor([3, 7]) if classes else None
+    scheduler.set_timesteps(5)
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            x = scheduler.step(pipeline.unet(x, t, label).sample, t, x).prev_sample
+        sampler = Sampler(
+            open_model(folder, backbone), backbone, SamplingConfig(solver=Solver.DDIM, guidance=1.0)
+        )
+        ours = sampler.latents(backbone.encode_prompts(prompts), noise, 5)
+    torch.testing.assert_close(ours, x, atol=1e-4, rtol=1e-4)
+    if classes:
+        with pytest.raises(UserError, match="0 to 9"):
+            backbone.encode_prompts(["a dog"])
+
+
+@pytest.mark.parametrize("family", sorted(MAKERS))
+def test_a_model_of_the_family_survives_saving(family: str, imported: Import, tmp_path: Path) -> None:
+    _, backbone, folder = imported(family)
+    teacher = open_model(folder, backbone)
+    save_model(tmp_path / "copy", teacher, backbone, "none", {"teacher": folder})
+    again = open_model(tmp_path / "copy", backbone)
+    assert {n: p.shape for n, p in again.net.named_parameters()} == {
+        n: p.shape for n, p in teacher.net.named_parameters()
+    }
+    assert all(
+        torch.equal(a, b) for a, b in zip(again.net.parameters(), teacher.net.parameters(), strict=True)
+    )
+
+
+def test_a_moved_folder_is_the_same_teacher(tmp_path: Path) -> None:
+    make("sd", tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    make("sd", tmp_path / "here")
+    seals = []
+    for place in ("here", "there"):
+        with whole_folder(tmp_path / f"from-{place}") as staging:
+            facts = import_teacher(str(tmp_path / place), "sd", ImportTeacherConfig(), staging)
+            Manifest.seal(staging, "teacher", facts, {})
+        seals.append(sha256(tmp_path / f"from-{place}" / "manifest.json"))
+    assert seals[0] == seals[1]
+
+
+def test_the_licence_of_a_teacher_is_carried(tmp_path: Path) -> None:
+    make("sd", tmp_path / "stock")
+    (tmp_path / "stock/README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
+    facts = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), tmp_path / "out")
+    assert facts["licence"] == "openrail++"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
+        (lambda folder: (folder / "unet/diffusion_pytorch_model.safetensors").unlink(), "cannot be loaded"),
+        (
+            lambda folder: (folder / "model_index.json").write_text(
+                json.dumps({"_class_name": "StableDiffusionPipeline", "unet": ["my_code", "Net"]})
+            ),
+            "code of its own",
+        ),
+    ],
+    ids=["no pipeline", "weights missing", "foreign code"],
+)
+def test_what_cannot_be_imported_is_refused_by_name(
+    spoil: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    make("sd", tmp_path / "stock")
+    spoil(tmp_path / "stock")
+    with pytest.raises(UserError, match=says):
+        import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), tmp_path / "out")
+
+
+def test_an_unreachable_repository_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    config = ImportTeacherConfig(local_files_only=True)
+    with pytest.raises(UserError, match="hf download nobody/nothing"):
+        import_teacher("nobody/nothing", "sd", config, tmp_path / "out")
+
+
+def test_an_unknown_family_names_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pixart, pixart_sigma, pixel, sd, sd3, sdxl"):
+        import_teacher(str(tmp_path), "sd9", ImportTeacherConfig(), tmp_path / "out")
+
+
+def test_distinct_prompts_are_encoded_once(imported: Import, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, backbone, _ = imported("pixel", classes=10)
+    conditions, row = encode_distinct(backbone, ["3", "1", "3"])
+    assert conditions["label"].tolist() == [1.0, 3.0]
+    assert row.tolist() == [1, 0, 1]
+    assert np.isfinite(conditions["label"].numpy()).all()
+
+
+COUNTS = {
+    "SD 1.x": 859_520_964,
+    "SDXL": 2_567_463_684,
+}
+WIDTHS = (320, 640, 1280)
+
+
+def test_real_configurations_have_the_published_parameter_counts() -> None:
+    with torch.device("meta"):
+        sd = d.UNet2DConditionModel(cross_attention_dim=768, sample_size=64)
+        sdxl = d.UNet2DConditionModel(
+            sample_size=128,
+            block_out_channels=WIDTHS,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=[1, 2, 10],
+            attention_head_dim=[5, 10, 20],
+            cross_attention_dim=2048,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=256,
+            projection_class_embeddings_input_dim=2816,
+        )
+        sd3 = d.SD3Transformer2DModel(
+            sample_size=128,
+            num_layers=24,
+            num_attention_heads=24,
+            caption_projection_dim=1536,
+            joint_attention_dim=4096,
+            pooled_projection_dim=2048,
+            pos_embed_max_size=192,
+        )
+        pixart = d.PixArtTransformer2DModel(sample_size=64, use_additional_conditions=False)
+    count = {
+        name: sum(p.numel() for p in net.parameters())
+        for name, net in {"SD 1.x": sd, "SDXL": sdxl, "SD3": sd3, "PixArt": pixart}.items()
+    }
+    assert {name: count[name] for name in COUNTS} == COUNTS
+    assert count["SD3"] == pytest.approx(2.03e9, rel=0.03)
+    assert count["PixArt"] == pytest.approx(0.6e9, rel=0.02)
