@@ -3,7 +3,7 @@
 import sys
 
 from fewstep.config.base import read
-from fewstep.layout import MODELS
+from fewstep.layout import ENCODED, MODELS
 from fewstep.objectives.halve import Config
 from fewstep.objectives.learn import learn
 from fewstep.stage import run
@@ -13,9 +13,10 @@ NAME = f"halve-{ROUND}"
 
 
 def main() -> None:
-    """params.yaml `halve.ROUND` + its start model + triplets -> artifacts/models/halve-ROUND."""
-    shards = read(list[int], "triplets", "shards")
-    learn(f"halve@{ROUND}", NAME, "halve", read(Config, "halve", ROUND), shards, read(int, "seed"))
+    """params.yaml `halve.ROUND` + its start model + its data -> artifacts/models/halve-ROUND."""
+    config, shards = read(Config, "halve", ROUND), read(list[int], "triplets", "shards")
+    encoded = ENCODED / "train" if config.data == "encoded" else None
+    learn(f"halve@{ROUND}", NAME, "halve", config, shards, read(int, "seed"), encoded=encoded)
 
 
 if __name__ == "__main__":

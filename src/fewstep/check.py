@@ -85,10 +85,10 @@ def plan(chain: Chain) -> list[PlannedStage]:
     pixels = 3 * chain.data.resolution**2
     count = chain.data.count
     stages = [PlannedStage("prepare_data", count, None, count * pixels // 2 if count else None)]
-    if chain.judge.train:
+    if chain.judge.train and chain.train_judge:
         stages.append(training("train_judge", chain.train_judge.training, None))
     model, latent = model_bytes(chain)
-    if chain.teacher.train:
+    if chain.teacher.train and chain.train_teacher:
         vae = chain.train_teacher.vae.training
         stages.append(training("train_teacher, autoencoder", vae, None))
         stages.append(training("train_teacher, denoiser", chain.train_teacher.training, model))
@@ -117,9 +117,9 @@ def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStag
 
 def model_bytes(chain: Chain) -> tuple[int | None, int | None]:
     """Bytes of a denoiser and of a latent, counted on the meta device; None for a foreign teacher."""
-    if not chain.teacher.train:
-        return None, None
     config = chain.train_teacher
+    if not chain.teacher.train or config is None:
+        return None, None
     side = chain.data.resolution >> (len(config.vae.channels) - 1)
     with torch.device("meta"):
         net = new_net(config.net, side, config.vae.latent_channels, config.text.width)

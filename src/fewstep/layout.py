@@ -4,6 +4,7 @@ from pathlib import Path
 
 DATA = Path("artifacts/data")
 JUDGE = Path("artifacts/judge")
+ENCODED = Path("artifacts/encoded")
 MODELS = Path("artifacts/models")
 TEACHER = MODELS / "teacher"
 TRIPLETS = Path("artifacts/triplets")

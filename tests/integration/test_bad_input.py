@@ -11,8 +11,8 @@ from tests.integration.project import Project
 WRONG: list[tuple[str, Any, str]] = [
     ("students.one_step.from", "halve-3", "students.one_step.from = 'halve-3': no such model"),
     ("students.one_step.method", "magic", "method 'magic' is unknown"),
-    ("reflow.training.learning_rate", -1, "reflow.training.learning_rate = -1"),
-    ("reflow.trainig", {}, "reflow.trainig = {}: no such parameter"),
+    ("reflow.reflow.training.learning_rate", -1, "reflow.reflow.training.learning_rate = -1"),
+    ("reflow.reflow.trainig", {}, "reflow.reflow.trainig = {}: no such parameter"),
     ("halve.4.from", "halve-2", "would be made from itself"),
     ("evaluate.models.nobody", [1], "evaluate.models.nobody: no such model"),
     ("data.resolution", 20, "data.resolution = 20: Input should be a multiple of 8"),
@@ -50,12 +50,12 @@ def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(new_project: Callab
 
 def test_a_diverging_training_stops_with_step_and_samples(copied: Project) -> None:
     params = copied.params
-    params["reflow"]["training"] |= {"learning_rate": 1e30, "steps": 20}
+    params["reflow"]["reflow"]["training"] |= {"learning_rate": 1e30, "steps": 20}
     copied.write_params(params)
-    said = copied.fail("-s", "reflow")
+    said = copied.fail("-s", "reflow@reflow")
     assert re.search(r"(loss|gradient norm) became (nan|inf) at step \d+", said)
     assert "failed_batch.json" in said
-    assert any(copied.folder.glob(".checkpoints/reflow/*/reflow/failed_batch.json"))
+    assert any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/failed_batch.json"))
 
 
 def test_a_changed_artifact_is_refused_by_name(copied: Project) -> None:

@@ -16,6 +16,7 @@ from tests.integration.project import Project
 SHORT_ROUND = {
     "from": "halve-4",
     "steps": 2,
+    "data": "encoded",
     "weight": "snr_plus_one",
     "training": {"steps": 2, "batch_size": 8, "learning_rate": 1e-3},
 }
@@ -99,7 +100,7 @@ def test_an_experiment_and_its_differences_are_commands(copied: Project) -> None
 
 @pytest.mark.parametrize(
     ("stage", "training"),
-    [("train_teacher", "teacher"), ("reflow", "reflow"), ("distill@one_step", "one_step")],
+    [("train_teacher", "teacher"), ("reflow@reflow", "reflow"), ("distill@one_step", "one_step")],
 )
 def test_killed_at_a_random_step_a_stage_resumes_to_the_same_bytes(
     copied: Project, stage: str, training: str
@@ -121,12 +122,12 @@ def test_interrupted_it_saves_and_leaves_dvc_clean(copied: Project) -> None:
     expected = copied.lock()
 
     def training() -> bool:
-        return any(copied.folder.glob(".checkpoints/reflow/*/reflow/step-*"))
+        return any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/step-*"))
 
-    said = copied.interrupted("reflow", training, signal.SIGINT)
+    said = copied.interrupted("reflow@reflow", training, signal.SIGINT)
     assert "run `dvc repro` again to go on" in said
-    assert any(copied.folder.glob(".checkpoints/reflow/*/reflow/step-*"))
-    result = copied.run("dvc", "repro", "-f", "-s", "reflow")
+    assert any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/step-*"))
+    result = copied.run("dvc", "repro", "-f", "-s", "reflow@reflow")
     assert result.returncode == 0, result.stderr
     assert "reflow: resumes at step" in result.stdout
     assert copied.lock() == expected

@@ -14,11 +14,12 @@ from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest, sha256
 from fewstep.backbones.base import Backbone, open_backbone, open_model, save_model
 from fewstep.backbones.importing import import_teacher
+from fewstep.backbones.prompts import encode_distinct
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.diffusion.solvers import Solver
 from fewstep.errors import UserError
-from fewstep.sampling.draw import Sampler, encode_distinct
+from fewstep.sampling.draw import Sampler
 from tests.pipelines import CAPTIONS, MAKERS, make
 
 PROMPTED = ["sd", "sdxl", "pixart", "pixart_sigma", "sd3"]
@@ -246,6 +247,14 @@ COUNTS = {
     "SD 1.x": 859_520_964,
     "SDXL": 2_567_463_684,
 }
+
+
+def test_prompts_that_are_cut_are_counted(imported: Import, capsys: pytest.CaptureFixture[str]) -> None:
+    _, backbone, _ = imported("sd")
+    encode_distinct(backbone, ["a red star", "a red star " * 9, "a red star"])
+    assert "1 of 2 distinct prompts are longer than the text encoder reads" in capsys.readouterr().out
+
+
 WIDTHS = (320, 640, 1280)
 
 

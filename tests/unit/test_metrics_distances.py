@@ -1,6 +1,5 @@
 """Frechet and kernel distance, precision and recall: closed forms, clean-fid, honest intervals."""
 
-
 import numpy as np
 import pytest
 import scipy  # type: ignore[import-untyped]

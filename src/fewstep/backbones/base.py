@@ -40,6 +40,9 @@ class Backbone(Protocol):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         """Prompts as conditioning tensors `[B, ...]`; empty for a model that takes none."""
 
+    def too_long(self, prompts: Sequence[str]) -> int:
+        """How many prompts have an end that the text encoder does not read."""
+
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         """The other side of guidance, batch size 1: as the family's own pipeline has it."""
 

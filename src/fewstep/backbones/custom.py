@@ -43,6 +43,10 @@ class CustomModel:
         """Prompts as named tensors `[B, ...]`."""
         return {}
 
+    def too_long(self, prompts: Sequence[str]) -> int:
+        """How many prompts have an end that the text encoder does not read."""
+        return 0
+
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         """The other side of guidance, batch size 1."""
         return self.encode_prompts([negative_prompt])

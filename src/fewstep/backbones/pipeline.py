@@ -89,6 +89,18 @@ class DiffusersBackbone:
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         raise NotImplementedError
 
+    @property
+    def prompt_length(self) -> int:
+        """Tokens that the text encoder reads; 0 for a family without prompts."""
+        return self.prompter.tokenizer.model_max_length
+
+    def too_long(self, prompts: Sequence[str]) -> int:
+        length = self.prompt_length
+        if not length:
+            return 0
+        tokens = self.prompter.tokenizer(list(prompts), verbose=False).input_ids
+        return sum(len(ids) > length for ids in tokens)
+
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         return self.encode_prompts([negative_prompt])
 

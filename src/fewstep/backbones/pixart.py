@@ -1,7 +1,6 @@
 """PixArt-alpha: T5 text with its mask, `PixArtTransformer2DModel`."""
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +23,7 @@ class PixArt(DiffusersBackbone):
     pipeline_class = "PixArtAlphaPipeline"
     net_part = "transformer"
     net_class = "PixArtTransformer2DModel"
-    tokens: ClassVar[int] = 120
-    """Of a prompt, padded."""
+    prompt_length = 120
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         text, mask, _, _ = self.prompter.encode_prompt(
@@ -33,7 +31,7 @@ class PixArt(DiffusersBackbone):
             do_classifier_free_guidance=False,
             device=device(),
             clean_caption=False,
-            max_sequence_length=self.tokens,
+            max_sequence_length=self.prompt_length,
         )
         found = {"text": text.float(), "mask": mask.float()}
         if self.net.use_additional_conditions:

@@ -7,7 +7,7 @@ class PixArtSigma(PixArt):
     """See `PixArt`; without size conditions, which its network's configuration says."""
 
     pipeline_class = "PixArtSigmaPipeline"
-    tokens = 300
+    prompt_length = 300
 
 
 Adapter = PixArtSigma

@@ -23,6 +23,7 @@ class Pixel(DiffusersBackbone):
 
     pipeline_class = "DDPMPipeline"
     net_class = "UNet2DModel"
+    prompt_length = 0
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         classes = self.net.config.num_class_embeds

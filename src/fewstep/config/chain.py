@@ -8,6 +8,7 @@ from pydantic import Field
 
 from fewstep.config.base import PARAMS, Section, load_params, validate
 from fewstep.config.data import DataConfig
+from fewstep.config.encode import EncodeConfig
 from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.sampling import SamplingConfig
@@ -41,12 +42,13 @@ class Chain(Section):
     features: Path
     teacher: TeacherConfig
     sampling: SamplingConfig
+    encode_data: dict[str, EncodeConfig]
     triplets: TripletsConfig
-    train_judge: JudgeConfig
-    train_teacher: TrainTeacherConfig
+    train_judge: JudgeConfig | None = None
+    train_teacher: TrainTeacherConfig | None = None
     import_teacher: ImportTeacherConfig = ImportTeacherConfig()
     adopt_teacher: AdoptTeacherConfig = AdoptTeacherConfig()
-    reflow: reflow.Config
+    reflow: dict[str, reflow.Config]
     halve: dict[str, halve.Config]
     students: dict[str, Any]
     evaluation_set: EvaluationSetConfig
@@ -54,9 +56,7 @@ class Chain(Section):
 
     def objectives(self) -> dict[str, ObjectiveConfig]:
         """Model -> its objective's parameters, for every model that is learned from another."""
-        return (
-            {"reflow": self.reflow} | {f"halve-{name}": c for name, c in self.halve.items()} | self.students
-        )
+        return self.reflow | {f"halve-{name}": c for name, c in self.halve.items()} | self.students
 
 
 def load_chain(path: Path = PARAMS) -> Chain:
@@ -79,22 +79,35 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
     """What is wrong between the sections, one line each."""
     objectives = chain.objectives()
     known = ["teacher", *objectives]
-    for name in chain.students:
-        if name in ("teacher", "reflow") or name.startswith("halve-"):
-            yield f"students.{name}: this name is taken; choose another"
+    for place, names in (("reflow", chain.reflow), ("students", chain.students)):
+        for name in names:
+            taken = name == "teacher" or name.startswith("halve-")
+            if taken or (place == "students" and name in chain.reflow):
+                yield f"{place}.{name}: this name is taken; choose another"
     for name, config in objectives.items():
+        start = f"{section(chain, name)}.from = {config.from_!r}"
         if config.from_ not in known:
-            yield f"{section(name)}.from = {config.from_!r}: no such model; there are {', '.join(known)}"
+            yield f"{start}: no such model; there are {', '.join(known)}"
         elif name in ancestors(name, objectives):
-            yield f"{section(name)}.from = {config.from_!r}: {name} would be made from itself"
+            yield f"{start}: {name} would be made from itself"
+    for name, round_ in chain.halve.items():
+        if round_.data == "encoded" and "train" not in chain.encode_data:
+            yield f"halve.{name}.data = 'encoded': needs an entry `train` in encode_data"
+    for split in chain.encode_data.keys() - {"train", "heldout"}:
+        yield f"encode_data.{split}: no such split; there are train, heldout"
     for name in chain.evaluate.models:
         if name not in known:
             yield f"evaluate.models.{name}: no such model; there are {', '.join(known)}"
     if chain.features == JUDGE and not chain.judge.train:
         yield f"features = {JUDGE}: judge.train is [], so there is none; use {TEACHER} or an Inception file"
     if chain.judge.train and chain.data.source == "folder":
-        yield "judge.train: a folder has no labels to train a judge on; set it to []"
-    if chain.teacher.train:
+        table = Path(chain.data.path or "").expanduser() / "metadata.jsonl"
+        if not table.is_file():
+            yield f"judge.train: there is no {table} with labels to train a judge on; set it to []"
+    for place, wanted in (("judge", chain.judge.train), ("teacher", chain.teacher.train)):
+        if wanted and getattr(chain, f"train_{place}") is None:
+            yield f"train_{place} is missing; {place}.train asks for it"
+    if chain.teacher.train and chain.train_teacher is not None:
         factor = 2 ** (len(chain.train_teacher.vae.channels) + len(chain.train_teacher.net.channels) - 2)
         if chain.data.resolution % factor:
             yield f"data.resolution = {chain.data.resolution}: train_teacher needs a multiple of {factor}"
@@ -109,8 +122,8 @@ def ancestors(name: str, objectives: Mapping[str, ObjectiveConfig]) -> set[str]:
     return found
 
 
-def section(model: str) -> str:
+def section(chain: Chain, model: str) -> str:
     """Where params.yaml describes a model."""
     if model.startswith("halve-"):
         return f"halve.{model.removeprefix('halve-')}"
-    return model if model == "reflow" else f"students.{model}"
+    return f"{'reflow' if model in chain.reflow else 'students'}.{model}"

@@ -36,6 +36,8 @@ class KeysConfig(Section):
     metadata: str = "json"
     caption: str = "caption"
     aesthetic_score: str = "aesthetic_score"
+    labels: str = "labels"
+    """Attribute -> value, on which a judge can be trained."""
 
 
 class DataConfig(Section):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.backbones.prompts import prompt_batch
 from fewstep.data.pixels import from_uint8
 from fewstep.data.triplets import noise_of
 from fewstep.diffusion.schedules import RectifiedFlow
@@ -21,7 +22,7 @@ from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork
 from fewstep.hardware import computing, device
 from fewstep.keyed import Key
-from fewstep.sampling.draw import Sampler, prompt_batch
+from fewstep.sampling.draw import Sampler
 
 STRAIGHTNESS_PICTURES = 64
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fewstep.artifacts.folder import read_json, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.prompts import encode_distinct, prompt_batch
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.data.pixels import from_uint8, picture_batch, to_uint8
 from fewstep.data.shards import open_pictures
@@ -24,7 +25,7 @@ from fewstep.features.network import FeatureNetwork
 from fewstep.hardware import device
 from fewstep.keyed import Key
 from fewstep.progress import progress
-from fewstep.sampling.draw import Sampler, encode_distinct, prompt_batch
+from fewstep.sampling.draw import Sampler
 
 
 @dataclass(frozen=True)

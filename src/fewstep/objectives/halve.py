@@ -22,6 +22,8 @@ class Config(ObjectiveConfig):
 
     steps: int = Field(ge=1)
     """Steps of the student; the model it starts from is run at twice as many."""
+    data: Literal["triplets", "encoded"] = "triplets"
+    """What is noised: the teacher's own end points, or real pictures (the paper's; needs `encode_data`)."""
     weight: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr"
     guidance: float = Field(1.0, ge=0)
     """Guidance baked into the teacher's steps; 1: none (the start has it already)."""
@@ -58,13 +60,17 @@ class Halve(Method):
         self.noise, self.choice = given.key("noise"), given.key("step")
 
     def batch(self, rows: Rows) -> Batch:
-        triplets = self.given.triplet_batch(rows.positions)
+        if self.config.data == "encoded":
+            x_0, conditions = self.given.real_batch(rows.positions)
+        else:
+            triplets = self.given.triplet_batch(rows.positions)
+            x_0, conditions = triplets.x_0, triplets.conditions
         uniform = torch.from_numpy(self.choice.uniform(rows.positions)[:, 0]).to(device())
         i = (uniform * self.config.steps).floor()
-        x_0 = triplets.x_0.double()
+        x_0 = x_0.double()
         eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:])).to(x_0)
         alpha, sigma = self.path.alpha_sigma((i + 1) / self.config.steps)
-        return Batch(along(alpha, x_0) * x_0 + along(sigma, eps) * eps, i, triplets.conditions)
+        return Batch(along(alpha, x_0) * x_0 + along(sigma, eps) * eps, i, conditions)
 
     def prepare(self, batch: Batch) -> Batch:
         target = halving_target(

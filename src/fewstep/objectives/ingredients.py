@@ -13,6 +13,8 @@ from torch import Tensor
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.base import Section
 from fewstep.config.training import TrainingConfig
+from fewstep.data.encoded import Encoded, open_encoded
+from fewstep.data.encoded import collate as collate_encoded
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet, TripletBatch, collate, noise_key, open_triplets
 from fewstep.diffusion.denoiser import Conditions, Denoiser
@@ -37,7 +39,8 @@ class Ingredients:
     """The inputs of an objective, opened when first asked for.
 
     name: of the model to be made; with `seed` it keys everything random. start: the model it starts from.
-    shards: of triplets. features: where the feature network of a perceptual loss lies.
+    shards: of triplets. features: where the feature network of a perceptual loss lies. encoded: where
+    encoded real pictures lie.
     """
 
     name: str
@@ -46,6 +49,7 @@ class Ingredients:
     backbone: Backbone
     shards: Sequence[Path]
     features: Path | None
+    encoded: Path | None
 
     def key(self, use: str) -> Key:
         """Randomness for one use (`noise`, `times` ...) of this training."""
@@ -59,6 +63,16 @@ class Ingredients:
     def triplet_batch(self, positions: Sequence[int]) -> TripletBatch:
         """Triplets with their own noise, on the device."""
         return collate(self.triplets.rows(positions), noise_key(self.seed), device())
+
+    @cached_property
+    def real(self) -> Stream[Encoded]:
+        """Encoded real pictures in this training's own order."""
+        assert self.encoded is not None, "this objective was given no real pictures"
+        return open_encoded(self.encoded, self.key("order"))
+
+    def real_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
+        """x_0 `[B, C, h, w]` of real pictures and their captions' conditions, on the device."""
+        return collate_encoded(self.real.rows(positions), device())
 
     def preview(self, denoiser: Denoiser, steps: int) -> Tensor:
         """Pictures `[N, 3, H, W]` of the first triplets' noises and prompts, in `steps` DDIM steps."""

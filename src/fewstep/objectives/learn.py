@@ -33,20 +33,22 @@ def learn(
     shards: Sequence[int],
     seed: int,
     features: Path | None = None,
+    encoded: Path | None = None,
 ) -> None:
     """Train the model `name` with `method` and write it to `artifacts/models/<name>`.
 
-    stage: for the checkpoints' place. shards: the triplet shards to learn from. features: see `Ingredients`.
+    stage: for the checkpoints' place. shards: the triplet shards to learn from. features, encoded: see
+    `Ingredients`.
     """
     start_folder, out = MODELS / config.from_, MODELS / name
     triplets = [TRIPLETS / str(shard) for shard in shards]
     made_from = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
-    if features is not None:
-        made_from["features"] = features
+    also = {"features": features, "encoded": encoded}
+    made_from |= {what: path for what, path in also.items() if path is not None}
     params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
     folder = workspace(stage, params, made_from)
     backbone = open_backbone(TEACHER)
-    given = Ingredients(name, seed, open_model(start_folder, backbone), backbone, triplets, features)
+    given = Ingredients(name, seed, open_model(start_folder, backbone), backbone, triplets, features, encoded)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)
     save_model(out, objective.model, backbone, method, made_from)

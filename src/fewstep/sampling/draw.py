@@ -1,23 +1,16 @@
 """How each model of the chain is asked for pictures."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from fewstep.backbones.base import Backbone, Model
-from fewstep.config.base import switch
 from fewstep.config.sampling import SamplingConfig
 from fewstep.diffusion.denoiser import Conditions, Denoise, clipped, guided
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import computing
-
-
-def prompt_batch() -> int:
-    """Pictures drawn at once: a matter of memory, not of results."""
-    return int(switch("BATCH", "256"))
 
 
 @dataclass(frozen=True)
@@ -66,22 +59,3 @@ class Sampler:
     def evaluations(self, steps: int) -> int:
         """Network evaluations per picture; guidance doubles them."""
         return steps * (2 if self.model.is_teacher and self.sampling.guidance != 1 else 1)
-
-
-@torch.no_grad()
-def encode_distinct(backbone: Backbone, prompts: Sequence[str]) -> tuple[Conditions, Tensor]:
-    """Each distinct prompt encoded once: conditions `[P, ...]` and, per prompt, its row `[len(prompts)]`."""
-    distinct = sorted(set(prompts))
-    row = {prompt: i for i, prompt in enumerate(distinct)}
-    parts = []
-    with computing():
-        for chunk in chunks(distinct):
-            parts.append(backbone.encode_prompts(chunk))
-    conditions = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return conditions, torch.tensor([row[prompt] for prompt in prompts])
-
-
-def chunks(items: Sequence[str]) -> Iterator[Sequence[str]]:
-    """Slices of at most `prompt_batch()`."""
-    size = prompt_batch()
-    return (items[i : i + size] for i in range(0, len(items), size))

@@ -9,6 +9,7 @@ from torchvision.utils import save_image
 from fewstep.artifacts.folder import read_json, whole_file
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.prompts import encode_distinct
 from fewstep.config.base import PARAMS, read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.data.triplets import noise_of
@@ -16,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.hardware import deterministic, device
 from fewstep.keyed import Key
 from fewstep.layout import TEACHER
-from fewstep.sampling.draw import Sampler, encode_distinct
+from fewstep.sampling.draw import Sampler
 
 
 def save_grid(

@@ -8,12 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from fewstep.artifacts.folder import whole_file, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.prompts import encode_distinct, prompt_batch
 from fewstep.data.shards import open_pictures
 from fewstep.data.triplets import CONDITION, FILE, noise_key, noise_of
 from fewstep.hardware import deterministic, device
 from fewstep.keyed import Key
 from fewstep.progress import progress
-from fewstep.sampling.draw import Sampler, encode_distinct, prompt_batch
+from fewstep.sampling.draw import Sampler
 
 
 def write_triplets(

@@ -1,7 +1,8 @@
 """A folder of pictures, captioned in one of three ways, looked for in this order:
 
-- `metadata.jsonl`: one object per line, `file_name`, `caption` or `text`, optionally `aesthetic_score`;
-- `captions.csv`: the same as columns;
+- `metadata.jsonl`: one object per line, `file_name`, `caption` or `text`, optionally `aesthetic_score` and
+  `labels` (attribute -> value), on which a judge can be trained;
+- `captions.csv`: the same as columns, without labels;
 - `name.txt` beside `name.jpg`, at any depth.
 
 Samples come in the order of the table, or sorted by path. No more than one directory's names are in
@@ -16,7 +17,15 @@ from typing import Any, NoReturn
 
 from fewstep.config.data import DataConfig
 from fewstep.errors import UserError
-from fewstep.sources.sample import Sample, Unreadable, caption_in, demand_captions, parse_object, score_in
+from fewstep.sources.sample import (
+    Sample,
+    Unreadable,
+    caption_in,
+    demand_captions,
+    labels_in,
+    parse_object,
+    score_in,
+)
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 EXPECTED = (
@@ -94,15 +103,18 @@ def row(root: Path, place: str, record: Mapping[str, Any]) -> Sample | Unreadabl
         return Unreadable(place, "broken metadata", "no `file_name`")
     try:
         caption, score = caption_in(record, "caption", "text"), score_in(record, "aesthetic_score")
+        labels = labels_in(record, "labels")
     except ValueError as error:
         return Unreadable(name, "broken metadata", f"{place}: {error}")
-    return picture(root, name, caption, score)
+    return picture(root, name, caption, score, labels)
 
 
-def picture(root: Path, name: str, caption: str | None, score: float | None) -> Sample | Unreadable:
+def picture(
+    root: Path, name: str, caption: str | None, score: float | None, labels: Mapping[str, str] | None = None
+) -> Sample | Unreadable:
     """The sample whose file is `root / name`."""
     try:
-        return Sample(name, (root / name).read_bytes(), caption, score)
+        return Sample(name, (root / name).read_bytes(), caption, score, labels)
     except OSError as error:
         return Unreadable(name, "picture not readable", reason_of(error))
 

@@ -77,6 +77,16 @@ def score_in(record: Mapping[str, Any], name: str) -> float | None:
     return score
 
 
+def labels_in(record: Mapping[str, Any], name: str) -> dict[str, str] | None:
+    """Attribute -> value at `name`, for a judge; None when absent. Raises ValueError when it is neither."""
+    value = record.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(label, str) for label in value.values()):
+        raise ValueError(f"`{name}` does not map attributes to texts")
+    return dict(value)
+
+
 def demand_captions(
     entries: Iterable[Sample | Unreadable], where: str | None, expected: str
 ) -> Iterator[Sample | Unreadable]:

@@ -16,7 +16,15 @@ from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from fewstep.config.data import DataConfig, KeysConfig
 from fewstep.errors import UserError
-from fewstep.sources.sample import Sample, Unreadable, caption_in, demand_captions, parse_object, score_in
+from fewstep.sources.sample import (
+    Sample,
+    Unreadable,
+    caption_in,
+    demand_captions,
+    labels_in,
+    parse_object,
+    score_in,
+)
 
 
 def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable]:
@@ -72,9 +80,10 @@ def sample(archive: str, members: Mapping[str, Any], keys: KeysConfig) -> Sample
     try:
         record = parse_object(members.get(keys.metadata, b"{}"))
         caption, score = caption_in(record, keys.caption), score_in(record, keys.aesthetic_score)
+        labels = labels_in(record, keys.labels)
     except ValueError as error:
         return Unreadable(name, "broken metadata", f".{keys.metadata}: {error}")
-    return Sample(name, image, caption, score)
+    return Sample(name, image, caption, score, labels)
 
 
 class Ending:

@@ -1,0 +1,79 @@
+"""Encoded data: the same tensors as encoding on the spot, each shard made once."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from fewstep.artifacts.folder import whole_folder
+from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.base import Backbone, open_backbone
+from fewstep.backbones.importing import import_teacher
+from fewstep.config.data import DataConfig
+from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.data.encoded import collate, open_encoded
+from fewstep.data.pixels import picture_batch
+from fewstep.data.shards import open_pictures
+from fewstep.keyed import Key
+from fewstep.preparation.prepare import prepare
+from fewstep.sampling.encode import encode_split
+from tests.pipelines import make
+
+ORDER = Key(0, "order")
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Backbone, Path, Mapping[str, Path]]:
+    """A teacher and prepared pictures."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    make("sd", tmp_path / "stock")
+    with whole_folder(tmp_path / "teacher") as staging:
+        facts = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), staging)
+        Manifest.seal(staging, "teacher", facts, {})
+    data = DataConfig(source="shapes", count=40, resolution=64, heldout=0.25, shard_size=8)
+    prepare(data, 0, tmp_path / "data", lambda done: None)
+    made_from = {"data": tmp_path / "data", "teacher": tmp_path / "teacher"}
+    return open_backbone(tmp_path / "teacher"), tmp_path / "data", made_from
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])
+def test_what_is_read_is_what_the_backbone_encodes(
+    made: tuple[Backbone, Path, Mapping[str, Path]], tmp_path: Path, dtype: str, tolerance: float
+) -> None:
+    backbone, data, made_from = made
+    encode_split(tmp_path / "out", backbone, data, "train", dtype, tmp_path / "work", made_from)
+    pictures = open_pictures(data, "train", ORDER)
+    encoded = open_encoded(tmp_path / "out", ORDER)
+    assert encoded.total == pictures.total
+    positions = range(3, 40, 5)
+    x_0, conditions = collate(encoded.rows(positions), torch.device("cpu"))
+    rows = pictures.rows(positions)
+    with torch.no_grad():
+        latents = backbone.encode(picture_batch(rows))
+        text = backbone.encode_prompts([row.caption for row in rows])["text"]
+    # Batches of other sizes may differ in the last bit.
+    torch.testing.assert_close(x_0, latents, atol=max(tolerance, 1e-5), rtol=tolerance)
+    torch.testing.assert_close(conditions["text"], text, atol=max(tolerance, 1e-5), rtol=tolerance)
+
+
+def test_finished_shards_are_not_encoded_again(
+    made: tuple[Backbone, Path, Mapping[str, Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone, data, made_from = made
+    encode, calls = backbone.encode, []
+
+    def counted(pictures: torch.Tensor) -> torch.Tensor:
+        calls.append(len(pictures))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(pictures)
+
+    monkeypatch.setattr(backbone, "encode", counted)
+    arguments = (backbone, data, "train", "float32", tmp_path / "work", made_from)
+    with pytest.raises(KeyboardInterrupt):
+        encode_split(tmp_path / "out", *arguments)
+    assert not (tmp_path / "out").exists()
+    encode_split(tmp_path / "out", *arguments)
+    total = open_encoded(tmp_path / "out", ORDER).total
+    assert sum(calls) - calls[2] == total
