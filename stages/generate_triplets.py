@@ -6,6 +6,7 @@ from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.layout import DATA, TEACHER, TRIPLETS
+from fewstep.processes import is_main
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
 from fewstep.stage import run
@@ -26,8 +27,9 @@ def main() -> None:
     backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
     write_triplets(OUT, sampler, DATA, SHARD * size, size, seed, folder, made_from)
-    finished(folder)
+    if is_main():
+        finished(folder)
 
 
 if __name__ == "__main__":
-    run(main, writes=OUT)
+    run(main, writes=OUT, several=True)

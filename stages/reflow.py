@@ -18,4 +18,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run(main, writes=MODELS / NAME)
+    run(main, writes=MODELS / NAME, several=True)

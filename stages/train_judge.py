@@ -10,6 +10,7 @@ from fewstep.features.judge import Judge
 from fewstep.keyed import Key
 from fewstep.layout import DATA, JUDGE
 from fewstep.objectives.judge import JudgeTraining
+from fewstep.processes import is_main
 from fewstep.stage import run
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
@@ -26,9 +27,10 @@ def main() -> None:
     judge = Judge(index.labels, config.widths, config.feature_dim)
     pictures = open_pictures(DATA, "train", Key(seed, "judge/order"))
     train(JudgeTraining(judge, config, pictures, seed), "judge", seed, folder)
-    judge.save(JUDGE, index.resolution, {"data": DATA})
-    finished(folder)
+    if is_main():
+        judge.save(JUDGE, index.resolution, {"data": DATA})
+        finished(folder)
 
 
 if __name__ == "__main__":
-    run(main, writes=JUDGE)
+    run(main, writes=JUDGE, several=True)

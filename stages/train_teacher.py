@@ -14,6 +14,7 @@ from fewstep.keyed import Key
 from fewstep.layout import DATA, TEACHER
 from fewstep.objectives.teacher import Teacher
 from fewstep.objectives.vae import Vae, unit_variance
+from fewstep.processes import is_main
 from fewstep.stage import run
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
@@ -39,11 +40,12 @@ def main() -> None:
     encode_shards(DATA, "train", backbone.encode, folder / "latents")
     latents = open_latents(DATA, "train", folder / "latents", Key(seed, "teacher/order"))
     train(Teacher(backbone, config, latents, seed), "teacher", seed, folder)
-    with whole_folder(TEACHER) as staging:
-        save_pipeline(backbone, staging)
-        Manifest.seal(staging, "teacher", teacher_facts("sd", backbone), {"data": DATA})
-    finished(folder)
+    if is_main():
+        with whole_folder(TEACHER) as staging:
+            save_pipeline(backbone, staging)
+            Manifest.seal(staging, "teacher", teacher_facts("sd", backbone), {"data": DATA})
+        finished(folder)
 
 
 if __name__ == "__main__":
-    run(main, writes=TEACHER)
+    run(main, writes=TEACHER, several=True)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
 from fewstep.backbones.sd_new import new_net, new_vae
@@ -48,11 +49,21 @@ def missing_inputs(chain: Chain) -> list[str]:
     if path and "://" not in path and "{" not in path and not Path(path).expanduser().exists():
         faults.append(f"params.yaml: data.path = {path!r}: no such file or folder")
     for where in chain.teacher.load:
-        local = where.startswith((".", "/", "~")) or chain.import_teacher.local_files_only
-        if local and not (Path(where).expanduser() / "model_index.json").is_file():
+        place = Path(where).expanduser()
+        local = place.exists() or where.startswith((".", "/", "~"))
+        if local and not place.is_file() and not (place / "model_index.json").is_file():
             faults.append(
                 f"params.yaml: teacher.load = [{where}]: no diffusers folder (model_index.json) there"
             )
+        cached = local or isinstance(try_to_load_from_cache(where, "model_index.json"), str)
+        if chain.import_teacher.local_files_only and not cached:
+            faults.append(
+                f"params.yaml: import_teacher.local_files_only: {where} is not in the cache; run "
+                f"`hf download {where}` first"
+            )
+    for where in chain.teacher.adopt:
+        if not Path(where).is_file():
+            faults.append(f"params.yaml: teacher.adopt = [{where}]: no such file")
     if chain.features.suffix and not chain.features.is_file():
         faults.append(
             f"params.yaml: features = {chain.features}: no such file; see docs/metrics.md for where to get it"
@@ -93,7 +104,11 @@ def plan(chain: Chain) -> list[PlannedStage]:
         stages.append(training("train_teacher, autoencoder", vae, None))
         stages.append(training("train_teacher, denoiser", chain.train_teacher.training, model))
     else:
-        stages.append(PlannedStage("import_teacher", None, None, model))
+        stages.append(PlannedStage(taking_over(chain), None, None, model))
+    for split in chain.encode_data:
+        stages.append(
+            PlannedStage(f"encode_data@{split}", count, None, count * latent if count and latent else None)
+        )
     size = chain.triplets.shard_size
     for shard in chain.triplets.shards:
         stages.append(
@@ -108,6 +123,17 @@ def plan(chain: Chain) -> list[PlannedStage]:
     for name, counts in chain.evaluate.models.items():
         stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
     return stages
+
+
+def taking_over(chain: Chain) -> str:
+    """How the plan names the stage that brings a foreign teacher, and what it will have to download."""
+    if chain.teacher.adopt:
+        return "adopt_teacher"
+    (where,) = chain.teacher.load
+    local = Path(where).expanduser().exists()
+    if local or isinstance(try_to_load_from_cache(where, "model_index.json"), str):
+        return "import_teacher"
+    return f"import_teacher, downloads {where}"
 
 
 def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStage:

@@ -10,12 +10,23 @@ from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def process() -> PartialState:
+    """This process among those that run the stage; the first call joins them.
+
+    accelerate must be told of CPUs: started in several processes without, each would think itself alone.
+    """
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
 
 def device() -> torch.device:
     """The device of this process."""
-    return torch.device(PartialState().device)
+    found = torch.device(process().device)
+    # Several processes' "cpu:0" is a name that safetensors refuses.
+    return torch.device("cpu") if found.type == "cpu" else found
 
 
 def mixed_precision() -> str:

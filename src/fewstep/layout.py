@@ -10,6 +10,7 @@ TEACHER = MODELS / "teacher"
 TRIPLETS = Path("artifacts/triplets")
 EVALUATION_SET = Path("artifacts/evaluation_set")
 EVALUATIONS = Path("artifacts/evaluations")
+EXPORTS = Path("artifacts/exports")
 METRICS = Path("metrics")
 CHECKPOINTS = Path(".checkpoints")
 LOGS = Path("logs")

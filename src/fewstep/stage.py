@@ -1,22 +1,35 @@
 """What every stage script has in common: quiet libraries, readable failures, honest exit codes."""
 
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fewstep.config.base import switch
 from fewstep.errors import UserError
 
+LAUNCHED = "FEWSTEP_LAUNCHED"
+"""Set once a launcher was started: what it starts must not start it again."""
 
-def run(main: Callable[[], None], writes: Path) -> None:
+
+def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     """Run a stage's `main`, which makes `writes`.
+
+    several: it may run in several processes; where the machine is set up for them, they are started here.
 
     Exit status: 0 done; 1 a UserError, printed without a traceback; 130 interrupted (training has
     saved its state). Any other exception is a bug and keeps its traceback.
     """
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
+    launched = "LOCAL_RANK" in os.environ
+    if several and not launched and LAUNCHED not in os.environ:
+        start_several(launcher())
+    if launched and os.environ.get("RANK", "0") != "0":
+        # One process speaks for all; errors go to stderr.
+        sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{Path(sys.argv[0]).stem}: writes {writes}", flush=True)
     try:
@@ -27,3 +40,31 @@ def run(main: Callable[[], None], writes: Path) -> None:
     except KeyboardInterrupt:
         print("interrupted; run `dvc repro` again to go on", file=sys.stderr, flush=True)
         raise SystemExit(130) from None
+
+
+def launcher() -> list[str]:
+    """The command that starts a script in several processes; empty: this machine is to use one.
+
+    FEWSTEP_LAUNCH decides where set (empty: one process), else whether accelerate's own config names several.
+    """
+    chosen = switch("LAUNCH", "auto")
+    if chosen != "auto":
+        return shlex.split(chosen)
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    if not Path(default_config_file).is_file():
+        return []
+    several = getattr(load_config_from_file(None), "num_processes", 1) > 1
+    return [sys.executable, "-m", "accelerate.commands.launch"] if several else []
+
+
+def start_several(command: list[str]) -> None:
+    """Become `command` with this script and its arguments, if there is a command."""
+    if not command:
+        return
+    os.environ[LAUNCHED] = "1"
+    try:
+        os.execvp(command[0], [*command, *sys.argv])
+    except OSError as error:
+        print(f"error: FEWSTEP_LAUNCH: {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None

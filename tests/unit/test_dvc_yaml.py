@@ -56,6 +56,7 @@ def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -
         "distill",
         "evaluation_set",
         "evaluate",
+        "export",
     ):
         chosen.append(package / f"backbones/{params['teacher']['backbone']}.py")
     if script.stem == "distill":

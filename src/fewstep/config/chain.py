@@ -10,6 +10,7 @@ from fewstep.config.base import PARAMS, Section, load_params, validate
 from fewstep.config.data import DataConfig
 from fewstep.config.encode import EncodeConfig
 from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
+from fewstep.config.export import ExportConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import (
@@ -53,6 +54,7 @@ class Chain(Section):
     students: dict[str, Any]
     evaluation_set: EvaluationSetConfig
     evaluate: EvaluateConfig
+    export: dict[str, ExportConfig]
 
     def objectives(self) -> dict[str, ObjectiveConfig]:
         """Model -> its objective's parameters, for every model that is learned from another."""
@@ -98,6 +100,9 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
     for name in chain.evaluate.models:
         if name not in known:
             yield f"evaluate.models.{name}: no such model; there are {', '.join(known)}"
+    for name in chain.export:
+        if name not in chain.evaluate.models:
+            yield f"export.{name}: an export's card tells its figures; evaluate.models has no {name}"
     if chain.features == JUDGE and not chain.judge.train:
         yield f"features = {JUDGE}: judge.train is [], so there is none; use {TEACHER} or an Inception file"
     if chain.judge.train and chain.data.source == "folder":

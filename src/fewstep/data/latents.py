@@ -15,6 +15,7 @@ from fewstep.data.shards import read_index, read_verified
 from fewstep.data.stream import Stream
 from fewstep.hardware import computing, device
 from fewstep.keyed import Key
+from fewstep.processes import own, wait
 
 BATCH = 256
 
@@ -28,8 +29,11 @@ class Latent:
 
 
 def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], folder: Path) -> None:
-    """Encode every shard of a split once, into `folder`; shards already there are kept."""
-    for shard in read_index(data).splits[split]:
+    """Encode every shard of a split once, into `folder`; shards already there are kept.
+
+    Each process encodes its own; all wait for the last.
+    """
+    for shard in own(read_index(data).splits[split]):
         target = folder / f"{Path(shard.shard).stem}.safetensors"
         if target.with_suffix(".json").exists():
             continue
@@ -41,6 +45,7 @@ def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], fo
             ]
             save_file({"latents": torch.cat(parts)}, staging)
         write_json(target.with_suffix(".json"), {"captions": [picture.caption for picture in pictures]})
+    wait()
 
 
 def open_latents(data: Path, split: str, folder: Path, order: Key) -> Stream[Latent]:

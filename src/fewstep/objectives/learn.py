@@ -9,6 +9,7 @@ from fewstep.backbones.base import open_backbone, open_model, save_model
 from fewstep.errors import UserError
 from fewstep.layout import MODELS, TEACHER, TRIPLETS
 from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig
+from fewstep.processes import is_main
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
 
@@ -51,5 +52,6 @@ def learn(
     given = Ingredients(name, seed, open_model(start_folder, backbone), backbone, triplets, features, encoded)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)
-    save_model(out, objective.model, backbone, method, made_from)
-    finished(folder)
+    if is_main():
+        save_model(out, objective.model, backbone, method, made_from)
+        finished(folder)

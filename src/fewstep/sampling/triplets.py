@@ -13,6 +13,7 @@ from fewstep.data.shards import open_pictures
 from fewstep.data.triplets import CONDITION, FILE, noise_key, noise_of
 from fewstep.hardware import deterministic, device
 from fewstep.keyed import Key
+from fewstep.processes import is_main, own, wait
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
 
@@ -29,7 +30,8 @@ def write_triplets(
 ) -> None:
     """Triplets `first ... first + count - 1`: prompt and noise of each are functions of (seed, index) alone.
 
-    work: where finished batches wait for the shard to be whole. made_from: the manifest's inputs.
+    work: where finished batches wait for the shard to be whole. made_from: the manifest's inputs. Each
+    process draws its own batches; the main one puts all together.
     """
     deterministic()
     backbone = sampler.backbone
@@ -37,10 +39,10 @@ def write_triplets(
     prompts = [picture.caption for picture in pictures.rows(range(first, first + count))]
     conditions, row = encode_distinct(backbone, prompts)
     size = prompt_batch()
-    parts = []
+    starts = range(0, count, size)
     with progress(f"triplets {out.name}", count) as report:
-        for start in range(0, count, size):
-            part = work / f"latents-{start:08d}.safetensors"
+        for start in own(starts):
+            part = part_of(work, start)
             if not part.exists():
                 rows = row[start : start + size]
                 indices = range(first + start, first + start + len(rows))
@@ -49,8 +51,11 @@ def write_triplets(
                 latents = sampler.latents(batch, noise, sampler.sampling.steps)
                 with whole_file(part) as staging:
                     save_file({"latents": latents.cpu()}, staging)
-            parts.append(load_file(part)["latents"])
             report(min(start + size, count))
+    wait()
+    if not is_main():
+        return
+    parts = [load_file(part_of(work, start))["latents"] for start in starts]
     with whole_folder(out) as staging:
         table = {f"{CONDITION}{name}": value.float().cpu() for name, value in conditions.items()}
         save_file({"latents": torch.cat(parts), "prompt": row, **table}, staging / FILE)
@@ -63,3 +68,8 @@ def write_triplets(
             "dtype": "float32",
         }
         Manifest.seal(staging, "triplets", facts, made_from)
+
+
+def part_of(work: Path, start: int) -> Path:
+    """Where the finished batch that begins at `start` waits."""
+    return work / f"latents-{start:08d}.safetensors"

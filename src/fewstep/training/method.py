@@ -14,8 +14,8 @@ from fewstep.config.training import TrainingConfig
 class Player:
     """Networks that one optimiser trains together (a generator, a critic, ...).
 
-    modules: name -> network. The loop puts its prepared (possibly distributed) modules here, so a method
-    calls them through this mapping.
+    modules: name -> network. The loop puts its prepared (possibly wrapped) modules here, so a method calls
+    them through this mapping.
     """
 
     modules: dict[str, nn.Module]
@@ -59,7 +59,7 @@ class Method(ABC):
 
     @abstractmethod
     def losses(self, player: str, batch: Any) -> dict[str, Tensor]:
-        """Named scalar terms; their sum is minimised by `player`."""
+        """Named scalar terms, means over the batch's rows; their sum is minimised by `player`."""
 
     def preview(self) -> Tensor | None:
         """A small fixed set of pictures `[N, 3, H, W]` in [-1, 1] for the tracker; None: none."""

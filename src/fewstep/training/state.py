@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fewstep.artifacts.folder import write_json
 from fewstep.errors import UserError
+from fewstep.hardware import device
 from fewstep.training.checkpoint import load_state, save_state
 from fewstep.training.ema import Ema
 from fewstep.training.method import Method
@@ -41,7 +42,10 @@ class State:
         self.averages: dict[str, Ema] = {}
         for label, player in method.players.items():
             for key, module in player.modules.items():
-                player.modules[key] = accelerator.prepare(module.requires_grad_(True).train())
+                # evaluation_mode: without DistributedDataParallel; see processes.py.
+                player.modules[key] = accelerator.prepare_model(
+                    module.requires_grad_(True).train(), evaluation_mode=True
+                )
             self.optimizers[label] = [accelerator.prepare(o) for o in optimizers_of(player)]
             if player.training.ema is not None:
                 self.averages[label] = Ema(weights_of(player), player.training.ema)
@@ -58,7 +62,8 @@ class State:
             self.means[what] = 0.98 * mean + 0.02 * size
             return size
         record = self.folder / "failed_batch.json"
-        write_json(record, {"step": self.step, "positions": list(positions), what: repr(size)})
+        if self.accelerator.is_main_process:
+            write_json(record, {"step": self.step, "positions": list(positions), what: repr(size)})
         raise UserError(
             f"{self.folder.name}: {what} became {size:.4g} at step {self.step}, on samples {positions[0]} to "
             f"{positions[-1]} of the keyed order (listed in {record}); the last good state is beside it. "
@@ -88,7 +93,7 @@ class State:
     @torch.no_grad()
     def resume(self) -> None:
         """Take up the newest state on disk, if there is one."""
-        found = load_state(self.folder, self.accelerator.device)
+        found = load_state(self.folder, device())
         if found is None:
             return
         self.step, tensors = found

@@ -1,0 +1,97 @@
+"""Training steps per second with encodings from `encode_data` against encoding each step.
+
+    python benchmarks/encoded.py [--batch 128] [--steps 10] [--rounds 3]
+
+One step is what any method on real data does: noise a latent, predict, backward, step. The other side first
+encodes the same pictures and captions with the same teacher. Alternating in one process; prints JSON.
+"""
+
+import argparse
+import json
+import tempfile
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import mse_loss
+from triplets import alternate
+
+from fewstep.backbones.base import open_backbone
+from fewstep.data.encoded import collate, open_encoded
+from fewstep.data.pixels import picture_batch
+from fewstep.data.shards import open_pictures
+from fewstep.diffusion.denoiser import Conditions, along
+from fewstep.evaluation.speed import machine
+from fewstep.hardware import computing, device, mixed_precision
+from fewstep.keyed import Key
+from fewstep.layout import DATA, TEACHER
+from fewstep.sampling.encode import encode_split
+
+ORDER = Key(0, "benchmark")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    backbone = open_backbone(TEACHER)
+    net = deepcopy(backbone.net).requires_grad_(True).train()
+    network, schedule = backbone.network(net), backbone.schedule
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
+    pictures = open_pictures(DATA, "train", ORDER)
+
+    def step(x_0: Tensor, conditions: Conditions) -> None:
+        t = torch.rand(len(x_0), device=x_0.device)
+        alpha, sigma = schedule.alpha_sigma(t)
+        eps = torch.randn_like(x_0)
+        with computing():
+            raw = network(
+                along(alpha, x_0) * x_0 + along(sigma, eps) * eps,
+                schedule.network_time(t).float(),
+                conditions,
+            )
+            loss = mse_loss(raw.float(), eps)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        made_from = {"data": DATA, "teacher": TEACHER}
+        work, out = Path(folder, "work"), Path(folder, "encoded")
+        encode_split(out, backbone, DATA, "train", "float32", work, made_from)
+        encoded = open_encoded(out, ORDER)
+
+        def cached() -> None:
+            for number in range(chosen.steps):
+                rows = encoded.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
+                step(*collate(rows, device()))
+
+        def each_step() -> None:
+            for number in range(chosen.steps):
+                rows = pictures.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
+                with torch.no_grad(), computing():
+                    x_0 = backbone.encode(picture_batch(rows).to(device()))
+                    conditions = backbone.encode_prompts([row.caption for row in rows])
+                step(x_0, conditions)
+
+        seconds = alternate({"cached": cached, "each step": each_step}, chosen.rounds)
+    print(
+        json.dumps(
+            {
+                "machine": machine(device()),
+                "precision": mixed_precision(),
+                "batch": chosen.batch,
+                "steps_per_second": {name: chosen.steps / s for name, s in seconds.items()},
+                "ratio": seconds["each step"] / seconds["cached"],
+            },
+            indent=2,
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

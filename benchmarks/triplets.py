@@ -1,0 +1,107 @@
+"""Triplets per second against a plain diffusers loop: same weights, solver, steps, guidance and batch.
+
+    python benchmarks/triplets.py [--pictures 256] [--batch 64] [--rounds 3]
+
+Both sides draw the same prompts from the chain's teacher, alternating, each after a warm-up; the plain loop
+does what a script would: `pipe(prompts)`, pictures out. Prints one JSON object.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+
+from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.prompts import encode_distinct
+from fewstep.config.sampling import SamplingConfig
+from fewstep.data.shards import captions
+from fewstep.data.triplets import noise_key, noise_of
+from fewstep.evaluation.speed import machine
+from fewstep.hardware import computing, device, mixed_precision
+from fewstep.layout import DATA, TEACHER
+from fewstep.sampling.draw import Sampler
+
+STEPS, GUIDANCE = 8, 2.0
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    chosen = parser.parse_args()
+    source = captions(DATA, "train")
+    prompts = [next(source) for _ in range(chosen.pictures)]
+
+    backbone = open_backbone(TEACHER)
+    sampler = Sampler(open_model(TEACHER, backbone), backbone, SamplingConfig(guidance=GUIDANCE))
+    pipeline = StableDiffusionPipeline.from_pretrained(TEACHER, safety_checker=None).to(device())
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(
+        pipeline.scheduler.config, timestep_spacing="trailing"
+    )
+    pipeline.set_progress_bar_config(disable=True)
+
+    def ours() -> None:
+        conditions, row = encode_distinct(backbone, prompts)
+        for start in range(0, len(prompts), chosen.batch):
+            rows = row[start : start + chosen.batch]
+            noise = noise_of(noise_key(0), range(start, start + len(rows)), backbone.latent_shape)
+            batch = {name: value[rows.to(value.device)] for name, value in conditions.items()}
+            sampler.latents(batch, noise.to(device()), STEPS).cpu()
+
+    def plain() -> None:
+        for start in range(0, len(prompts), chosen.batch):
+            with computing():
+                pipeline(
+                    prompts[start : start + chosen.batch], num_inference_steps=STEPS, guidance_scale=GUIDANCE
+                )
+
+    def plain_without_pictures() -> None:
+        for start in range(0, len(prompts), chosen.batch):
+            with computing():
+                pipeline(
+                    prompts[start : start + chosen.batch],
+                    num_inference_steps=STEPS,
+                    guidance_scale=GUIDANCE,
+                    output_type="latent",
+                )
+
+    sides = {"ours": ours, "plain": plain, "plain, latents only": plain_without_pictures}
+    seconds = alternate(sides, chosen.rounds)
+    print(
+        json.dumps(
+            {
+                "machine": machine(device()),
+                "precision": mixed_precision(),
+                "batch": chosen.batch,
+                "steps": STEPS,
+                "triplets_per_second": {name: len(prompts) / s for name, s in seconds.items()},
+                "ratio": seconds["plain"] / seconds["ours"],
+                "ratio, latents only": seconds["plain, latents only"] / seconds["ours"],
+            },
+            indent=2,
+        )
+    )
+
+
+def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+    """Median seconds of each side, run in turn so that the machine's moods fall on all of them."""
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for number in range(rounds + 1):
+        for name, run in sides.items():
+            start = time.perf_counter()
+            run()
+            if device().type == "cuda":
+                torch.cuda.synchronize()
+            if number:
+                found[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+if __name__ == "__main__":
+    main()

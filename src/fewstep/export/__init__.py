@@ -1,0 +1,1 @@
+"""Models of the chain as what the ecosystem loads."""

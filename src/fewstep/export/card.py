@@ -1,0 +1,75 @@
+"""The model card of an export: what it is, how to call it, what was measured, where it comes from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from fewstep.artifacts.folder import read_json
+from fewstep.artifacts.manifest import NAME
+from fewstep.backbones.base import Model
+from fewstep.evaluation.schema import Metrics
+
+
+def model_card(
+    model: Model, folder: Path, teacher: Path, pipeline: str, call: Mapping[str, Any], metrics: Metrics | None
+) -> ModelCard:
+    """Deterministic; the licence is the teacher's."""
+    made, origin = read_json(folder / NAME), read_json(teacher / NAME)["facts"]
+    licence, source = origin.get("licence"), origin.get("origin")
+    data = ModelCardData(
+        library_name="diffusers",
+        license=licence,
+        base_model=source["repository"] if source else None,
+        tags=["few-step", "distillation", made["facts"].get("method", "teacher")],
+    )
+    steps = f"{model.steps} step{'s' if model.steps != 1 else ''}" if model.steps else "any number of steps"
+    arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
+    prompt = "" if pipeline == "DDIMPipeline" else '"a small red star on a blue background", '
+    lines = [
+        f"# {model.name}",
+        "",
+        f"A diffusion model for {steps}, distilled by fewstep with the method "
+        f"`{made['facts'].get('method', 'none')}`; {model.parameters:,} parameters in its denoiser.",
+        "",
+        "```python",
+        f"from diffusers import {pipeline}",
+        f'pipe = {pipeline}.from_pretrained("{model.name}")',
+        f"pipe({prompt}{arguments}).images[0]",
+        "```",
+        "",
+        "Guidance is built in: leave `guidance_scale` at 0." if prompt else "",
+        "",
+        *measured(metrics),
+        "## Lineage",
+        "",
+        *(f"- `{name}`: `{digest}`" for name, digest in sorted(made["made_from"].items())),
+        f"- the teacher came from `{json.dumps(source)}`" if source else "",
+        "",
+        f"Licence: {licence}, the teacher's." if licence else "The teacher names no licence.",
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+def measured(metrics: Metrics | None) -> list[str]:
+    """The table of figures, where the model was evaluated."""
+    if metrics is None:
+        return []
+    rows = [
+        "## Measured",
+        "",
+        f"On {metrics.pictures} pictures against {metrics.reference} real ones, with `{metrics.features}`.",
+        "",
+        "| steps | NFE | Frechet distance (95 %) | prompt accuracy (95 %) | precision | recall |",
+        "|---|---|---|---|---|---|",
+    ]
+    for steps, found in metrics.steps.items():
+        distance, accuracy = found.frechet_distance, found.prompt_accuracy
+        share = f"{accuracy.value:.3f} ({accuracy.low:.3f} - {accuracy.high:.3f})" if accuracy else ""
+        rows.append(
+            f"| {steps} | {found.nfe} | {distance.value:.3g} ({distance.low:.3g} - {distance.high:.3g}) "
+            f"| {share} | {found.precision:.2f} | {found.recall:.2f} |"
+        )
+    return [*rows, ""]

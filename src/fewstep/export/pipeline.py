@@ -1,0 +1,86 @@
+"""Writes a model of the chain as a diffusers pipeline folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DDIMPipeline
+from safetensors.torch import save_file
+
+from fewstep.artifacts.folder import whole_folder, write_json
+from fewstep.artifacts.manifest import Manifest, identity
+from fewstep.backbones.base import Backbone, Model
+from fewstep.backbones.pipeline import DiffusersBackbone, component_names, forget_origin
+from fewstep.errors import UserError
+from fewstep.evaluation.schema import Metrics
+from fewstep.export.card import model_card
+from fewstep.export.sampling import StockSampling, stock_sampling
+
+QUIET = {"PixArtAlphaPipeline": {"clean_caption": False}, "PixArtSigmaPipeline": {"clean_caption": False}}
+"""Of a pipeline whose defaults change the prompt: what leaves it as the model learned it."""
+
+
+def export(
+    out: Path,
+    model: Model,
+    folder: Path,
+    teacher: Path,
+    backbone: Backbone,
+    metrics: Metrics | None = None,
+    steps: int | None = None,
+) -> None:
+    """Write `out`: the teacher's parts with the model's network, a scheduler that draws as the chain does,
+    the network alone as `model.safetensors`, `fewstep.json` (how to call it) and a model card.
+
+    folder, teacher: artifacts of the model and of its teacher. steps: None for what the model was made for.
+    Raises UserError when the family has no pipeline of diffusers, or diffusers no scheduler for the model.
+    """
+    if not isinstance(backbone, DiffusersBackbone):
+        raise UserError(f"export.{model.name}: a custom model has no pipeline of diffusers to leave as")
+    steps = steps or model.steps
+    if steps is None:
+        raise UserError(
+            f"export.{model.name}: runs at any number of steps; say how many in export.{model.name}.steps"
+        )
+    config = backbone.parts["scheduler"]().config
+    sampling = stock_sampling(model.name, model.denoiser, steps, config)
+    call = call_of(backbone, sampling)
+    facts = {"model": identity(folder), "steps": steps, "call": call}
+    with whole_folder(out) as staging:
+        write_pipeline(backbone, model, sampling, staging)
+        # One key: safetensors writes several in an order of their own each time.
+        described = {"fewstep": json.dumps(facts, sort_keys=True)}
+        weights = {name: value.contiguous().cpu() for name, value in model.net.state_dict().items()}
+        save_file(weights, staging / "model.safetensors", metadata=described)
+        write_json(staging / "fewstep.json", facts)
+        card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics)
+        card.save(staging / "README.md")
+        Manifest.seal(staging, "export", {"steps": steps}, {model.name: folder, "teacher": teacher})
+
+
+def class_of(backbone: DiffusersBackbone) -> Any:
+    """The stock pipeline that draws without noise of its own."""
+    kind = getattr(diffusers, backbone.pipeline_class)
+    return DDIMPipeline if backbone.pipeline_class == "DDPMPipeline" else kind
+
+
+def call_of(backbone: DiffusersBackbone, sampling: StockSampling) -> dict[str, Any]:
+    """Every argument of the call beside the prompt."""
+    if class_of(backbone) is DDIMPipeline:
+        return {**sampling.call, "eta": 0.0}
+    return {**sampling.call, "guidance_scale": 0.0, **QUIET.get(backbone.pipeline_class, {})}
+
+
+def write_pipeline(backbone: DiffusersBackbone, model: Model, sampling: StockSampling, folder: Path) -> None:
+    """The parts, loaded and saved by diffusers, with no trace of where they came from."""
+    kind = class_of(backbone)
+    parts = {name: make() for name, make in backbone.parts.items()}
+    parts |= {backbone.net_part: model.net, "scheduler": sampling.scheduler}
+    known: Mapping[str, Any] = {name: parts.get(name) for name in component_names(kind)}
+    kind(**known, **backbone.pipeline_options).save_pretrained(folder)
+    for part in folder.iterdir():
+        for name in ("config.json", "scheduler_config.json"):
+            forget_origin(part, name)
+    forget_origin(folder, "model_index.json")

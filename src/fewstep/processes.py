@@ -1,0 +1,75 @@
+"""A stage in several processes: who writes, who waits, and what they agree on.
+
+Each process holds whole copies of the networks and its own rows of a batch. Gradients are summed here, by the
+number of rows, and not by DistributedDataParallel: that takes plain means over processes, wrong where a batch
+divides unevenly, and sees only what goes through `forward`, as an autoencoder's `encode` does not.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from accelerate.utils import DistributedType
+from torch import Tensor
+from torch.distributed import all_reduce
+
+from fewstep.errors import UserError
+from fewstep.hardware import device, process
+
+T = TypeVar("T")
+WHOLE_COPIES = {
+    DistributedType.NO,
+    DistributedType.MULTI_CPU,
+    DistributedType.MULTI_GPU,
+    DistributedType.MULTI_XPU,
+    DistributedType.MULTI_NPU,
+}
+
+
+def is_main() -> bool:
+    """Whether this is the one process that writes what all share."""
+    return bool(process().is_main_process)
+
+
+def wait() -> None:
+    """Go on when every process is here."""
+    process().wait_for_everyone()
+
+
+def own(things: Sequence[T]) -> Sequence[T]:
+    """This process's part; the parts of all processes are disjoint and make the whole."""
+    state = process()
+    return things[state.process_index :: state.num_processes]
+
+
+def require(kind: DistributedType, processes: int, batch_size: int) -> None:
+    """Raises UserError where this many processes of this kind could not train as one process does."""
+    if kind not in WHOLE_COPIES:
+        raise UserError(
+            f"accelerate's config asks for {kind}, which shards networks over processes; here each process "
+            "holds them whole: answer no to it in `accelerate config`, and choose multi-GPU"
+        )
+    if batch_size < processes:
+        raise UserError(
+            f"batch_size = {batch_size} has no sample for each of {processes} processes; start fewer "
+            "(num_processes in `accelerate config`) or raise batch_size"
+        )
+
+
+@torch.no_grad()
+def add_up(tensors: Sequence[Tensor], share: float) -> None:
+    """Replace each tensor, in place, by the sum over processes of `share * tensor`; alone, leave it.
+
+    share: of the batch's rows that are this process's, so that means over own rows become means over all.
+    """
+    if process().num_processes == 1:
+        return
+    for waiting in [all_reduce(tensor.mul_(share), async_op=True) for tensor in tensors]:
+        waiting.wait()
+
+
+def any_of(here: bool) -> bool:
+    """Whether it is so in any process: the same answer in all."""
+    flag = torch.tensor([float(here)], device=device())
+    add_up([flag], 1.0)
+    return bool(flag.item())

@@ -1,0 +1,27 @@
+"""export: one model of the chain as a diffusers pipeline folder with its card."""
+
+import sys
+
+from fewstep.backbones.base import open_backbone, open_model
+from fewstep.config.base import read
+from fewstep.config.export import ExportConfig
+from fewstep.evaluation.record import read_record
+from fewstep.evaluation.schema import Metrics
+from fewstep.export.pipeline import export
+from fewstep.layout import EXPORTS, METRICS, MODELS, TEACHER
+from fewstep.stage import run
+
+NAME = sys.argv[1]
+
+
+def main() -> None:
+    """params.yaml `export.NAME` + model + teacher + metrics -> artifacts/exports/NAME."""
+    config = read(ExportConfig, "export", NAME)
+    backbone = open_backbone(TEACHER)
+    model = open_model(MODELS / NAME, backbone)
+    metrics = read_record(Metrics, METRICS / f"{NAME}.json")
+    export(EXPORTS / NAME, model, MODELS / NAME, TEACHER, backbone, metrics, config.steps)
+
+
+if __name__ == "__main__":
+    run(main, writes=EXPORTS / NAME)

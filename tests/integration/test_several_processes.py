@@ -1,0 +1,49 @@
+"""Stages of the miniature chain in two processes, on CPUs, through accelerate's launcher."""
+
+import sys
+
+import torch
+from safetensors.torch import load_file
+
+from fewstep.artifacts.manifest import Manifest
+from tests.integration.project import Project
+
+LAUNCH = f"{sys.executable} -m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+PLACE = {
+    "ACCELERATE_MIXED_PRECISION": "no",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HOME": "no-config-of-this-machine",
+    "OMP_NUM_THREADS": "1",
+}
+
+
+def remade(project: Project, stage: str, launch: str) -> str:
+    """Make one stage anew. Returns what it printed."""
+    result = project.run("dvc", "repro", "-f", "-s", stage, **PLACE, FEWSTEP_LAUNCH=launch)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert ("`accelerate launch`" in result.stderr) == bool(launch), "the launcher says what it assumes"
+    return result.stdout
+
+
+def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> None:
+    """Triplets to the byte; a network's weights to the rounding of a sum."""
+    judge, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
+    made = []
+    for launch in ("", LAUNCH):
+        remade(copied, "train_judge@shapes", launch)
+        remade(copied, "generate_triplets@0", launch)
+        weights = load_file(judge / "model.safetensors")
+        made.append((weights, (shard / "triplets.safetensors").read_bytes()))
+    (one, one_shard), (two, two_shard) = made
+    assert one_shard == two_shard
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
+
+
+def test_two_processes_make_one_teacher(copied: Project) -> None:
+    """An autoencoder, its latents, a text encoder and a U-Net: one process writes, once."""
+    said = remade(copied, "train_teacher@small", LAUNCH)
+    assert said.count("writes artifacts/models/teacher") == 1
+    Manifest.open(copied.folder / "artifacts/models/teacher", "teacher")
+    assert not list((copied.folder / ".checkpoints/train_teacher").iterdir()), "nothing unfinished is left"

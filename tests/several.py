@@ -1,0 +1,82 @@
+"""A training as a stage of its own, for one process or several: `python several.py [OPTION=STEP]`.
+
+It trains an autoencoder through `encode` and `decode`, not `forward`, on batches that divide unevenly, and
+writes `weights.safetensors` and, per process, `seen-RANK.jsonl`. With kill=STEP or stop=STEP the last process
+sends itself SIGKILL or SIGTERM at that step; with nan=STEP its loss is no number there.
+"""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.config.training import TrainingConfig
+from fewstep.keyed import Key
+from fewstep.processes import is_main
+from fewstep.stage import run
+from fewstep.training.loop import train
+from fewstep.training.method import Method, Player, Rows
+
+OUT = Path("weights.safetensors")
+RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+AT = dict(argument.split("=") for argument in sys.argv[1:])
+TRAINING = {"steps": 9, "batch_size": 7, "learning_rate": 1e-2, "optimizer": "muon", "ema": 0.9, "clip": 0.1}
+
+
+class Autoencoder(nn.Module):
+    """Two convolutions, asked by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.last = nn.Conv2d(8, 3, 3, padding=1)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.first(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.last(z)
+
+
+class Coding(Method):
+    """Mean squared error of what comes back."""
+
+    def __init__(self, net: Autoencoder) -> None:
+        self.player = Player({"net": net}, TrainingConfig.model_validate(TRAINING))
+        self.players = {"coder": self.player}
+
+    def batch(self, rows: Rows) -> Tensor:
+        with Path(f"seen-{RANK}.jsonl").open("a") as file:
+            file.write(json.dumps([rows.step, list(rows.positions)]) + "\n")
+        if self.is_time("kill", rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.is_time("stop", rows):
+            os.kill(os.getpid(), signal.SIGTERM)
+        x = torch.from_numpy(Key(0, "pictures").normal(rows.positions, (3, 6, 6)))
+        return x * float("nan") if self.is_time("nan", rows) else x
+
+    def is_time(self, what: str, rows: Rows) -> bool:
+        return RANK == WORLD - 1 and AT.get(what) == str(rows.step)
+
+    def losses(self, player: str, batch: Tensor) -> dict[str, Tensor]:
+        net = self.player.modules["net"]
+        assert isinstance(net, Autoencoder)
+        error = net.decode(net.encode(batch)) - batch
+        return {"squared": error.square().mean(), "absolute": 0.1 * error.abs().mean()}
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    net = Autoencoder()
+    train(Coding(net), "coder", 0, Path("states"))
+    if is_main():
+        save_file(net.state_dict(), OUT)
+
+
+if __name__ == "__main__":
+    run(main, writes=OUT, several=True)

@@ -1,0 +1,143 @@
+"""What leaves the chain, loaded by stock diffusers in a clean process, draws the chain's own latents."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from fewstep.artifacts.folder import whole_folder
+from fewstep.artifacts.manifest import Manifest, sha256
+from fewstep.backbones.base import Backbone, Model, open_backbone, open_model, save_model
+from fewstep.backbones.importing import import_teacher
+from fewstep.config.sampling import SamplingConfig
+from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.diffusion.denoiser import Prediction
+from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.errors import UserError
+from fewstep.export.pipeline import export
+from fewstep.sampling.draw import Sampler
+from tests.pipelines import CAPTIONS, make
+
+FAMILIES = ("sd", "sdxl", "pixart", "sd3", "pixel")
+STEPS = (1, 2, 4)
+
+# It knows diffusers and the folder, nothing of ours.
+STRANGER = """
+import json, sys
+import torch, diffusers
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+
+assert not any(name.startswith("fewstep") for name in sys.modules)
+for place in sys.argv[1:]:
+    folder = Path(place)
+    call = json.loads((folder / "fewstep.json").read_text())["call"]
+    given = load_file(folder.with_suffix(".noise.safetensors"))["noise"]
+    pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    if "unconditional" in folder.name:
+        x = given
+        pipe.scheduler.set_timesteps(call["num_inference_steps"])
+        for t in pipe.scheduler.timesteps:
+            x = pipe.scheduler.step(pipe.unet(x, t).sample, t, x, eta=0.0).prev_sample.detach()
+    else:
+        if "clean_caption" in call:
+            call["use_resolution_binning"] = False  # the miniature is smaller than any known size
+        prompts = json.loads(folder.with_suffix(".prompts.json").read_text())
+        x = pipe(prompts, latents=given, output_type="latent", **call).images
+    save_file({"latents": x.contiguous()}, folder.with_suffix(".stock.safetensors"))
+"""
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def teacher_of(family: str, folder: Path, **options: Any) -> Backbone:
+    """A miniature teacher artifact, opened."""
+    make(family, folder.with_name(f"{folder.name}-stock"), **options)
+    with whole_folder(folder) as staging:
+        facts = import_teacher(
+            str(folder.with_name(f"{folder.name}-stock")), family, ImportTeacherConfig(), staging
+        )
+        Manifest.seal(staging, "teacher", facts, {})
+    return open_backbone(folder)
+
+
+def student_of(backbone: Backbone, teacher: Path, folder: Path, steps: int, straight: bool = True) -> Model:
+    """The teacher's own network as a student for `steps` steps, saved and opened again."""
+    model = open_model(teacher, backbone)
+    denoiser = model.denoiser.on(RectifiedFlow()) if straight else model.denoiser
+    save_model(
+        folder,
+        replace(model, name=folder.name, denoiser=denoiser, steps=steps),
+        backbone,
+        "reflow",
+        {"teacher": teacher},
+    )
+    return open_model(folder, backbone)
+
+
+def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
+    ours: dict[Path, torch.Tensor] = {}
+    for family in FAMILIES:
+        teacher = tmp_path / family
+        backbone = teacher_of(family, teacher)
+        noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+        for steps in STEPS:
+            name = f"{family}-{steps}" + ("-unconditional" if family == "pixel" else "")
+            model = student_of(backbone, teacher, tmp_path / "models" / name, steps, family != "pixel")
+            out = tmp_path / "exports" / name
+            export(out, model, tmp_path / "models" / name, teacher, backbone)
+            with torch.no_grad():
+                conditions = backbone.encode_prompts(CAPTIONS)
+            ours[out] = Sampler(model, backbone, SamplingConfig()).latents(conditions, noise, steps)
+            save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
+            out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
+    subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
+    for out, expected in ours.items():
+        found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
+        error = float((found - expected).abs().max() / expected.abs().max())
+        assert error < 1e-4, f"{out.name}: {error}"
+
+
+def test_the_card_says_the_call_and_carries_the_licence(tmp_path: Path) -> None:
+    make("sd", tmp_path / "t-stock")
+    (tmp_path / "t-stock/README.md").write_text("---\nlicense: openrail++\n---\n")
+    with whole_folder(tmp_path / "t") as staging:
+        facts = import_teacher(str(tmp_path / "t-stock"), "sd", ImportTeacherConfig(), staging)
+        Manifest.seal(staging, "teacher", facts, {})
+    backbone = open_backbone(tmp_path / "t")
+    model = student_of(backbone, tmp_path / "t", tmp_path / "m" / "fast", 1)
+    places = [tmp_path / "a" / "fast", tmp_path / "b" / "fast"]
+    for place in places:
+        export(place, model, tmp_path / "m" / "fast", tmp_path / "t", backbone)
+    card = (places[0] / "README.md").read_text()
+    assert "license: openrail++" in card
+    assert "num_inference_steps=1, guidance_scale=0.0" in card
+    assert sha256(places[0] / "manifest.json") == sha256(places[1] / "manifest.json")
+    with safe_open(places[0] / "model.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["fewstep"])["steps"] == 1
+        assert set(file.keys()) == set(model.net.state_dict())
+
+
+def test_what_diffusers_cannot_draw_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    backbone = teacher_of("sd", tmp_path / "t")
+    model = student_of(backbone, tmp_path / "t", tmp_path / "m" / "raw", 1)
+    raw = replace(
+        model,
+        denoiser=replace(model.denoiser, schedule=RectifiedFlow(), prediction=Prediction.FLOW),
+    )
+    with pytest.raises(UserError, match=r"export\.raw.*init: exact"):
+        export(tmp_path / "out", raw, tmp_path / "m" / "raw", tmp_path / "t", backbone)
+    with pytest.raises(UserError, match="say how many"):
+        export(tmp_path / "out", replace(model, steps=None), tmp_path / "m" / "raw", tmp_path / "t", backbone)
+    assert not (tmp_path / "out").exists()
