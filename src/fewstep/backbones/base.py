@@ -25,6 +25,8 @@ class Backbone(Protocol):
     """The schedule the teacher was made for."""
     prediction: Prediction
     """What the teacher's network predicts."""
+    lora_targets: Sequence[str]
+    """Ends of the names of the layers that this family's adapters usually are on."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -63,6 +65,17 @@ class Backbone(Protocol):
 
     def decoder(self) -> nn.Module:
         """What `decode` runs, for a loss that differentiates through it."""
+
+
+class LowRankAdapter(Protocol):
+    """A low-rank adapter; see objectives/lora.py."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+
+    def save(self, folder: Path) -> None:
+        """Write it in diffusers' format."""
 
 
 def open_backbone(teacher: Path) -> Backbone:
@@ -137,11 +150,12 @@ def save_model(
     backbone: Backbone,
     method: str,
     made_from: Mapping[str, Path],
-    extra: Mapping[str, Any] = {},
+    adapter: LowRankAdapter | None = None,
 ) -> None:
     """Write a model of the chain as an artifact: `net/` in diffusers' format and a manifest.
 
-    method: the objective that made it. made_from: name -> folder of every artifact that went in.
+    method: the objective that made it. made_from: name -> folder of every artifact that went in. adapter:
+    what alone was trained, merged in the network already; written beside it, in `lora/`.
     """
     with whole_folder(folder) as staging:
         backbone.save_net(model.net, staging / "net")
@@ -152,6 +166,8 @@ def save_model(
             "path": schedule_facts(model.denoiser.path),
             "steps": model.steps,
             "parameters": model.parameters,
-            **extra,
         }
+        if adapter is not None:
+            adapter.save(staging / "lora")
+            facts["trained_parameters"] = adapter.parameters
         Manifest.seal(staging, "model", facts, made_from)

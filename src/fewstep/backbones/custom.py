@@ -28,6 +28,9 @@ class CustomModel:
     themselves, without conditions.
     """
 
+    lora_targets: Sequence[str] = ()
+    """Ends of the names of the layers for low-rank students; none: params must name them."""
+
     def __init__(
         self, net: nn.Module, latent_shape: tuple[int, ...], schedule: Schedule, prediction: Prediction
     ) -> None:

@@ -40,6 +40,7 @@ class DiffusersBackbone:
     """Name of the denoising network's part."""
     net_class: ClassVar[str] = "UNet2DConditionModel"
     """Its class in diffusers."""
+    lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, parts: Parts, schedule: Schedule, prediction: Prediction) -> None:
         self.parts, self.schedule, self.prediction = parts, schedule, prediction

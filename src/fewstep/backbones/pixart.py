@@ -23,6 +23,10 @@ class PixArt(DiffusersBackbone):
     pipeline_class = "PixArtAlphaPipeline"
     net_part = "transformer"
     net_class = "PixArtTransformer2DModel"
+    lora_targets = (
+        *DiffusersBackbone.lora_targets,
+        *("proj_in", "proj_out", "proj", "linear", "linear_1", "linear_2", "ff.net.0.proj", "ff.net.2"),
+    )
     prompt_length = 120
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:

@@ -15,6 +15,10 @@ class StableDiffusion3(DiffusersBackbone):
     pipeline_class = "StableDiffusion3Pipeline"
     net_part = "transformer"
     net_class = "SD3Transformer2DModel"
+    lora_targets = (
+        *DiffusersBackbone.lora_targets,
+        *("proj_in", "proj_out", "proj", "linear", "linear_1", "linear_2", "ff.net.0.proj", "ff.net.2"),
+    )
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         text, _, pooled, _ = self.prompter.encode_prompt(

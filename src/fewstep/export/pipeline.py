@@ -15,6 +15,7 @@ from fewstep.backbones.base import Backbone, Model
 from fewstep.backbones.pipeline import DiffusersBackbone, component_names, forget_origin
 from fewstep.errors import UserError
 from fewstep.evaluation.schema import Metrics
+from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card
 from fewstep.export.sampling import StockSampling, stock_sampling
 
@@ -32,7 +33,8 @@ def export(
     steps: int | None = None,
 ) -> None:
     """Write `out`: the teacher's parts with the model's network, a scheduler that draws as the chain does,
-    the network alone as `model.safetensors`, `fewstep.json` (how to call it) and a model card.
+    the network alone as `model.safetensors`, its adapter in `lora/` if that alone was trained,
+    `fewstep.json` (how to call it) and a model card.
 
     folder, teacher: artifacts of the model and of its teacher. steps: None for what the model was made for.
     Raises UserError when the family has no pipeline of diffusers, or diffusers no scheduler for the model.
@@ -54,6 +56,7 @@ def export(
         described = {"fewstep": json.dumps(facts, sort_keys=True)}
         weights = {name: value.contiguous().cpu() for name, value in model.net.state_dict().items()}
         save_file(weights, staging / "model.safetensors", metadata=described)
+        export_adapter(folder, staging / "lora")
         write_json(staging / "fewstep.json", facts)
         card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics)
         card.save(staging / "README.md")

@@ -21,6 +21,7 @@ from fewstep.diffusion.denoiser import Conditions, Denoiser
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import device
 from fewstep.keyed import Key
+from fewstep.objectives.lora import LoraSettings, attach
 from fewstep.training.method import Method
 
 PREVIEWED = 8
@@ -32,6 +33,8 @@ class ObjectiveConfig(Section):
     from_: str = Field(alias="from")
     """The model it starts from: `teacher`, `reflow`, `halve-4`, a student's name ..."""
     training: TrainingConfig
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter instead of all weights; null: all."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Ingredients:
 
     name: of the model to be made; with `seed` it keys everything random. start: the model it starts from.
     shards: of triplets. features: where the feature network of a perceptual loss lies. encoded: where
-    encoded real pictures lie.
+    encoded real pictures lie. lora: of the student; None for one that is trained whole.
     """
 
     name: str
@@ -50,6 +53,7 @@ class Ingredients:
     shards: Sequence[Path]
     features: Path | None
     encoded: Path | None
+    lora: LoraSettings | None = None
 
     def key(self, use: str) -> Key:
         """Randomness for one use (`noise`, `times` ...) of this training."""
@@ -87,8 +91,10 @@ class Ingredients:
             return self.backbone.unconditional()
 
     def student(self) -> Model:
-        """A copy of the start whose network may be trained, under the new name."""
-        net = deepcopy(self.start.net)
+        """A copy of the start whose network may be trained, all or its adapter, under the new name."""
+        net = deepcopy(self.start.net).requires_grad_(True)
+        if self.lora is not None:
+            attach(net, self.lora, self.backbone.lora_targets, self.key("lora").seed32(0))
         denoiser = replace(self.start.denoiser, network=self.backbone.network(net))
         return replace(self.start, name=self.name, net=net, denoiser=denoiser, is_teacher=False)
 

@@ -9,6 +9,7 @@ from fewstep.backbones.base import open_backbone, open_model, save_model
 from fewstep.errors import UserError
 from fewstep.layout import MODELS, TEACHER, TRIPLETS
 from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig
+from fewstep.objectives.lora import detach
 from fewstep.processes import is_main
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
@@ -49,9 +50,11 @@ def learn(
     params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
     folder = workspace(stage, params, made_from)
     backbone = open_backbone(TEACHER)
-    given = Ingredients(name, seed, open_model(start_folder, backbone), backbone, triplets, features, encoded)
+    start = open_model(start_folder, backbone)
+    given = Ingredients(name, seed, start, backbone, triplets, features, encoded, config.lora)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)
     if is_main():
-        save_model(out, objective.model, backbone, method, made_from)
+        adapter = detach(objective.model.net) if config.lora is not None else None
+        save_model(out, objective.model, backbone, method, made_from, adapter)
         finished(folder)

@@ -1,7 +1,8 @@
 """The embedded default: captioned procedural pictures, shape x colour x size x background.
 
-Picture i is a function of (seed, i) alone. Position, radius and tints vary freely inside
-what the caption says, so a model has something to learn beyond the caption.
+Picture i is a function of (seed, i) alone. The caption does not say in which of four places the shape
+lies: a model that takes one step can only average them, one that takes many decides. Radius, tints and the
+exact position vary too.
 """
 
 import io
@@ -23,7 +24,7 @@ COLOURS = {
     "blue": (50, 80, 225),
     "yellow": (240, 215, 40),
 }
-SIZES = {"small": (0.18, 0.21), "large": (0.29, 0.33)}  # radius as a share of the picture's side
+SIZES = {"small": (0.20, 0.23), "large": (0.32, 0.36)}  # radius as a share of the picture's side
 BACKGROUNDS = {
     "black": (20, 20, 20),
     "white": (240, 240, 240),
@@ -36,7 +37,8 @@ LABELS = {
     "background": tuple(BACKGROUNDS),
 }
 COMBINATIONS = [c for c in product(SHAPES, COLOURS, SIZES, BACKGROUNDS) if c[1] != c[3]]
-DRIFT = 0.17  # of the centre, as a share of the side
+PLACES = (0.38, 0.62)  # of the centre, across and down, as shares of the side
+DRIFT = 0.03  # of the centre around its place
 OVERSAMPLING = 4
 
 
@@ -64,7 +66,7 @@ def draw(
 ) -> Image.Image:
     """Draw one picture, RGB, `resolution` x `resolution`, antialiased."""
     radius = rng.uniform(*SIZES[size])
-    x, y = rng.uniform(0.5 - DRIFT, 0.5 + DRIFT, 2)
+    x, y = rng.choice(PLACES, 2) + rng.uniform(-DRIFT, DRIFT, 2)
     ink, ground = (
         tuple(int(v) for v in np.clip(np.add(base, rng.normal(0, 6, 3)), 0, 255))
         for base in (COLOURS[colour], BACKGROUNDS[background])

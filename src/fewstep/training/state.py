@@ -43,9 +43,7 @@ class State:
         for label, player in method.players.items():
             for key, module in player.modules.items():
                 # evaluation_mode: without DistributedDataParallel; see processes.py.
-                player.modules[key] = accelerator.prepare_model(
-                    module.requires_grad_(True).train(), evaluation_mode=True
-                )
+                player.modules[key] = accelerator.prepare_model(module.train(), evaluation_mode=True)
             self.optimizers[label] = [accelerator.prepare(o) for o in optimizers_of(player)]
             if player.training.ema is not None:
                 self.averages[label] = Ema(weights_of(player), player.training.ema)

@@ -1,0 +1,88 @@
+"""Low-rank students (Hu et al. 2021, "LoRA"): `W + (alpha / rank) B A` on chosen layers, B = 0 at the start.
+
+The adapter is kept in diffusers' format, for `load_lora_weights` on the network it started from; the network
+that goes on in the chain has it merged, so that nothing after it needs to know.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fewstep.config.base import Section
+from fewstep.errors import UserError
+
+FILE = "pytorch_lora_weights.safetensors"
+METADATA = "lora_adapter_metadata"
+"""Under this name diffusers looks for rank and alpha in the file's header."""
+
+
+class LoraSettings(Section):
+    """`lora:` of an objective."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0)
+    """The update is scaled by alpha / rank."""
+    targets: tuple[str, ...] | None = None
+    """Ends of the names of the layers it is on; null: the family's usual ones."""
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """A trained adapter. weights: as PEFT names them. config: PEFT's, as plain values."""
+
+    weights: dict[str, Tensor]
+    config: dict[str, Any]
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return sum(weight.numel() for weight in self.weights.values())
+
+    def save(self, folder: Path, part: str = "unet") -> None:
+        """Write `folder / FILE`; part: of the pipeline that the adapter is for."""
+        folder.mkdir(parents=True, exist_ok=True)
+        header = {f"{part}.{name}": value for name, value in self.config.items()}
+        named = {f"{part}.{name}": value.contiguous().cpu() for name, value in self.weights.items()}
+        save_file(named, folder / FILE, metadata={METADATA: json.dumps(header, sort_keys=True)})
+
+
+def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: int) -> None:
+    """Freeze the network and put a trainable adapter on it, in place, its A keyed by the seed.
+
+    Raises UserError when no layer has such a name.
+    """
+    import peft  # takes a second, which whole students need not wait for
+
+    targets = settings.targets or tuple(usual)
+    net.requires_grad_(False)
+    torch.manual_seed(seed)
+    # PEFT declares alpha an int and divides by it as it is.
+    config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets))  # type: ignore[arg-type]
+    try:
+        peft.inject_adapter_in_model(config, net)
+    except ValueError as error:
+        raise UserError(f"lora.targets = {list(targets)}: no layer of the network has such a name") from error
+
+
+def detach(net: nn.Module) -> LowRank:
+    """Merge the adapter into the network, in place, and return it."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import get_peft_model_state_dict
+
+    weights = {name: value.detach().clone() for name, value in get_peft_model_state_dict(net).items()}
+    values = net.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
+    config = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
+    for name, layer in list(net.named_modules()):
+        if isinstance(layer, BaseTunerLayer):
+            layer.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(net.get_submodule(parent), child, layer.get_base_layer())
+    del net.peft_config
+    return LowRank(weights, config)
