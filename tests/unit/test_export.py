@@ -27,6 +27,7 @@ from tests.pipelines import CAPTIONS, make
 
 FAMILIES = ("sd", "sdxl", "pixart", "sd3", "pixel")
 STEPS = (1, 2, 4)
+OWN_PATH = 3  # does not divide the table
 
 # It knows diffusers and the folder, nothing of ours.
 STRANGER = """
@@ -102,6 +103,16 @@ def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
             ours[out] = Sampler(model, backbone, SamplingConfig()).latents(conditions, noise, steps)
             save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
             out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
+    backbone, teacher = open_backbone(tmp_path / "sd"), tmp_path / "sd"
+    model = student_of(backbone, teacher, tmp_path / "models" / "own", OWN_PATH, straight=False)
+    out = tmp_path / "exports" / "own"
+    export(out, model, tmp_path / "models" / "own", teacher, backbone)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        conditions = backbone.encode_prompts(CAPTIONS)
+    ours[out] = Sampler(model, backbone, SamplingConfig()).latents(conditions, noise, OWN_PATH)
+    save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
+    out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
     subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
     for out, expected in ours.items():
         found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
@@ -138,6 +149,12 @@ def test_what_diffusers_cannot_draw_is_refused_with_the_way_out(tmp_path: Path) 
     )
     with pytest.raises(UserError, match=r"export\.raw.*init: exact"):
         export(tmp_path / "out", raw, tmp_path / "m" / "raw", tmp_path / "t", backbone)
+    for family, options, steps in (("pixel", {}, 2), ("pixel", {"classes": 3}, 1)):
+        teacher = tmp_path / f"{family}-{steps}"
+        pixel = teacher_of(family, teacher, **options)
+        flow = student_of(pixel, teacher, tmp_path / "m" / "flow", steps)
+        with pytest.raises(UserError, match="DDIMPipeline knows no classes"):
+            export(tmp_path / "out", flow, tmp_path / "m" / "flow", teacher, pixel)
     with pytest.raises(UserError, match="say how many"):
         export(tmp_path / "out", replace(model, steps=None), tmp_path / "m" / "raw", tmp_path / "t", backbone)
     assert not (tmp_path / "out").exists()

@@ -1,11 +1,13 @@
 """Low-rank students: what is trained, what leaves, and that it is the same network."""
 
+from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from torch import nn
@@ -34,8 +36,10 @@ QKV = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @pytest.fixture
-def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
+def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backbone]:
     """A miniature Stable Diffusion as the teacher of a project in the working folder."""
+    # accelerate keeps one precision per process; the tests before and after this may use another.
+    AcceleratorState._reset_state()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
@@ -43,7 +47,8 @@ def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
     with whole_folder(TEACHER) as staging:
         facts = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), staging)
         Manifest.seal(staging, "teacher", facts, {})
-    return open_backbone(TEACHER)
+    yield open_backbone(TEACHER)
+    AcceleratorState._reset_state()
 
 
 def output(backbone: Backbone, net: nn.Module) -> torch.Tensor:

@@ -101,7 +101,9 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
         if name not in known:
             yield f"evaluate.models.{name}: no such model; there are {', '.join(known)}"
     for name in chain.export:
-        if name not in chain.evaluate.models:
+        if name == "teacher":
+            yield "export.teacher: the teacher is a pipeline already; export its students"
+        elif name not in chain.evaluate.models:
             yield f"export.{name}: an export's card tells its figures; evaluate.models has no {name}"
     if chain.features == JUDGE and not chain.judge.train:
         yield f"features = {JUDGE}: judge.train is [], so there is none; use {TEACHER} or an Inception file"

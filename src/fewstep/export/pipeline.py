@@ -49,6 +49,12 @@ def export(
     config = backbone.parts["scheduler"]().config
     sampling = stock_sampling(model.name, model.denoiser, steps, config)
     call = call_of(backbone, sampling)
+    classes = getattr(backbone.net.config, "num_class_embeds", None)
+    if class_of(backbone) is DDIMPipeline and ("sigmas" in call or classes):
+        raise UserError(
+            f"export.{model.name}: the stock DDIMPipeline knows no classes, and only steps that divide its "
+            "table, on its own path; export the model at one step, or load its network from artifacts/models"
+        )
     facts = {"model": identity(folder), "steps": steps, "call": call}
     with whole_folder(out) as staging:
         write_pipeline(backbone, model, sampling, staging)

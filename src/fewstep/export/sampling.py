@@ -26,10 +26,11 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
     """The model's own steps by a stock scheduler; scheduler: configuration of its teacher's.
 
     - A flow on the straight path: Euler.
-    - A table's network on its own path, or in one step on any: DDIM with `trailing` spacing.
-    - A table's network on the straight path: DDIM steps at angles between the table's entries. Divided by
-      alpha, DDIM is Euler's method in `sigma / alpha` (Song et al. 2021, eq. 14), so Euler with explicit
-      sigmas takes them; `leading` lets it start from noise at the table's last entry, as this path does.
+    - A table's network in one step, or on its own path in a number of steps that divides the table (with
+      others stock DDIM leaves its own grid): DDIM with `trailing` spacing.
+    - Else DDIM steps at angles between the table's entries. Divided by alpha, DDIM is Euler's method in
+      `sigma / alpha` (Song et al. 2021, eq. 14), so Euler with explicit sigmas takes them; `leading` lets it
+      start from noise at the table's last entry, as the model does.
 
     Raises UserError, with `name`, where diffusers has none.
     """
@@ -38,7 +39,7 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
         case RectifiedFlow(), RectifiedFlow(), Prediction.FLOW if flow:
             call = {"num_inference_steps": 1} if steps == 1 else {"sigmas": trailing(steps)[:-1]}
             return StockSampling(FlowMatchEulerDiscreteScheduler(shift=1.0), call)
-        case DiscreteVP() as table, path, _ if steps == 1 or path == table:
+        case DiscreteVP() as table, path, _ if steps == 1 or (path == table and divides(steps, table)):
             own = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
             return StockSampling(
                 DDIMScheduler.from_config(scheduler, **own, thresholding=False, steps_offset=1),
@@ -57,6 +58,11 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
         f"{type(denoiser.schedule).__name__} on {type(denoiser.path).__name__} in this family's pipeline; a "
         "network retrained as a velocity (`init: raw`) needs one of its own, `init: exact` does not"
     )
+
+
+def divides(steps: int, table: DiscreteVP) -> bool:
+    """Whether equally spaced steps fall on the table's entries."""
+    return len(table.alphas_cumprod) % steps == 0
 
 
 def ratios(table: DiscreteVP, path: Schedule, steps: int) -> list[float]:
