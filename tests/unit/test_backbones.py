@@ -223,6 +223,12 @@ def test_what_cannot_be_imported_is_refused_by_name(
         import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), tmp_path / "out")
 
 
+def test_a_pipeline_of_another_family_is_named(tmp_path: Path) -> None:
+    make("pixart_sigma", tmp_path / "stock")
+    with pytest.raises(UserError, match=r"is a PixArtSigmaPipeline.*takes a PixArtAlphaPipeline"):
+        import_teacher(str(tmp_path / "stock"), "pixart", ImportTeacherConfig(), tmp_path / "out")
+
+
 def test_an_unreachable_repository_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = ImportTeacherConfig(local_files_only=True)

@@ -77,7 +77,7 @@ def load_pipeline(kind: Any, source: Path, config: ImportTeacherConfig) -> Any:
     options = {"dtype": getattr(torch, config.dtype), "local_files_only": True}
     try:
         if source.is_dir():
-            check_index(source, kind)
+            check_index(source, kind.__name__)
             without = {name: None for name in LEFT_OUT if name in read_json(source / INDEX)}
             return kind.from_pretrained(
                 source, use_safetensors=True, variant=config.variant, **options, **without
@@ -92,11 +92,17 @@ def load_pipeline(kind: Any, source: Path, config: ImportTeacherConfig) -> Any:
         raise UserError(f"{source}: cannot be loaded as a {kind.__name__}: {reason}") from error
 
 
-def check_index(folder: Path, kind: Any) -> None:
-    """Raises UserError when the folder is no pipeline or has parts whose code is not a library's."""
+def check_index(folder: Path, wanted: str) -> None:
+    """Raises UserError when the folder is no such pipeline, or has parts whose code is not a library's."""
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder}: no diffusers pipeline ({INDEX} is missing)")
-    for name, entry in read_json(folder / INDEX).items():
+    index = read_json(folder / INDEX)
+    found = index.get("_class_name")
+    if found != wanted:
+        raise UserError(
+            f"{folder}: is a {found}, this teacher.backbone takes a {wanted}; choose the other family"
+        )
+    for name, entry in index.items():
         foreign = isinstance(entry, list) and entry[0] is not None and entry[0] not in LIBRARIES
         if foreign and name not in LEFT_OUT:
             raise UserError(f"{folder / INDEX}: {name} is code of its own ({entry[0]}), which is not run")
