@@ -18,8 +18,9 @@ from torch.nn.functional import mse_loss
 from triplets import alternate
 
 from fewstep.backbones.base import open_backbone
-from fewstep.data.encoded import collate, open_encoded
+from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
+from fewstep.data.prompted import stacked
 from fewstep.data.shards import open_pictures
 from fewstep.diffusion.denoiser import Conditions, along
 from fewstep.evaluation.speed import machine
@@ -68,7 +69,7 @@ def main() -> None:
         def cached() -> None:
             for number in range(chosen.steps):
                 rows = encoded.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
-                step(*collate(rows, device()))
+                step(*stacked(rows, device()))
 
         def each_step() -> None:
             for number in range(chosen.steps):

@@ -18,8 +18,8 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.config.sampling import SamplingConfig
+from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.shards import captions
-from fewstep.data.triplets import noise_key, noise_of
 from fewstep.evaluation.speed import machine
 from fewstep.hardware import computing, device, mixed_precision
 from fewstep.layout import DATA, TEACHER

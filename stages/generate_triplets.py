@@ -5,7 +5,8 @@ import sys
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
-from fewstep.layout import DATA, TEACHER, TRIPLETS
+from fewstep.config.triplets import TripletsConfig
+from fewstep.layout import TEACHER, TRIPLETS
 from fewstep.processes import is_main
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
@@ -17,16 +18,19 @@ OUT = TRIPLETS / str(SHARD)
 
 
 def main() -> None:
-    """params.yaml `sampling`, `triplets` + data + teacher -> artifacts/triplets/SHARD."""
-    seed, size = read(int, "seed"), read(int, "triplets", "shard_size")
-    steps = read(int, "triplets", "steps")
-    sampling = read(SamplingConfig, "sampling").model_copy(update={"steps": steps})
-    made_from = {"data": DATA, "teacher": TEACHER}
-    params = {"seed": seed, "size": size, "sampling": sampling.model_dump(mode="json")}
+    """params.yaml `sampling`, `triplets` + prompts + teacher -> artifacts/triplets/SHARD."""
+    seed, config = read(int, "seed"), read(TripletsConfig, "triplets")
+    sampling = read(SamplingConfig, "sampling").model_copy(update={"steps": config.steps})
+    made_from = {"prompts": config.prompts, "teacher": TEACHER}
+    params = {
+        "seed": seed,
+        "triplets": config.model_dump(mode="json", exclude={"shards"}),
+        "sampling": sampling.model_dump(mode="json"),
+    }
     folder = workspace(f"generate_triplets@{SHARD}", params, made_from)
     backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
-    write_triplets(OUT, sampler, DATA, SHARD * size, size, seed, folder, made_from)
+    write_triplets(OUT, sampler, config, SHARD, seed, folder, made_from)
     if is_main():
         finished(folder)
 

@@ -1,17 +1,24 @@
-"""Where and how fast: device and precision. Chosen by the machine, never by params.yaml.
+"""Where, how fast and in how much memory. Chosen by the machine, never by params.yaml.
 
 `accelerate config` or ACCELERATE_MIXED_PRECISION decides where set. Otherwise: the GPU where there is one,
-and bfloat16 where the hardware multiplies it natively.
+and bfloat16 where the hardware multiplies it natively. The switches FEWSTEP_* are told in docs/machine.md.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from fewstep.config.base import switch
+
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def process() -> PartialState:
@@ -40,17 +47,20 @@ def mixed_precision() -> str:
 
 
 @contextmanager
-def computing(precision: str | None = None) -> Iterator[None]:
-    """Autocast to `precision` (default: `mixed_precision()`) with deterministic kernels.
+def computing() -> Iterator[None]:
+    """Autocast to `mixed_precision()`, with `attention()`."""
+    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision()]
+    with torch.autocast(device().type, dtype) if dtype else nullcontext(), attention():
+        yield
 
-    On CPUs attention takes the plain kernel: the fused one is many times slower in a bfloat16 backward pass.
+
+@contextmanager
+def attention() -> Iterator[None]:
+    """The kernel of attention, also where activations are computed again on the way back.
+
+    On CPUs the plain one: the fused one is many times slower in a bfloat16 backward pass.
     """
-    kind, precision = device().type, precision or mixed_precision()
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    with (
-        torch.autocast(kind, dtype) if dtype else nullcontext(),
-        sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext(),
-    ):
+    with sdpa_kernel(SDPBackend.MATH) if device().type == "cpu" else nullcontext():
         yield
 
 
@@ -66,3 +76,44 @@ def deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
+
+
+def placed(net: M) -> M:
+    """A network on the device, in place; laid out and compiled as FEWSTEP_CHANNELS_LAST, _COMPILE say."""
+    net = net.to(device())
+    if switch("CHANNELS_LAST", ""):
+        net = net.to(memory_format=torch.channels_last)
+    if backend := switch("COMPILE", ""):
+        net.compile(backend=backend)
+    return net
+
+
+def frugal(net: M) -> M:
+    """A network that, with FEWSTEP_CHECKPOINT_ACTIVATIONS, computes its activations again on the way back."""
+    enable = getattr(net, "enable_gradient_checkpointing", None)
+    if enable is not None and switch("CHECKPOINT_ACTIVATIONS", ""):
+        enable()
+    return net
+
+
+def plain(net: M) -> M:
+    """The inverse of `placed` and `frugal`, but for the device: as a network is saved."""
+    disable = getattr(net, "disable_gradient_checkpointing", None)
+    if disable is not None:
+        disable()
+    return net.to(memory_format=torch.contiguous_format)
+
+
+def pictures_at_once() -> int:
+    """How many are drawn, encoded or judged together: FEWSTEP_BATCH."""
+    return int(switch("BATCH", "256"))
+
+
+def micro_batches(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """A process's rows of one step in parts of at most FEWSTEP_MICRO_BATCH, whose gradients are added up."""
+    return in_parts(rows, int(switch("MICRO_BATCH", "0")) or len(rows))
+
+
+def in_parts(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Slices of at most `size`."""
+    return (things[i : i + size] for i in range(0, len(things), size))

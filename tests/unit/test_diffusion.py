@@ -161,7 +161,7 @@ def test_beyond_its_noisiest_time_a_teacher_is_clamped_and_stays_finite() -> Non
     assert torch.allclose(estimate.eps - estimate.x_0, clamped.eps - clamped.x_0, atol=1e-5)
 
 
-def test_guidance_extrapolates_the_estimate_and_is_free_at_one() -> None:
+def test_guidance_extrapolates_the_estimate_of_all_or_of_each() -> None:
     calls = []
 
     def two(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
@@ -174,7 +174,9 @@ def test_guidance_extrapolates_the_estimate_and_is_free_at_one() -> None:
     )
     assert torch.allclose(estimate.x_0, torch.full_like(x, 0.5 + 3 * 0.5))
     assert calls == [6]
-    assert guided(two, {}, 1.0) is two
+    each = {"c": ones, "guidance": torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64)}
+    estimate = guided(two, {"c": torch.full((1, 2), 0.5, dtype=torch.float64)}, 2.0)(x, at(0.5, x), each)
+    assert torch.allclose(estimate.eps[:, 0], torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64))
 
 
 def test_clipping_bounds_x_0_and_keeps_x_t() -> None:

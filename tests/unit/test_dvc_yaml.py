@@ -14,6 +14,7 @@ FOLDER_OF_PHOTOS = {
     "data": {"source": "folder", "path": "photos", "resolution": 32},
     "judge": {"train": []},
     "teacher": {"backbone": "sd", "train": [], "load": ["somewhere"], "adopt": []},
+    "encode_data": {"train": {"dtype": "float16"}},
 }
 
 
@@ -50,6 +51,7 @@ def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -
         chosen.append(package / f"sources/{params['data']['source']}.py")
     if script.stem in (
         "import_teacher",
+        "encode_data",
         "generate_triplets",
         "reflow",
         "halve",

@@ -12,8 +12,9 @@ from fewstep.backbones.base import Backbone, open_backbone
 from fewstep.backbones.importing import import_teacher
 from fewstep.config.data import DataConfig
 from fewstep.config.teacher import ImportTeacherConfig
-from fewstep.data.encoded import collate, open_encoded
+from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
+from fewstep.data.prompted import stacked
 from fewstep.data.shards import open_pictures
 from fewstep.keyed import Key
 from fewstep.preparation.prepare import prepare
@@ -47,7 +48,7 @@ def test_what_is_read_is_what_the_backbone_encodes(
     encoded = open_encoded(tmp_path / "out", ORDER)
     assert encoded.total == pictures.total
     positions = range(3, 40, 5)
-    x_0, conditions = collate(encoded.rows(positions), torch.device("cpu"))
+    x_0, conditions = stacked(encoded.rows(positions), torch.device("cpu"))
     rows = pictures.rows(positions)
     with torch.no_grad():
         latents = backbone.encode(picture_batch(rows))

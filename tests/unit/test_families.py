@@ -6,28 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.artifacts.folder import whole_folder
-from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.backbones.base import open_backbone, open_model
-from fewstep.backbones.importing import import_teacher
-from fewstep.config.data import DataConfig
+from fewstep.artifacts.manifest import identity
+from fewstep.backbones.base import open_model
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.evaluation.evaluate import measure
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
 from fewstep.features.judge import Judge
 from fewstep.features.network import open_features
-from fewstep.layout import DATA, JUDGE, MODELS, TEACHER, TRIPLETS
+from fewstep.layout import DATA, JUDGE, MODELS, TEACHER
 from fewstep.objectives import direct, halve, reflow
 from fewstep.objectives.learn import learn
-from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
-from fewstep.sampling.triplets import write_triplets
 from fewstep.sources.shapes import LABELS
-from tests.pipelines import MAKERS, make
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.pipelines import MAKERS
 
 TWO_STEPS = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-4)
 
@@ -37,19 +32,14 @@ def test_the_whole_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
     resolution = 16 if family == "pixel" else 64
-    prepare(DataConfig(source="shapes", count=48, resolution=resolution, heldout=0.5), 0, DATA)
-    make(family, tmp_path / "stock")
-    with whole_folder(TEACHER) as staging:
-        facts = import_teacher(str(tmp_path / "stock"), family, ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
-    backbone = open_backbone(TEACHER)
+    prepare_pictures(resolution)
+    backbone = import_miniature(family)
     features = TEACHER
     if family == "pixel":  # it has no autoencoder to take features from
         features = JUDGE
         Judge(LABELS, (8, 16), 4).save(JUDGE, resolution, {"data": DATA})
 
-    teacher = Sampler(open_model(TEACHER, backbone), backbone, SamplingConfig(steps=2, guidance=2.0))
-    write_triplets(TRIPLETS / "0", teacher, DATA, 0, 8, 0, tmp_path / "work", {"teacher": TEACHER})
+    teacher = draw_triplets(backbone, guidance=2.0)
     learn("reflow", "reflow", "reflow", reflow.Config(training=TWO_STEPS, **{"from": "teacher"}), [0], 0)
     learn(
         "halve",

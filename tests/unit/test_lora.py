@@ -1,54 +1,40 @@
 """Low-rank students: what is trained, what leaves, and that it is the same network."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
-from diffusers import UNet2DConditionModel
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import Backbone, open_backbone, open_model, save_model
-from fewstep.backbones.importing import import_teacher
-from fewstep.config.data import DataConfig
-from fewstep.config.sampling import SamplingConfig
-from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.backbones.base import Backbone, Model, open_model, save_model
 from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
 from fewstep.export.adapter import KOHYA, export_adapter
-from fewstep.layout import DATA, MODELS, TEACHER, TRIPLETS
-from fewstep.objectives import reflow
+from fewstep.layout import MODELS, TEACHER
+from fewstep.objectives import halve, reflow
+from fewstep.objectives.ingredients import start_and_student, with_net
 from fewstep.objectives.learn import learn
 from fewstep.objectives.lora import FILE, LoraSettings, attach, detach
-from fewstep.preparation.prepare import prepare
-from fewstep.sampling.draw import Sampler
-from fewstep.sampling.triplets import write_triplets
-from tests.pipelines import make
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)
 QKV = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 @pytest.fixture
-def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backbone]:
+def backbone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
     """A miniature Stable Diffusion as the teacher of a project in the working folder."""
-    # accelerate keeps one precision per process; the tests before and after this may use another.
-    AcceleratorState._reset_state()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
-    make("sd", tmp_path / "stock")
-    with whole_folder(TEACHER) as staging:
-        facts = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
-    yield open_backbone(TEACHER)
-    AcceleratorState._reset_state()
+    return import_miniature("sd")
 
 
 def output(backbone: Backbone, net: nn.Module) -> torch.Tensor:
@@ -84,7 +70,12 @@ def test_merged_it_is_the_network_with_the_adapter_and_has_its_shape(backbone: B
     torch.testing.assert_close(output(backbone, net), before, atol=1e-5, rtol=1e-5)
     assert (before - output(backbone, backbone.net)).abs().max() > 1e-2
     assert net.state_dict().keys() == backbone.net.state_dict().keys()
-    assert adapter.parameters == sum(w.numel() for w in adapter.weights.values()) > 0
+    assert adapter.facts == {
+        "rank": 2,
+        "alpha": 4.0,
+        "targets": sorted(QKV),
+        "parameters": sum(w.numel() for w in adapter.weights.values()),
+    }
 
 
 def test_stock_diffusers_loads_the_adapter(backbone: Backbone, tmp_path: Path) -> None:
@@ -92,16 +83,15 @@ def test_stock_diffusers_loads_the_adapter(backbone: Backbone, tmp_path: Path) -
     attach(net, SETTINGS, QKV, 0)
     disturb(net)
     expected = output(backbone, net)
-    detach(net).save(tmp_path / "lora")
+    detach(net).save(tmp_path / "lora", "unet")
     stock = UNet2DConditionModel.from_pretrained(TEACHER / "unet")
     stock.load_lora_adapter(tmp_path / "lora", weight_name=FILE, prefix="unet")
     torch.testing.assert_close(output(backbone, stock), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_the_chain_trains_saves_and_opens_one(backbone: Backbone, tmp_path: Path) -> None:
-    prepare(DataConfig(source="shapes", count=24, resolution=64, heldout=0.5), 0, DATA)
-    teacher = Sampler(open_model(TEACHER, backbone), backbone, SamplingConfig(steps=2, guidance=1.0))
-    write_triplets(TRIPLETS / "0", teacher, DATA, 0, 8, 0, tmp_path / "work", {"teacher": TEACHER})
+def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
+    prepare_pictures()
+    draw_triplets(backbone)
     training = TrainingConfig(steps=3, batch_size=4, learning_rate=0.05, ema=0.5)
     config = reflow.Config(training=training, lora=SETTINGS, **{"from": "teacher"})
     files = []
@@ -118,7 +108,7 @@ def test_the_chain_trains_saves_and_opens_one(backbone: Backbone, tmp_path: Path
     assert changed and all(any(target in name for target in QKV) for name in changed)
     facts = Manifest.open(MODELS / "one", "model").facts
     trained = sum(w.numel() for w in load_file(MODELS / "one" / "lora" / FILE).values())
-    assert facts["trained_parameters"] == trained
+    assert facts["lora"]["parameters"] == trained
 
 
 def test_it_leaves_with_kohyas_names_and_its_own_alpha(backbone: Backbone, tmp_path: Path) -> None:
@@ -139,6 +129,75 @@ def test_it_leaves_with_kohyas_names_and_its_own_alpha(backbone: Backbone, tmp_p
     assert not export_adapter(TEACHER, tmp_path / "none")
 
 
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_the_stock_pipeline_loads_it(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backbone = import_miniature(family)
+    net = deepcopy(backbone.net)
+    attach(net, SETTINGS, backbone.lora_targets, 0)
+    disturb(net)
+    adapter = detach(net)
+    student = replace(open_model(TEACHER, backbone), name="low", net=net)
+    save_model(MODELS / "low", student, backbone, "reflow", {"teacher": TEACHER}, adapter)
+    stock = DiffusionPipeline.from_pretrained("stock")
+    stock.load_lora_weights(MODELS / "low" / "lora", weight_name=FILE)
+    part = backbone.net_part
+    assert part in stock.get_list_adapters()
+    stock.fuse_lora()
+    found = dict(getattr(stock, part).named_parameters())
+    for name, weight in net.named_parameters():
+        layer, _, kind = name.rpartition(".")
+        fused = found[name] if name in found else found[f"{layer}.base_layer.{kind}"]
+        torch.testing.assert_close(fused, weight, atol=1e-6, rtol=1e-5)
+
+
+def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_pictures()
+    draw_triplets(backbone)
+    training = TrainingConfig(steps=3, batch_size=4, learning_rate=0.05)
+    config = halve.Config(steps=2, guidance=2.0, training=training, lora=SETTINGS, **{"from": "teacher"})
+
+    def trained() -> dict[str, torch.Tensor]:
+        learn("halve", "low", "halve", config, [0], 0)
+        return load_file(MODELS / "low" / "lora" / FILE)
+
+    def with_a_copy(start: Model, name: str, backbone: Backbone, *rest: Any) -> tuple[Model, Model]:
+        alone = with_net(start, deepcopy(start.net).requires_grad_(False), backbone)
+        return alone, start_and_student(start, name, backbone, *rest)[1]
+
+    one = trained()
+    monkeypatch.setattr("fewstep.objectives.learn.start_and_student", with_a_copy)
+    two = trained()
+    assert any(weight.abs().max() > 0.01 for name, weight in one.items() if "lora_B" in name)
+    assert all(torch.equal(weight, two[name]) for name, weight in one.items())
+
+
+def test_without_its_adapter_it_is_the_start_again(backbone: Backbone) -> None:
+    start = open_model(TEACHER, backbone)
+    expected = output(backbone, start.net)
+    config = reflow.Config(
+        training=TrainingConfig(steps=1, batch_size=1, learning_rate=1.0),
+        lora=SETTINGS,
+        **{"from": "teacher"},
+    )
+    alone, student = start_and_student(start, "low", backbone, config, 0)
+    student.net.train()
+    disturb(student.net)
+    assert torch.equal(output(backbone, alone.net), expected)
+    assert not torch.equal(output(backbone, student.net), expected)
+    assert all(("lora_" in name) == weight.requires_grad for name, weight in student.net.named_parameters())
+    assert sum(w.numel() for w in {*alone.net.parameters(), *student.net.parameters()}) < 1.2 * sum(
+        w.numel() for w in backbone.net.parameters()
+    )
+
+
 def test_targets_that_match_nothing_are_named(backbone: Backbone) -> None:
-    with pytest.raises(UserError, match="no_such_layer"):
-        attach(deepcopy(backbone.net), LoraSettings(rank=2, alpha=2, targets=("no_such_layer",)), QKV, 0)
+    for targets in (("no_such_layer",), ("to_q", "no_such_layer")):
+        with pytest.raises(UserError, match="no_such_layer: no layer"):
+            attach(deepcopy(backbone.net), LoraSettings(rank=2, alpha=2, targets=targets), QKV, 0)
+    with pytest.raises(ValidationError):
+        LoraSettings(rank=2, alpha=2, targets=())
+    net = deepcopy(backbone.net)
+    attach(net, SETTINGS, (*QKV, "of_another_family"), 0)

@@ -29,6 +29,10 @@ class Backbone(Protocol):
     """Ends of the names of the layers that this family's adapters usually are on."""
 
     @property
+    def net_part(self) -> str:
+        """Name of the denoising network in the family's pipeline, `unet` or `transformer`."""
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent, e.g. (4, 64, 64)."""
 
@@ -57,6 +61,12 @@ class Backbone(Protocol):
     def network(self, net: nn.Module) -> Network:
         """How a denoising network of this family is called."""
 
+    def with_guidance(self, net: nn.Module) -> nn.Module:
+        """A copy that also takes the condition `guidance [B]`, and does not heed it yet.
+
+        Raises UserError when networks of this family have no place for it.
+        """
+
     def load_net(self, folder: Path) -> nn.Module:
         """A network saved by `save_net`; strict."""
 
@@ -71,21 +81,21 @@ class LowRankAdapter(Protocol):
     """A low-rank adapter; see objectives/lora.py."""
 
     @property
-    def parameters(self) -> int:
-        """Number of trained parameters."""
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it: rank, alpha, targets, number of trained parameters."""
 
-    def save(self, folder: Path) -> None:
-        """Write it in diffusers' format."""
+    def save(self, folder: Path, part: str) -> None:
+        """Write it in diffusers' format; part: of the pipeline that it is for."""
 
 
 def open_backbone(teacher: Path) -> Backbone:
     """The adapter of a teacher artifact, loaded. Raises UserError when the artifact is not whole."""
     facts = Manifest.open(teacher, "teacher").facts
-    backbone: Backbone = adapter(facts["backbone"]).open(teacher)
+    backbone: Backbone = family(facts["backbone"]).open(teacher)
     return backbone
 
 
-def adapter(name: str) -> Any:
+def family(name: str) -> Any:
     """The class `Adapter` of `fewstep.backbones.<name>`; imported only when asked for."""
     try:
         return importlib.import_module(f"fewstep.backbones.{name}").Adapter
@@ -110,7 +120,7 @@ class Model:
     """A denoising network of the chain, ready to be asked.
 
     name: its folder's. net: the network. denoiser: the network on the path its samples travel.
-    steps: the step count it was made for; None for any.
+    steps: the step count it was made for; None for any. takes_guidance: as a condition.
     """
 
     name: str
@@ -118,6 +128,7 @@ class Model:
     denoiser: Denoiser
     steps: int | None
     is_teacher: bool
+    takes_guidance: bool = False
 
     @property
     def parameters(self) -> int:
@@ -141,7 +152,7 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
         Prediction(facts["prediction"]),
         schedule_from_facts(facts["path"]),
     )
-    return Model(folder.name, net, denoiser, facts["steps"], False)
+    return Model(folder.name, net, denoiser, facts["steps"], False, facts["takes_guidance"])
 
 
 def save_model(
@@ -165,9 +176,10 @@ def save_model(
             "prediction": str(model.denoiser.prediction),
             "path": schedule_facts(model.denoiser.path),
             "steps": model.steps,
+            "takes_guidance": model.takes_guidance,
             "parameters": model.parameters,
         }
         if adapter is not None:
-            adapter.save(staging / "lora")
-            facts["trained_parameters"] = adapter.parameters
+            adapter.save(staging / "lora", backbone.net_part)
+            facts["lora"] = adapter.facts
         Manifest.seal(staging, "model", facts, made_from)

@@ -30,6 +30,8 @@ class CustomModel:
 
     lora_targets: Sequence[str] = ()
     """Ends of the names of the layers for low-rank students; none: params must name them."""
+    net_part = "net"
+    """What the network is called in a low-rank student's adapter."""
 
     def __init__(
         self, net: nn.Module, latent_shape: tuple[int, ...], schedule: Schedule, prediction: Prediction
@@ -73,6 +75,10 @@ class CustomModel:
     def network(self, net: nn.Module) -> Network:
         """How a network of this kind is called."""
         return lambda x, time, conditions: self.call(net, x, time, conditions)
+
+    def with_guidance(self, net: nn.Module) -> nn.Module:
+        """A copy of a network that also takes the condition `guidance [B]`; none as it stands."""
+        raise UserError("guidance_embedding: this custom model has no `with_guidance` of its own")
 
     def load_net(self, folder: Path) -> nn.Module:
         """A network saved by `save_net`; strict."""

@@ -9,29 +9,28 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from fewstep.artifacts.folder import read_json, write_json
-from fewstep.backbones.base import adapter, teacher_facts
-from fewstep.backbones.pipeline import INDEX, LIBRARIES, forget_origin
+from fewstep.artifacts.folder import read_json
+from fewstep.backbones.base import family, teacher_facts
+from fewstep.backbones.pipeline import INDEX, LEFT_OUT, forget_origin, parts_of
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.errors import UserError
 
 SINGLE_FILE = ".safetensors"
-LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 CARD = "README.md"
 
 
-def import_teacher(where: str, family: str, config: ImportTeacherConfig, folder: Path) -> dict[str, Any]:
+def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folder: Path) -> dict[str, Any]:
     """Write the teacher into `folder`. Returns its manifest's facts.
 
     The folder holds no trace of the place it came from: a teacher's hash is its content's. Of a hub
     repository the facts keep the id and the commit. Raises UserError with the way out when it cannot be had.
     """
-    adopted = adapter(family)
+    adopted = family(backbone)
     source, origin = locate(where, config)
     pipeline = load_pipeline(getattr(diffusers, adopted.pipeline_class), source, config)
     pipeline.save_pretrained(folder)
-    forget(folder)
-    return teacher_facts(family, adopted.open(folder)) | {"origin": origin, "licence": licence_of(source)}
+    forget_origin(folder)
+    return teacher_facts(backbone, adopted.open(folder)) | {"origin": origin, "licence": licence_of(source)}
 
 
 def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str] | None]:
@@ -102,10 +101,7 @@ def check_index(folder: Path, wanted: str) -> None:
         raise UserError(
             f"{folder}: is a {found}, this teacher.backbone takes a {wanted}; choose the other family"
         )
-    for name, entry in index.items():
-        foreign = isinstance(entry, list) and entry[0] is not None and entry[0] not in LIBRARIES
-        if foreign and name not in LEFT_OUT:
-            raise UserError(f"{folder / INDEX}: {name} is code of its own ({entry[0]}), which is not run")
+    parts_of(folder)
 
 
 def licence_of(source: Path) -> str | None:
@@ -115,14 +111,3 @@ def licence_of(source: Path) -> str | None:
         return ModelCard.load(card).data.to_dict().get("license") if card.is_file() else None
     except (ValueError, OSError):
         return None
-
-
-def forget(folder: Path) -> None:
-    """Take every noted path out of a pipeline folder."""
-    for part in folder.iterdir():
-        if part.is_dir():
-            for name in ("config.json", "scheduler_config.json"):
-                forget_origin(part, name)
-    index = read_json(folder / INDEX)
-    index.pop("_name_or_path", None)
-    write_json(folder / INDEX, index)

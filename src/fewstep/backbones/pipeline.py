@@ -8,17 +8,22 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from fewstep.artifacts.folder import read_json
-from fewstep.diffusion.denoiser import Conditions, Network, Prediction
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import trailing
 from fewstep.errors import UserError
-from fewstep.hardware import device, exactly
+from fewstep.hardware import device, exactly, placed
 
 INDEX = "model_index.json"
+EMBEDDED_GUIDANCE, GUIDANCE_WIDTH = "time_cond_proj_dim", 256
+"""Of a network's configuration; and how wide latent consistency models have it."""
 LIBRARIES = ("diffusers", "transformers")
+LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of stock pipelines that draw nothing from a prompt."""
 
 Parts = Mapping[str, Callable[[], Any]]
 """Name of a pipeline folder's part -> how to get it."""
@@ -53,7 +58,7 @@ class DiffusersBackbone:
 
     def module(self, name: str) -> Any:
         """A network, on the device and frozen."""
-        return self.parts[name]().to(device()).eval()
+        return placed(self.parts[name]()).eval()
 
     @cached_property
     def net(self) -> Any:
@@ -69,7 +74,7 @@ class DiffusersBackbone:
         """The pipeline without its denoiser and autoencoder: diffusers' own way from prompts to tensors."""
         import diffusers
 
-        idle = (self.net_part, "vae", "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+        idle = (self.net_part, "vae", "scheduler", *LEFT_OUT)
         parts = {name: None if name in idle else make() for name, make in self.parts.items()}
         kind = getattr(diffusers, self.pipeline_class)
         pipeline = kind(**{name: parts.get(name) for name in component_names(kind)}, **self.pipeline_options)
@@ -125,12 +130,35 @@ class DiffusersBackbone:
     def network(self, net: nn.Module) -> Network:
         raise NotImplementedError
 
+    def with_guidance(self, net: nn.Module) -> nn.Module:
+        """As latent consistency models take it (Luo et al. 2023, section 4.2), which stock pipelines know."""
+        kind: Any = type(net)
+        if EMBEDDED_GUIDANCE not in net.config:  # type: ignore[operator]
+            raise UserError(
+                f"guidance_embedding: a {kind.__name__} has no place for it; sd's and sdxl's networks have"
+            )
+        wider = kind.from_config(net.config, **{EMBEDDED_GUIDANCE: GUIDANCE_WIDTH})
+        wider.load_state_dict(net.state_dict(), strict=False)
+        nn.init.zeros_(wider.time_embedding.cond_proj.weight)
+        return placed(wider)
+
     def load_net(self, folder: Path) -> Any:
-        return load_part("diffusers", self.net_class, folder).to(device()).eval()
+        return placed(load_part("diffusers", self.net_class, folder)).eval()
 
     def save_net(self, net: nn.Module, folder: Path) -> None:
         net.save_pretrained(folder)  # type: ignore[operator]
         forget_origin(folder)
+
+
+def embedded_guidance(net: Any, conditions: Conditions) -> Tensor | None:
+    """The condition `guidance` as the network's `timestep_cond` `[B, W]`, if it takes one.
+
+    Sines and cosines of the scale beyond 1, as stock pipelines have them.
+    """
+    width = net.config.get(EMBEDDED_GUIDANCE)
+    if width is None:
+        return None
+    return get_timestep_embedding(1000 * (conditions[GUIDANCE] - 1), width, downscale_freq_shift=1)
 
 
 def component_names(kind: type) -> list[str]:
@@ -140,14 +168,14 @@ def component_names(kind: type) -> list[str]:
 
 
 def parts_of(folder: Path) -> dict[str, Callable[[], Any]]:
-    """The parts that the folder's index lists. Raises UserError on one of another library."""
+    """The parts that the folder's index lists. Raises UserError on one whose code is not a library's."""
     parts: dict[str, Callable[[], Any]] = {}
     for name, entry in read_json(folder / INDEX).items():
-        if not isinstance(entry, list) or entry[0] is None or name in ("safety_checker", "feature_extractor"):
+        if not isinstance(entry, list) or entry[0] is None or name in LEFT_OUT:
             continue
         library, kind = entry
         if library not in LIBRARIES:
-            raise UserError(f"{folder / INDEX}: {name} is of {library!r}; known: {', '.join(LIBRARIES)}")
+            raise UserError(f"{folder / INDEX}: {name} is code of its own ({library}), which is not run")
         parts[name] = partial(load_part, library, kind, folder / name)
     return parts
 
@@ -176,10 +204,14 @@ def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
     return DiscreteVP(tuple(known.alphas_cumprod.double().tolist())), Prediction(known.config.prediction_type)
 
 
-def forget_origin(folder: Path, name: str = "config.json") -> None:
-    """Take the path that diffusers notes in its JSON out again: hashed files name no place."""
-    path = folder / name
-    if path.exists():
-        config = json.loads(path.read_text())
-        config.pop("_name_or_path", None)
-        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+def forget_origin(folder: Path) -> None:
+    """Take the paths that diffusers notes in the JSON of a pipeline or part out again.
+
+    Hashed files name no place.
+    """
+    for name in (INDEX, "config.json", "scheduler_config.json"):
+        for path in (folder / name, *folder.glob(f"*/{name}")):
+            if path.exists():
+                config = json.loads(path.read_text())
+                config.pop("_name_or_path", None)
+                path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.pipeline import DiffusersBackbone, embedded_guidance
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
 
@@ -22,7 +22,13 @@ class StableDiffusion(DiffusersBackbone):
 
     def network(self, net: nn.Module) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            raw: Tensor = net(x, time, conditions["text"], return_dict=False)[0]
+            raw: Tensor = net(
+                x,
+                time,
+                conditions["text"],
+                timestep_cond=embedded_guidance(net, conditions),
+                return_dict=False,
+            )[0]
             return raw
 
         return run

@@ -132,5 +132,4 @@ def save_pipeline(backbone: NewStableDiffusion, folder: Path) -> None:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(folder)
-    for part in ("unet", "vae", "text_encoder"):
-        forget_origin(folder / part)
+    forget_origin(folder)

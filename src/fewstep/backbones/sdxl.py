@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.pipeline import DiffusersBackbone, embedded_guidance
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
 
@@ -40,7 +40,14 @@ class StableDiffusionXL(DiffusersBackbone):
     def network(self, net: nn.Module) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             added = {"text_embeds": conditions["pooled"], "time_ids": conditions["time_ids"]}
-            raw: Tensor = net(x, time, conditions["text"], added_cond_kwargs=added, return_dict=False)[0]
+            raw: Tensor = net(
+                x,
+                time,
+                conditions["text"],
+                timestep_cond=embedded_guidance(net, conditions),
+                added_cond_kwargs=added,
+                return_dict=False,
+            )[0]
             return raw
 
         return run

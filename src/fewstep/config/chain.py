@@ -92,6 +92,8 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
             yield f"{start}: no such model; there are {', '.join(known)}"
         elif name in ancestors(name, objectives):
             yield f"{start}: {name} would be made from itself"
+        if config.guidance_embedding and chain.triplets.guidance is None:
+            yield f"{section(chain, name)}.guidance_embedding: triplets.guidance is null, so there is but one"
     for name, round_ in chain.halve.items():
         if round_.data == "encoded" and "train" not in chain.encode_data:
             yield f"halve.{name}.data = 'encoded': needs an entry `train` in encode_data"

@@ -1,5 +1,8 @@
 """`triplets:` how many teacher pictures the students learn from."""
 
+from pathlib import Path
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from fewstep.config.base import Section
@@ -13,7 +16,20 @@ class TripletsConfig(Section):
     shard_size: int = Field(ge=1)
     """Triplets per shard: shard s holds the indices `s * shard_size ... (s + 1) * shard_size - 1`."""
     steps: int = Field(ge=1)
-    """Solver steps per triplet; the solver and guidance are `sampling`'s."""
+    """Solver steps per triplet; the solver is `sampling`'s."""
+    prompts: Path
+    """A data set, whose training captions are taken, or a text file with a prompt on each line."""
+    guidance: tuple[float, float] | None = None
+    """Each triplet's own, uniform between the two; null: `sampling.guidance` for all."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of latents and text embeddings on disk; half of it is plenty for Stable Diffusion's."""
+
+    @field_validator("guidance")
+    @classmethod
+    def _ordered(cls, guidance: tuple[float, float] | None) -> tuple[float, float] | None:
+        if guidance is not None and not 0 <= guidance[0] <= guidance[1]:
+            raise ValueError("needs two scales [low, high], 0 <= low <= high")
+        return guidance
 
     @field_validator("shards")
     @classmethod

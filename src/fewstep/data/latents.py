@@ -11,13 +11,11 @@ from torch import Tensor
 
 from fewstep.artifacts.folder import read_json, whole_file, write_json
 from fewstep.data.pixels import picture_batch
-from fewstep.data.shards import read_index, read_verified
+from fewstep.data.shards import Picture, read_index, read_verified
 from fewstep.data.stream import Stream
-from fewstep.hardware import computing, device
+from fewstep.hardware import computing, device, in_parts, pictures_at_once
 from fewstep.keyed import Key
 from fewstep.processes import own, wait
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
@@ -38,14 +36,20 @@ def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], fo
         if target.with_suffix(".json").exists():
             continue
         pictures = read_verified(data, shard)
-        with torch.no_grad(), computing(), whole_file(target) as staging:
-            parts = [
-                encode(picture_batch(pictures[i : i + BATCH]).to(device())).cpu()
-                for i in range(0, len(pictures), BATCH)
-            ]
-            save_file({"latents": torch.cat(parts)}, staging)
+        with whole_file(target) as staging:
+            save_file({"latents": latents_of(pictures, encode)}, staging)
         write_json(target.with_suffix(".json"), {"captions": [picture.caption for picture in pictures]})
     wait()
+
+
+@torch.no_grad()
+def latents_of(pictures: Sequence[Picture], encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Pictures encoded `[N, C, h, w]`, on the host."""
+    with computing():
+        parts = [
+            encode(picture_batch(some).to(device())).cpu() for some in in_parts(pictures, pictures_at_once())
+        ]
+    return torch.cat(parts)
 
 
 def open_latents(data: Path, split: str, folder: Path, order: Key) -> Stream[Latent]:

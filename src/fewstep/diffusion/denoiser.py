@@ -13,6 +13,9 @@ from fewstep.diffusion.schedules import Schedule
 Conditions = dict[str, Tensor]
 """Named conditioning tensors, each with the batch as its first dimension; empty for none."""
 
+GUIDANCE = "guidance"
+"""The condition `[B]` that says how much guidance is wanted, where it is no constant."""
+
 Network = Callable[[Tensor, Tensor, Conditions], Tensor]
 """(x [B, ...], network time [B], conditions) -> raw prediction [B, ...]."""
 
@@ -109,19 +112,29 @@ class Denoiser:
 def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:
     """Classifier-free guidance `uncond + scale (cond - uncond)` (Ho & Salimans 2022, eq. 6).
 
-    One batched pass; `unconditional` has batch size 1. At scale 1 the unconditional half is left out.
+    One batched pass; `unconditional` has batch size 1. The condition `guidance` takes the scale's place where
+    it is given.
     """
-    if scale == 1:
-        return denoise
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         both = {
             name: torch.cat([value, unconditional[name].expand_as(value)])
             for name, value in conditions.items()
+            if name != GUIDANCE
         }
         estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
         (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
-        return Estimate(torch.lerp(x_0_free, x_0, scale), torch.lerp(eps_free, eps, scale))
+        own = along(conditions[GUIDANCE], x) if GUIDANCE in conditions else scale
+        return Estimate(torch.lerp(x_0_free, x_0, own), torch.lerp(eps_free, eps, own))
+
+    return run
+
+
+def asked_at(denoise: Denoise, guidance: float) -> Denoise:
+    """A denoiser that takes guidance as a condition, asked at this one where none is given."""
+
+    def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
+        return denoise(x, t, {GUIDANCE: t.new_full(t.shape, guidance)} | conditions)
 
     return run
 

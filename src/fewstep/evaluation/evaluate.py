@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.backbones.prompts import prompt_batch
+from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8
-from fewstep.data.triplets import noise_of
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import straightness
 from fewstep.evaluation.accuracy import PromptAccuracy, prompt_accuracy
@@ -20,7 +19,7 @@ from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
 from fewstep.evaluation.speed import machine, measure_speed, memory_counter
 from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import computing, device
+from fewstep.hardware import computing, device, pictures_at_once
 from fewstep.keyed import Key
 from fewstep.sampling.draw import Sampler
 
@@ -38,7 +37,7 @@ def measure(
         pictures=len(on.prompts),
         reference=len(on.reference),
         features=features.name,
-        guidance=sampler.sampling.guidance if sampler.model.is_teacher else None,
+        guidance=sampler.guidance,
         parameters=sampler.model.parameters,
         straightness=model_straightness(sampler, on),
         steps={str(n): step_metrics(sampler, n, pictures[n], on, features) for n in steps},
@@ -82,7 +81,7 @@ def judged(features: FeatureNetwork, pixels: Tensor, on: EvaluationSet) -> Promp
         return None
     seen = [
         labels
-        for part in torch.split(pixels, prompt_batch())
+        for part in torch.split(pixels, pictures_at_once())
         for labels in features.recognise(from_uint8(part).to(device()))
     ]
     return prompt_accuracy(seen, on.prompts.labels)

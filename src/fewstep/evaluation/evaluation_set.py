@@ -15,14 +15,14 @@ from torch import Tensor
 
 from fewstep.artifacts.folder import read_json, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.prompts import encode_distinct, prompt_batch
+from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8, picture_batch, to_uint8
 from fewstep.data.shards import open_pictures
-from fewstep.data.triplets import noise_of
 from fewstep.evaluation.grid import write_strip
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import device
+from fewstep.hardware import device, in_parts, pictures_at_once
 from fewstep.keyed import Key
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
@@ -64,10 +64,7 @@ def make(
     prompts = Prompts([p.caption for p in chosen], [p.labels for p in chosen], Key(seed, "evaluation/noise"))
     real = held_out.rows(range(min(config.reference, held_out.total)))
     reference = torch.cat(
-        [
-            features_of(features, picture_batch(real[i : i + prompt_batch()]))
-            for i in range(0, len(real), prompt_batch())
-        ]
+        [features_of(features, picture_batch(some)) for some in in_parts(real, pictures_at_once())]
     )
     pictures = draw(teacher, prompts, teacher.sampling.steps)
     grid = torch.stack([torch.from_numpy(p.pixels) for p in chosen[: config.grid]])
@@ -78,14 +75,13 @@ def make(
 def draw(sampler: Sampler, prompts: Prompts, steps: int) -> Tensor:
     """One picture per prompt, from its own noise, as uint8 `[N, H, W, 3]`: what a PNG would hold."""
     conditions, row = encode_distinct(sampler.backbone, prompts.prompts)
-    size, parts = prompt_batch(), []
+    size, parts = pictures_at_once(), []
     with progress(f"{sampler.model.name}, {steps} steps", len(prompts)) as report:
         for start in range(0, len(prompts), size):
             rows = row[start : start + size]
             indices = range(start, start + len(rows))
             noise = noise_of(prompts.noise, indices, sampler.backbone.latent_shape).to(device())
-            batch = {name: value[rows.to(value.device)] for name, value in conditions.items()}
-            parts.append(to_uint8(sampler.pictures(batch, noise, steps)).cpu())
+            parts.append(to_uint8(sampler.pictures(picked(conditions, rows), noise, steps)).cpu())
             report(start + len(rows))
     return torch.cat(parts)
 
@@ -98,7 +94,8 @@ def features_of(network: FeatureNetwork, pictures: Tensor) -> Tensor:
 
 def features_of_uint8(network: FeatureNetwork, pixels: Tensor) -> Tensor:
     """The same for uint8 `[N, H, W, 3]`, in batches."""
-    return torch.cat([features_of(network, from_uint8(part)) for part in torch.split(pixels, prompt_batch())])
+    parts = torch.split(pixels, pictures_at_once())
+    return torch.cat([features_of(network, from_uint8(part)) for part in parts])
 
 
 def save(

@@ -40,7 +40,7 @@ def model_card(
         f"pipe({prompt}{arguments}).images[0]",
         "```",
         "",
-        "Guidance is built in: leave `guidance_scale` at 0." if prompt else "",
+        guidance_of(model) if prompt else "",
         "",
         *measured(metrics),
         "## Lineage",
@@ -51,6 +51,13 @@ def model_card(
         f"Licence: {licence}, the teacher's." if licence else "The teacher names no licence.",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
+
+
+def guidance_of(model: Model) -> str:
+    """What to do with `guidance_scale`."""
+    if model.takes_guidance:
+        return "It was trained with `guidance_scale` as an input, which costs no second evaluation."
+    return "Guidance is built in: leave `guidance_scale` at 0."
 
 
 def measured(metrics: Metrics | None) -> list[str]:

@@ -33,8 +33,8 @@ def export(
     steps: int | None = None,
 ) -> None:
     """Write `out`: the teacher's parts with the model's network, a scheduler that draws as the chain does,
-    the network alone as `model.safetensors`, its adapter in `lora/` if that alone was trained,
-    `fewstep.json` (how to call it) and a model card.
+    the network alone as `model.safetensors`, its adapter in `lora/` if that alone was trained and the
+    family's stock pipeline loads one, `fewstep.json` (how to call it) and a model card.
 
     folder, teacher: artifacts of the model and of its teacher. steps: None for what the model was made for.
     Raises UserError when the family has no pipeline of diffusers, or diffusers no scheduler for the model.
@@ -48,7 +48,8 @@ def export(
         )
     config = backbone.parts["scheduler"]().config
     sampling = stock_sampling(model.name, model.denoiser, steps, config)
-    call = call_of(backbone, sampling)
+    scale = (metrics.guidance if metrics else None) or 1.0
+    call = call_of(backbone, sampling, scale if model.takes_guidance else 0.0)
     classes = getattr(backbone.net.config, "num_class_embeds", None)
     if class_of(backbone) is DDIMPipeline and ("sigmas" in call or classes):
         raise UserError(
@@ -62,7 +63,8 @@ def export(
         described = {"fewstep": json.dumps(facts, sort_keys=True)}
         weights = {name: value.contiguous().cpu() for name, value in model.net.state_dict().items()}
         save_file(weights, staging / "model.safetensors", metadata=described)
-        export_adapter(folder, staging / "lora")
+        if hasattr(class_of(backbone), "load_lora_weights"):
+            export_adapter(folder, staging / "lora")
         write_json(staging / "fewstep.json", facts)
         card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics)
         card.save(staging / "README.md")
@@ -75,11 +77,11 @@ def class_of(backbone: DiffusersBackbone) -> Any:
     return DDIMPipeline if backbone.pipeline_class == "DDPMPipeline" else kind
 
 
-def call_of(backbone: DiffusersBackbone, sampling: StockSampling) -> dict[str, Any]:
+def call_of(backbone: DiffusersBackbone, sampling: StockSampling, guidance: float) -> dict[str, Any]:
     """Every argument of the call beside the prompt."""
     if class_of(backbone) is DDIMPipeline:
         return {**sampling.call, "eta": 0.0}
-    return {**sampling.call, "guidance_scale": 0.0, **QUIET.get(backbone.pipeline_class, {})}
+    return {**sampling.call, "guidance_scale": guidance, **QUIET.get(backbone.pipeline_class, {})}
 
 
 def write_pipeline(backbone: DiffusersBackbone, model: Model, sampling: StockSampling, folder: Path) -> None:
@@ -89,7 +91,4 @@ def write_pipeline(backbone: DiffusersBackbone, model: Model, sampling: StockSam
     parts |= {backbone.net_part: model.net, "scheduler": sampling.scheduler}
     known: Mapping[str, Any] = {name: parts.get(name) for name in component_names(kind)}
     kind(**known, **backbone.pipeline_options).save_pretrained(folder)
-    for part in folder.iterdir():
-        for name in ("config.json", "scheduler_config.json"):
-            forget_origin(part, name)
-    forget_origin(folder, "model_index.json")
+    forget_origin(folder)

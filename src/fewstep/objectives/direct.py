@@ -36,8 +36,7 @@ class Config(ObjectiveConfig):
 
 def build(config: Config, given: Ingredients) -> Objective:
     """One-step distillation of the start model."""
-    student = given.student()
-    student = replace(student, denoiser=student.denoiser.on(RectifiedFlow()), steps=1)
+    student = replace(given.student, denoiser=given.student.denoiser.on(RectifiedFlow()), steps=1)
     return Objective(Direct(config, given, student), student)
 
 

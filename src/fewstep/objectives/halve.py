@@ -31,7 +31,7 @@ class Config(ObjectiveConfig):
 
 def build(config: Config, given: Ingredients) -> Objective:
     """One halving round from the start model."""
-    student = replace(given.student(), steps=config.steps)
+    student = replace(given.student, steps=config.steps)
     return Objective(Halve(config, given, student), student)
 
 
@@ -55,7 +55,8 @@ class Halve(Method):
         self.players = {"student": self.player}
         self.frozen = (given.start.net,)
         self.teacher: Denoise = given.start.denoiser
-        if config.guidance != 1:
+        # A teacher's guidance may also come with each triplet.
+        if config.guidance != 1 or (given.start.is_teacher and config.guidance_embedding):
             self.teacher = guided(self.teacher, given.unconditional(), config.guidance)
         self.noise, self.choice = given.key("noise"), given.key("step")
 

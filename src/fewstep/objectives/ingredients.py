@@ -5,23 +5,25 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.base import Section
 from fewstep.config.training import TrainingConfig
-from fewstep.data.encoded import Encoded, open_encoded
-from fewstep.data.encoded import collate as collate_encoded
+from fewstep.data.encoded import open_encoded
+from fewstep.data.noise import noise_key
+from fewstep.data.prompted import Prompted, stacked
 from fewstep.data.stream import Stream
-from fewstep.data.triplets import Triplet, TripletBatch, collate, noise_key, open_triplets
+from fewstep.data.triplets import Triplet, TripletBatch, collate, open_triplets
 from fewstep.diffusion.denoiser import Conditions, Denoiser
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import device
 from fewstep.keyed import Key
-from fewstep.objectives.lora import LoraSettings, attach
+from fewstep.objectives.lora import LoraSettings, WithoutAdapter, attach
 from fewstep.training.method import Method
 
 PREVIEWED = 8
@@ -35,25 +37,33 @@ class ObjectiveConfig(Section):
     training: TrainingConfig
     lora: LoraSettings | None = None
     """Train a low-rank adapter instead of all weights; null: all."""
+    guidance_embedding: bool = False
+    """The student takes guidance as a condition; it learns from triplets whose `guidance` varies."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.lora is not None and self.guidance_embedding:
+            raise ValueError("guidance_embedding trains weights that are not in an adapter; choose one")
+        return self
 
 
 @dataclass(frozen=True)
 class Ingredients:
     """The inputs of an objective, opened when first asked for.
 
-    name: of the model to be made; with `seed` it keys everything random. start: the model it starts from.
-    shards: of triplets. features: where the feature network of a perceptual loss lies. encoded: where
-    encoded real pictures lie. lora: of the student; None for one that is trained whole.
+    name: of the model to be made; with `seed` it keys everything random. start: the model it starts from, as
+    it stays. student: equal to it, and to be trained, all or its adapter. shards: of triplets. features:
+    where the feature network of a perceptual loss lies. encoded: where encoded real pictures lie.
     """
 
     name: str
     seed: int
     start: Model
+    student: Model
     backbone: Backbone
     shards: Sequence[Path]
     features: Path | None
     encoded: Path | None
-    lora: LoraSettings | None = None
 
     def key(self, use: str) -> Key:
         """Randomness for one use (`noise`, `times` ...) of this training."""
@@ -69,14 +79,14 @@ class Ingredients:
         return collate(self.triplets.rows(positions), noise_key(self.seed), device())
 
     @cached_property
-    def real(self) -> Stream[Encoded]:
+    def real(self) -> Stream[Prompted]:
         """Encoded real pictures in this training's own order."""
         assert self.encoded is not None, "this objective was given no real pictures"
         return open_encoded(self.encoded, self.key("order"))
 
     def real_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
         """x_0 `[B, C, h, w]` of real pictures and their captions' conditions, on the device."""
-        return collate_encoded(self.real.rows(positions), device())
+        return stacked(self.real.rows(positions), device())
 
     def preview(self, denoiser: Denoiser, steps: int) -> Tensor:
         """Pictures `[N, 3, H, W]` of the first triplets' noises and prompts, in `steps` DDIM steps."""
@@ -90,13 +100,30 @@ class Ingredients:
         with torch.no_grad():
             return self.backbone.unconditional()
 
-    def student(self) -> Model:
-        """A copy of the start whose network may be trained, all or its adapter, under the new name."""
-        net = deepcopy(self.start.net).requires_grad_(True)
-        if self.lora is not None:
-            attach(net, self.lora, self.backbone.lora_targets, self.key("lora").seed32(0))
-        denoiser = replace(self.start.denoiser, network=self.backbone.network(net))
-        return replace(self.start, name=self.name, net=net, denoiser=denoiser, is_teacher=False)
+
+def start_and_student(
+    start: Model, name: str, backbone: Backbone, config: ObjectiveConfig, seed: int
+) -> tuple[Model, Model]:
+    """The start as it stays, and the student that begins as its equal, under the new name.
+
+    A whole student is a copy; with `lora` both share one copy of the weights.
+    """
+    takes_guidance = start.takes_guidance or config.guidance_embedding
+    if config.lora is None:
+        widened = takes_guidance and not start.takes_guidance
+        net = backbone.with_guidance(start.net) if widened else deepcopy(start.net)
+        net.requires_grad_(True)
+    else:
+        net = start.net
+        attach(net, config.lora, backbone.lora_targets, Key(seed, f"{name}/lora").seed32(0))
+        start = with_net(start, WithoutAdapter(net), backbone)
+    student = with_net(start, net, backbone)
+    return start, replace(student, name=name, is_teacher=False, takes_guidance=takes_guidance)
+
+
+def with_net(model: Model, net: nn.Module, backbone: Backbone) -> Model:
+    """The model with another network in its place."""
+    return replace(model, net=net, denoiser=replace(model.denoiser, network=backbone.network(net)))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from fewstep.backbones.base import open_backbone, open_model, save_model
 from fewstep.errors import UserError
 from fewstep.layout import MODELS, TEACHER, TRIPLETS
-from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig
+from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig, start_and_student
 from fewstep.objectives.lora import detach
 from fewstep.processes import is_main
 from fewstep.training.loop import train
@@ -50,8 +50,8 @@ def learn(
     params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
     folder = workspace(stage, params, made_from)
     backbone = open_backbone(TEACHER)
-    start = open_model(start_folder, backbone)
-    given = Ingredients(name, seed, start, backbone, triplets, features, encoded, config.lora)
+    start, student = start_and_student(open_model(start_folder, backbone), name, backbone, config, seed)
+    given = Ingredients(name, seed, start, student, backbone, triplets, features, encoded)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)
     if is_main():

@@ -1,11 +1,12 @@
 """Low-rank students (Hu et al. 2021, "LoRA"): `W + (alpha / rank) B A` on chosen layers, B = 0 at the start.
 
+One copy of the base weights serves both: with the adapter the student, without it the model it started from.
 The adapter is kept in diffusers' format, for `load_lora_weights` on the network it started from; the network
 that goes on in the chain has it merged, so that nothing after it needs to know.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from fewstep.errors import UserError
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 """Under this name diffusers looks for rank and alpha in the file's header."""
+SETTINGS = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
+"""What we call it, and what PEFT does."""
 
 
 class LoraSettings(Section):
@@ -29,7 +32,7 @@ class LoraSettings(Section):
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
     """The update is scaled by alpha / rank."""
-    targets: tuple[str, ...] | None = None
+    targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Ends of the names of the layers it is on; null: the family's usual ones."""
 
 
@@ -41,12 +44,13 @@ class LowRank:
     config: dict[str, Any]
 
     @property
-    def parameters(self) -> int:
-        """Number of trained parameters."""
-        return sum(weight.numel() for weight in self.weights.values())
+    def facts(self) -> dict[str, Any]:
+        """What a manifest says of it."""
+        settings = {name: self.config[key] for name, key in SETTINGS.items()}
+        return settings | {"parameters": sum(weight.numel() for weight in self.weights.values())}
 
-    def save(self, folder: Path, part: str = "unet") -> None:
-        """Write `folder / FILE`; part: of the pipeline that the adapter is for."""
+    def save(self, folder: Path, part: str) -> None:
+        """Write `folder / FILE`; part: of the pipeline that the adapter is for, as `unet`."""
         folder.mkdir(parents=True, exist_ok=True)
         header = {f"{part}.{name}": value for name, value in self.config.items()}
         named = {f"{part}.{name}": value.contiguous().cpu() for name, value in self.weights.items()}
@@ -56,11 +60,17 @@ class LowRank:
 def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: int) -> None:
     """Freeze the network and put a trainable adapter on it, in place, its A keyed by the seed.
 
-    Raises UserError when no layer has such a name.
+    usual: targets where the settings name none; those that the network does not have are left out. Raises
+    UserError on a target of the settings that no layer has for its name.
     """
     import peft  # takes a second, which whole students need not wait for
 
-    targets = settings.targets or tuple(usual)
+    there = [name for name, _ in net.named_modules()]
+    targets = settings.targets or [target for target in usual if is_in(target, there)]
+    absent = [target for target in targets if not is_in(target, there)]
+    if absent or not targets:
+        named = ", ".join(absent) or "[]"
+        raise UserError(f"lora.targets: {named}: no layer of the network has such a name")
     net.requires_grad_(False)
     torch.manual_seed(seed)
     # PEFT declares alpha an int and divides by it as it is.
@@ -68,7 +78,38 @@ def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: i
     try:
         peft.inject_adapter_in_model(config, net)
     except ValueError as error:
-        raise UserError(f"lora.targets = {list(targets)}: no layer of the network has such a name") from error
+        raise UserError(f"lora.targets: {error}") from error
+
+
+def is_in(target: str, names: Iterable[str]) -> bool:
+    """Whether a layer's name is the target or ends in it, as PEFT matches them."""
+    return any(f".{name}".endswith(f".{target}") for name in names)
+
+
+class WithoutAdapter(nn.Module):
+    """A network as it was before `attach`, on the same weights: in evaluation mode, without gradient."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.shared = [net]  # no submodule: what is done to this module must not reach the student's weights
+        self.config = getattr(net, "config", None)
+
+    @torch.no_grad()
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """As the network's own."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        (net,) = self.shared
+        training = net.training
+        layers = [layer for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
+        try:
+            return net.eval()(*inputs, **named)
+        finally:
+            net.train(training)
+            for layer in layers:
+                layer.enable_adapters(True)
 
 
 def detach(net: nn.Module) -> LowRank:

@@ -35,7 +35,7 @@ class Config(ObjectiveConfig):
 
 def build(config: Config, given: Ingredients) -> Objective:
     """Reflow of the start model."""
-    student, flow = given.student(), RectifiedFlow()
+    student, flow = given.student, RectifiedFlow()
     denoiser = student.denoiser.on(flow)
     if config.init == "raw":
         denoiser = replace(denoiser, schedule=flow, prediction=Prediction.FLOW)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.sampling import SamplingConfig
-from fewstep.diffusion.denoiser import Conditions, Denoise, clipped, guided
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, asked_at, clipped, guided
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import computing
@@ -18,7 +18,8 @@ class Sampler:
     """One model, ready to draw.
 
     The teacher travels its own path with the solver, guidance and negative prompt of `sampling`; every other
-    model has these built in and takes plain DDIM steps along its path. `clip`: bound of x_0, latents' units.
+    model has these built in, unless it takes guidance as a condition, and goes in plain DDIM steps along its
+    path. `clip`: bound of x_0, latents' units.
     """
 
     model: Model
@@ -26,15 +27,23 @@ class Sampler:
     sampling: SamplingConfig
     clip: float | None = None
 
-    def denoise(self) -> Denoise:
-        """The model's estimate with guidance and clipping applied."""
+    def denoise(self, guided_each: bool = False) -> Denoise:
+        """The model's estimate with guidance and clipping; guided_each: by the condition `guidance`."""
         denoise: Denoise = self.model.denoiser
-        if self.model.is_teacher and self.sampling.guidance != 1:
+        if self.model.is_teacher and (guided_each or self.sampling.guidance != 1):
             unconditional = self.backbone.unconditional(self.sampling.negative_prompt)
             denoise = guided(denoise, unconditional, self.sampling.guidance)
+        if self.model.takes_guidance:
+            denoise = asked_at(denoise, self.sampling.guidance)
         if self.clip is not None:
             denoise = clipped(denoise, self.model.denoiser.path, self.clip)
         return denoise
+
+    @property
+    def guidance(self) -> float | None:
+        """The scale that it draws at; None where that is built into the model."""
+        asked = self.model.is_teacher or self.model.takes_guidance
+        return self.sampling.guidance if asked else None
 
     def on(self, path: Schedule) -> "Sampler":
         """The same sampler with its model read on another path."""
@@ -47,7 +56,8 @@ class Sampler:
         solver = self.sampling.solver if teacher else Solver.DDIM
         times = self.backbone.times(steps) if teacher else trailing(steps)
         with computing():
-            return solve(solver, self.denoise(), noise, times, conditions, self.model.denoiser.path)
+            denoise = self.denoise(GUIDANCE in conditions)
+            return solve(solver, denoise, noise, times, conditions, self.model.denoiser.path)
 
     @torch.no_grad()
     def pictures(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:

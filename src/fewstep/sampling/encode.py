@@ -4,24 +4,17 @@ The folder holds one file per shard of the data set, so a part of it is made and
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from fewstep.artifacts.folder import whole_file, whole_folder
+from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.base import Backbone
-from fewstep.backbones.prompts import encode_distinct, prompt_batch
-from fewstep.data.pixels import picture_batch
-from fewstep.data.shards import Picture, read_index, read_verified
-from fewstep.data.triplets import CONDITION
-from fewstep.hardware import computing, device
+from fewstep.backbones.prompts import encode_distinct
+from fewstep.data.latents import latents_of
+from fewstep.data.prompted import save_prompted
+from fewstep.data.shards import read_index, read_verified
 from fewstep.progress import progress
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def encode_split(
@@ -43,13 +36,9 @@ def encode_split(
     with progress(f"encode_data {split}", sum(shard.samples for shard in shards)) as report:
         for shard, file in zip(shards, files, strict=True):
             if not (work / file).exists():
-                tensors = encode_pictures(backbone, read_verified(data, shard))
-                small = {
-                    name: value.to(DTYPES[dtype]) if value.is_floating_point() else value
-                    for name, value in tensors.items()
-                }
-                with whole_file(work / file) as staging:
-                    save_file(small, staging)
+                pictures = read_verified(data, shard)
+                table, row = encode_distinct(backbone, [picture.caption for picture in pictures])
+                save_prompted(work / file, latents_of(pictures, backbone.encode), row, table, dtype, {})
             done += shard.samples
             report(done)
     with whole_folder(out) as staging:
@@ -62,17 +51,3 @@ def encode_split(
             "files": files,
         }
         Manifest.seal(staging, "encoded", facts, made_from)
-
-
-@torch.no_grad()
-def encode_pictures(backbone: Backbone, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-    """Tensors of one shard: `latents [N, C, h, w]`, `prompt [N]`, `condition.* [P, ...]`."""
-    size = prompt_batch()
-    with computing():
-        latents = [
-            backbone.encode(picture_batch(pictures[i : i + size]).to(device())).cpu()
-            for i in range(0, len(pictures), size)
-        ]
-    conditions, row = encode_distinct(backbone, [picture.caption for picture in pictures])
-    table = {f"{CONDITION}{name}": value.float().cpu() for name, value in conditions.items()}
-    return {"latents": torch.cat(latents).contiguous(), "prompt": row, **table}

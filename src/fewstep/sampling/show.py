@@ -9,10 +9,10 @@ from torchvision.utils import save_image
 from fewstep.artifacts.folder import read_json, whole_file
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.base import open_backbone, open_model
-from fewstep.backbones.prompts import encode_distinct
+from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.base import PARAMS, read
 from fewstep.config.sampling import SamplingConfig
-from fewstep.data.triplets import noise_of
+from fewstep.data.noise import noise_of
 from fewstep.errors import UserError
 from fewstep.hardware import deterministic, device
 from fewstep.keyed import Key
@@ -49,8 +49,7 @@ def save_grid(
         raise UserError(f"{model}: runs at any number of steps; say how many with --steps")
     conditions, row = encode_distinct(backbone, [prompt for prompt in prompts for _ in range(count)])
     noise = noise_of(Key(seed, "sample"), [*range(count)] * len(prompts), backbone.latent_shape).to(device())
-    rows = {name: value[row.to(value.device)] for name, value in conditions.items()}
-    pictures = Sampler(opened, backbone, sampling, clip).pictures(rows, noise, steps)
+    pictures = Sampler(opened, backbone, sampling, clip).pictures(picked(conditions, row), noise, steps)
     shown = torch.nn.functional.interpolate(pictures.cpu(), scale_factor=enlarge, mode="nearest")
     padding = 2 if len(shown) > 1 else 0
     with whole_file(out) as staging:

@@ -1,17 +1,24 @@
 """Draws a shard of teacher triplets: batch by batch, each batch safe on disk once done."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fewstep.artifacts.folder import whole_file, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.prompts import encode_distinct, prompt_batch
+from fewstep.backbones.prompts import encode_distinct, picked
+from fewstep.config.triplets import TripletsConfig
+from fewstep.data.noise import noise_key, noise_of
+from fewstep.data.prompted import save_prompted
 from fewstep.data.shards import open_pictures
-from fewstep.data.triplets import CONDITION, FILE, noise_key, noise_of
-from fewstep.hardware import deterministic, device
+from fewstep.data.stream import Stream
+from fewstep.data.triplets import FILE
+from fewstep.diffusion.denoiser import GUIDANCE
+from fewstep.errors import UserError
+from fewstep.hardware import deterministic, device, pictures_at_once
 from fewstep.keyed import Key
 from fewstep.processes import is_main, own, wait
 from fewstep.progress import progress
@@ -21,33 +28,33 @@ from fewstep.sampling.draw import Sampler
 def write_triplets(
     out: Path,
     sampler: Sampler,
-    data: Path,
-    first: int,
-    count: int,
+    config: TripletsConfig,
+    shard: int,
     seed: int,
     work: Path,
     made_from: Mapping[str, Path],
 ) -> None:
-    """Triplets `first ... first + count - 1`: prompt and noise of each are functions of (seed, index) alone.
+    """One shard of triplets; each one's prompt, noise and guidance are keyed by its index.
 
     work: where finished batches wait for the shard to be whole. made_from: the manifest's inputs. Each
     process draws its own batches; the main one puts all together.
     """
     deterministic()
-    backbone = sampler.backbone
-    pictures = open_pictures(data, "train", Key(seed, "triplets/prompts"))
-    prompts = [picture.caption for picture in pictures.rows(range(first, first + count))]
+    backbone, first, count = sampler.backbone, shard * config.shard_size, config.shard_size
+    indices = range(first, first + count)
+    prompts = prompts_of(config.prompts, Key(seed, "triplets/prompts"), indices)
     conditions, row = encode_distinct(backbone, prompts)
-    size = prompt_batch()
+    scales = guidance_of(config, Key(seed, "triplets/guidance"), indices)
+    size = pictures_at_once()
     starts = range(0, count, size)
     with progress(f"triplets {out.name}", count) as report:
         for start in own(starts):
             part = part_of(work, start)
             if not part.exists():
-                rows = row[start : start + size]
-                indices = range(first + start, first + start + len(rows))
-                noise = noise_of(noise_key(seed), indices, backbone.latent_shape).to(device())
-                batch = {name: value[rows.to(value.device)] for name, value in conditions.items()}
+                these = slice(start, start + size)
+                noise = noise_of(noise_key(seed), indices[these], backbone.latent_shape).to(device())
+                batch = picked(conditions, row[these])
+                batch |= {name: value[these].to(device()) for name, value in scales.items()}
                 latents = sampler.latents(batch, noise, sampler.sampling.steps)
                 with whole_file(part) as staging:
                     save_file({"latents": latents.cpu()}, staging)
@@ -57,17 +64,41 @@ def write_triplets(
         return
     parts = [load_file(part_of(work, start))["latents"] for start in starts]
     with whole_folder(out) as staging:
-        table = {f"{CONDITION}{name}": value.float().cpu() for name, value in conditions.items()}
-        save_file({"latents": torch.cat(parts), "prompt": row, **table}, staging / FILE)
+        save_prompted(staging / FILE, torch.cat(parts), row, conditions, config.dtype, scales)
         write_json(staging / "prompts.json", {"prompts": sorted(set(prompts))})
         facts = {
             "first": first,
             "count": count,
             "noise": f"{noise_key(seed).seed}/{noise_key(seed).stream}",
             "sampling": sampler.sampling.model_dump(mode="json"),
-            "dtype": "float32",
+            "guidance": config.guidance,
+            "dtype": config.dtype,
         }
         Manifest.seal(staging, "triplets", facts, made_from)
+
+
+def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:
+    """The prompts of these triplets: captions of a data set, or lines of a text file, in keyed order.
+
+    Raises UserError when the file cannot be read or has no line.
+    """
+    if where.is_dir():
+        return [picture.caption for picture in open_pictures(where, "train", key).rows(indices)]
+    try:
+        lines = [line.strip() for line in where.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"params.yaml: triplets.prompts = {where}: cannot be read: {error}") from None
+    if not lines:
+        raise UserError(f"params.yaml: triplets.prompts = {where}: has no line; it needs one prompt on each")
+    return Stream([len(lines)], lambda _: lines, key).rows(indices)
+
+
+def guidance_of(config: TripletsConfig, key: Key, indices: Sequence[int]) -> dict[str, Tensor]:
+    """Each triplet's own guidance scale `[n]`; empty where all have the sampling's."""
+    if config.guidance is None:
+        return {}
+    low, high = config.guidance
+    return {GUIDANCE: torch.from_numpy(low + (high - low) * key.uniform(indices)[:, 0]).float()}
 
 
 def part_of(work: Path, start: int) -> Path:

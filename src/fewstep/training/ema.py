@@ -1,9 +1,11 @@
-"""Moving average of weights, in float32."""
+"""Moving average of weights, in float32, beside them or with FEWSTEP_EMA_ON_HOST in the host's memory."""
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from fewstep.config.base import switch
 
 
 class Ema:
@@ -14,12 +16,15 @@ class Ema:
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        self.average = {name: value.detach().clone().float() for name, value in weights.items()}
+        where = "cpu" if switch("EMA_ON_HOST", "") else None
+        self.average = {
+            name: value.detach().clone().to(where, torch.float32) for name, value in weights.items()
+        }
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor], n: int) -> None:
         """Fold in the weights after optimiser step n (0-based)."""
         assert weights.keys() == self.average.keys(), "EMA and model have different parameters"
         decay = min(self.decay, (1 + n) / (10 + n))
-        new = [weights[name].detach().float() for name in self.average]
+        new = [weights[name].detach().to(average) for name, average in self.average.items()]
         torch._foreach_lerp_(list(self.average.values()), new, 1 - decay)

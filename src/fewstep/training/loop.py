@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from fewstep.config.base import switch
-from fewstep.hardware import computing, deterministic, mixed_precision
+from fewstep.hardware import attention, computing, deterministic, micro_batches
 from fewstep.keyed import Key
 from fewstep.layout import LOGS
 from fewstep.processes import add_up, any_of, is_main, own, require, wait
@@ -32,13 +33,14 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     deterministic()
     wait()
     accelerator = Accelerator(
-        mixed_precision=mixed_precision(),
+        # Precision is ours: the networks that are not trained need it as much.
+        mixed_precision="no",
         log_with=[tracker for tracker in switch("TRACKERS", "tensorboard").split(",") if tracker],
         project_dir=LOGS,
     )
     training = next(iter(method.players.values())).training
     require(accelerator.distributed_type, accelerator.num_processes, training.batch_size)
-    state = State(method, accelerator, folder / name)
+    state = State(method, folder / name)
     state.resume()
     # From here on the main process may replace what the others have just read.
     wait()
@@ -48,10 +50,12 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
         with interruptible() as interrupted, progress(name, training.steps, state.step) as report:
             saved = time.monotonic()
             while state.step < training.steps:
-                losses = advance(state, name, seed, training.batch_size)
+                losses, logged = advance(state, name, seed, training.batch_size)
+                if (state.step - 1) % LOG_EVERY == 0:
+                    accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
                 if state.step % max(training.steps // PREVIEWS, 1) == 0:
-                    show(state)
+                    show(state, accelerator)
                 stop = any_of(interrupted()) and state.step < training.steps
                 if stop or state.step == training.steps or time.monotonic() - saved > patience:
                     state.save()
@@ -67,60 +71,57 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     state.finish()
 
 
-def advance(state: State, name: str, seed: int, batch_size: int) -> dict[str, float]:
-    """One step on the global batch. Returns each player's loss."""
-    step, method, accelerator = state.step, state.method, state.accelerator
+def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
+    """One step on the global batch. Returns each player's loss, and everything that is logged."""
+    step, method = state.step, state.method
     begun = time.monotonic()
     positions = range(step * batch_size, (step + 1) * batch_size)
     # Dropout inside networks draws from the global generator; keyed, a resumed step is the same step.
     torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
-    rows = Rows(step, own(positions))
-    share = len(rows.positions) / batch_size
-    with computing(accelerator.mixed_precision), torch.no_grad():
-        batch = method.prepare(method.batch(rows))
+    mine = own(positions)
+    share = len(mine) / batch_size
+    parts = []
+    for few in micro_batches(mine):
+        with computing(), torch.no_grad():
+            parts.append((len(few) / len(mine), method.prepare(method.batch(Rows(step, few)))))
     losses: dict[str, float] = {}
     logged: dict[str, float] = {}
     for label in method.turns(step):
-        player = method.players[label]
-        with computing(accelerator.mixed_precision):
-            terms = method.losses(label, batch)
-        loss = torch.stack(list(terms.values())).sum()
-        values = torch.stack([value.detach() for value in terms.values()])
+        player, scaler = method.players[label], state.scalers[label]
+        terms: dict[str, Tensor] = {}
+        for part, batch in parts:
+            with computing():
+                found = method.losses(label, batch)
+            with attention():
+                torch.autograd.backward(scaler.scale(part * torch.stack(list(found.values())).sum()))
+            for term, value in found.items():
+                terms[term] = part * value.detach() + terms.get(term, 0.0)
+        values = torch.stack(list(terms.values()))
         add_up([values], share)
         losses[label] = state.guard(f"{label} loss", values.sum(), positions)
-        accelerator.backward(loss)
         weights = weights_of(player)
         add_up([weight.grad for weight in weights.values() if weight.grad is not None], share)
-        norm = accelerator.clip_grad_norm_(list(weights.values()), player.training.clip)
         rate = learning_rate(player.training, step)
+        norm = state.update(label, rate, positions)
         logged |= {f"{label}/{term}": value for term, value in zip(terms, values.tolist(), strict=True)} | {
             f"{label}/loss": losses[label],
-            f"{label}/gradient_norm": state.guard(f"{label} gradient norm", norm, positions),
+            f"{label}/gradient_norm": norm,
             f"{label}/learning_rate": rate,
         }
-        for optimizer in state.optimizers[label]:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            optimizer.step()
-            optimizer.zero_grad()
-        if label in state.averages:
-            state.averages[label].update(weights, step)
     state.step += 1
-    if step % LOG_EVERY == 0:
-        logged["samples_per_second"] = batch_size / (time.monotonic() - begun)
-        accelerator.log(logged, step=step)
-    return losses
+    logged["samples_per_second"] = batch_size / (time.monotonic() - begun)
+    return losses, logged
 
 
-def show(state: State) -> None:
+def show(state: State, accelerator: Accelerator) -> None:
     """Hand the method's pictures to the trackers that take pictures."""
-    if not (state.accelerator.trackers and is_main()):
+    if not (accelerator.trackers and is_main()):
         return
-    with torch.no_grad(), computing(state.accelerator.mixed_precision):
+    with torch.no_grad(), computing():
         pictures = state.method.preview()
     if pictures is None:
         return
     pixels = ((pictures.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
-    for tracker in state.accelerator.trackers:
+    for tracker in accelerator.trackers:
         if hasattr(tracker, "log_images"):
             tracker.log_images({"pictures": pixels}, step=state.step, dataformats="NHWC")

@@ -12,9 +12,9 @@ from fewstep.training.muon import Muon, is_hidden
 
 
 def weights_of(player: Player) -> dict[str, Tensor]:
-    """Trained parameters by name, "module/parameter", the same inside and outside a wrapper."""
+    """Trained parameters by name, "module/parameter"."""
     return {
-        f"{key}/{name.removeprefix('module.')}": value
+        f"{key}/{name}": value
         for key, module in player.modules.items()
         for name, value in module.named_parameters()
         if value.requires_grad
@@ -76,3 +76,16 @@ def restore_optimizers(
         for group in optimizer.param_groups:
             for weight in group["params"]:
                 optimizer.state[weight] = slots[names[id(weight)]]
+
+
+def scaler_state(scaler: torch.amp.GradScaler) -> Tensor:
+    """A gradient scaler's scale, and the steps since it last changed."""
+    state = scaler.state_dict()
+    return torch.tensor([state.get("scale", 1.0), state.get("_growth_tracker", 0)], dtype=torch.float64)
+
+
+def restore_scaler(scaler: torch.amp.GradScaler, tensor: Tensor) -> None:
+    """The inverse of `scaler_state`."""
+    if scaler.is_enabled():
+        scale, tracker = tensor.tolist()
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})

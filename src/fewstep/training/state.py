@@ -5,12 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from fewstep.artifacts.folder import write_json
 from fewstep.errors import UserError
-from fewstep.hardware import device
+from fewstep.hardware import device, frugal, mixed_precision, placed, plain
+from fewstep.processes import is_main
 from fewstep.training.checkpoint import load_state, save_state
 from fewstep.training.ema import Ema
 from fewstep.training.method import Method
@@ -18,6 +19,8 @@ from fewstep.training.optimization import (
     optimizer_state,
     optimizers_of,
     restore_optimizers,
+    restore_scaler,
+    scaler_state,
     weights_of,
 )
 
@@ -33,18 +36,19 @@ class State:
     folder: where whole states are kept.
     """
 
-    def __init__(self, method: Method, accelerator: Accelerator, folder: Path) -> None:
-        self.method, self.accelerator, self.folder, self.step = method, accelerator, folder, 0
+    def __init__(self, method: Method, folder: Path) -> None:
+        self.method, self.folder, self.step = method, folder, 0
         self.means: dict[str, float] = {}
         for module in method.frozen:
-            module.requires_grad_(False).eval().to(accelerator.device)
+            module.requires_grad_(False).eval().to(device())
         self.optimizers: dict[str, list[torch.optim.Optimizer]] = {}
         self.averages: dict[str, Ema] = {}
+        half = mixed_precision() == "fp16"
+        self.scalers = {label: torch.amp.GradScaler(device().type, enabled=half) for label in method.players}
         for label, player in method.players.items():
-            for key, module in player.modules.items():
-                # evaluation_mode: without DistributedDataParallel; see processes.py.
-                player.modules[key] = accelerator.prepare_model(module.train(), evaluation_mode=True)
-            self.optimizers[label] = [accelerator.prepare(o) for o in optimizers_of(player)]
+            for module in player.modules.values():
+                frugal(placed(module)).train()
+            self.optimizers[label] = optimizers_of(player)
             if player.training.ema is not None:
                 self.averages[label] = Ema(weights_of(player), player.training.ema)
 
@@ -60,7 +64,7 @@ class State:
             self.means[what] = 0.98 * mean + 0.02 * size
             return size
         record = self.folder / "failed_batch.json"
-        if self.accelerator.is_main_process:
+        if is_main():
             write_json(record, {"step": self.step, "positions": list(positions), what: repr(size)})
         raise UserError(
             f"{self.folder.name}: {what} became {size:.4g} at step {self.step}, on samples {positions[0]} to "
@@ -68,9 +72,27 @@ class State:
             "Lower learning_rate or look at these samples, then run `dvc repro` again"
         )
 
-    def bare(self, label: str) -> list[torch.optim.Optimizer]:
-        """A player's optimisers without accelerate's wrappers."""
-        return [getattr(optimizer, "optimizer", optimizer) for optimizer in self.optimizers[label]]
+    def update(self, label: str, rate: float, positions: range) -> float:
+        """Step a player's optimisers and average from the gradients at hand. Returns the gradients' norm.
+
+        Gradients that overflowed in float16 change no weight: their scale is halved, and training goes on.
+        """
+        player, scaler = self.method.players[label], self.scalers[label]
+        weights = weights_of(player)
+        for optimizer in self.optimizers[label]:
+            scaler.unscale_(optimizer)
+        norm = clip_grad_norm_(list(weights.values()), player.training.clip)
+        overflown = scaler.get_scale() > 1 and not norm.isfinite()
+        size = float(norm) if overflown else self.guard(f"{label} gradient norm", norm, positions)
+        for optimizer in self.optimizers[label]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+        if label in self.averages:
+            self.averages[label].update(weights, self.step)
+        return size
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
@@ -78,14 +100,15 @@ class State:
         for label, player in self.method.players.items():
             weights = weights_of(player)
             found |= named(f"weights/{label}", weights)
-            found |= named(f"optimizer/{label}", optimizer_state(self.bare(label), weights))
+            found |= named(f"optimizer/{label}", optimizer_state(self.optimizers[label], weights))
+            found[f"scaler/{label}"] = scaler_state(self.scalers[label])
         for label, ema in self.averages.items():
             found |= named(f"average/{label}", ema.average)
         return found
 
     def save(self) -> None:
         """Write the state whole; the main process does."""
-        if self.accelerator.is_main_process:
+        if is_main():
             save_state(self.folder, self.step, self.tensors())
 
     @torch.no_grad()
@@ -98,19 +121,20 @@ class State:
         for label, player in self.method.players.items():
             weights = weights_of(player)
             copy_into(weights, within(f"weights/{label}", tensors))
-            restore_optimizers(self.bare(label), weights, within(f"optimizer/{label}", tensors))
+            restore_scaler(self.scalers[label], tensors[f"scaler/{label}"])
+            restore_optimizers(self.optimizers[label], weights, within(f"optimizer/{label}", tensors))
         for label, ema in self.averages.items():
             copy_into(ema.average, within(f"average/{label}", tensors))
         print(f"{self.folder.name}: resumes at step {self.step}", flush=True)
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Leave the final weights (their average, where one is kept) in the bare modules, for evaluation."""
+        """Leave the final weights (their average, where one is kept) in the modules, for evaluation."""
         for label, ema in self.averages.items():
             copy_into(weights_of(self.method.players[label]), ema.average)
         for player in self.method.players.values():
-            for key, module in player.modules.items():
-                player.modules[key] = self.accelerator.unwrap_model(module, keep_fp32_wrapper=False).eval()
+            for module in player.modules.values():
+                plain(module).eval()
 
 
 def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,18 @@
+"""Noise kept as its key: triplet i's, and that of whoever draws as it was drawn."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fewstep.keyed import Key
+
+
+def noise_key(seed: int) -> Key:
+    """The stream from which triplet i's noise is drawn, for the triplets and for whoever rebuilds it."""
+    return Key(seed, "triplets/noise")
+
+
+def noise_of(key: Key, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """The noises of these indices, float32 `[B, *shape]`."""
+    return torch.from_numpy(key.normal(indices, shape))

@@ -1,0 +1,70 @@
+"""Latents with their prompts' conditions, as triplets and encoded pictures keep them in a file.
+
+`latents [n, C, h, w]`; `prompt [n]`, a row of the table `condition.<name> [prompts, ...]` in which each
+distinct prompt is encoded once; and `own.<name> [n]`, what a latent has for itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.artifacts.folder import whole_file
+from fewstep.diffusion.denoiser import Conditions
+
+TABLE, OWN = "condition.", "own."
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """One latent `[C, h, w]` and its conditions, without a batch dimension; float32."""
+
+    latent: Tensor
+    condition: dict[str, Tensor]
+
+
+def save_prompted(
+    path: Path, latents: Tensor, prompt: Tensor, table: Conditions, dtype: str, own: Mapping[str, Tensor]
+) -> None:
+    """Write the file whole; dtype: of everything but `prompt`, on disk."""
+    named = {f"{TABLE}{name}": value for name, value in table.items()}
+    named |= {f"{OWN}{name}": value for name, value in own.items()} | {"latents": latents}
+    small = {name: value.to("cpu", DTYPES[dtype]).contiguous() for name, value in named.items()}
+    with whole_file(path) as staging:
+        save_file({"prompt": prompt, **small}, staging)
+
+
+def load_prompted(path: Path) -> list[Prompted]:
+    """Every latent of a file; those with one prompt share its tensors."""
+    tensors = load_file(path)
+    table, own = (
+        {
+            name.removeprefix(prefix): value.float()
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
+        for prefix in (TABLE, OWN)
+    )
+    return [
+        Prompted(
+            latent,
+            {name: value[prompt] for name, value in table.items()}
+            | {name: value[row] for name, value in own.items()},
+        )
+        for row, (latent, prompt) in enumerate(
+            zip(tensors["latents"].float(), tensors["prompt"].tolist(), strict=True)
+        )
+    ]
+
+
+def stacked(samples: Sequence[Prompted], device: torch.device) -> tuple[Tensor, Conditions]:
+    """x_0 `[B, C, h, w]` and conditions `[B, ...]`, on the device."""
+    conditions = {
+        name: torch.stack([sample.condition[name] for sample in samples]).to(device)
+        for name in samples[0].condition
+    }
+    return torch.stack([sample.latent for sample in samples]).to(device), conditions

@@ -1,0 +1,149 @@
+"""Guidance that differs between triplets, and students that take it as a condition; prompts from a file."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+from pydantic import ValidationError
+from torch import Tensor
+
+from fewstep.artifacts.folder import read_json
+from fewstep.backbones.base import Backbone, Model, open_model
+from fewstep.config.sampling import SamplingConfig
+from fewstep.config.training import TrainingConfig
+from fewstep.config.triplets import TripletsConfig
+from fewstep.data.noise import noise_key
+from fewstep.data.triplets import TripletBatch, collate, open_triplets
+from fewstep.diffusion.denoiser import GUIDANCE
+from fewstep.errors import UserError
+from fewstep.export.pipeline import export
+from fewstep.keyed import Key
+from fewstep.layout import MODELS, TEACHER, TRIPLETS
+from fewstep.objectives import direct, halve, reflow
+from fewstep.objectives.ingredients import start_and_student
+from fewstep.objectives.learn import learn
+from fewstep.sampling.draw import Sampler
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.pipelines import CAPTIONS
+
+TRAINING = TrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
+EMBEDDED = {"from": "teacher", "guidance_embedding": True, "training": TRAINING}
+
+
+@pytest.fixture(autouse=True)
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+    prepare_pictures()
+
+
+def drawn() -> TripletBatch:
+    stream = open_triplets([TRIPLETS / "0"], Key(0, "order"))
+    rows = sorted(stream.rows(range(stream.total)), key=lambda triplet: triplet.index)
+    return collate(rows, noise_key(0), torch.device("cpu"))
+
+
+def latents(model: Model, backbone: Backbone, guidance: float, steps: int = 1) -> Tensor:
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        conditions = backbone.encode_prompts(CAPTIONS)
+    return Sampler(model, backbone, SamplingConfig(guidance=guidance)).latents(conditions, noise, steps)
+
+
+def test_each_triplet_has_its_own_guidance() -> None:
+    backbone = import_miniature("sd")
+    draw_triplets(backbone, guidance=(1.0, 5.0))
+    random = drawn()
+    scales = random.conditions[GUIDANCE]
+    assert scales.min() >= 1 and scales.max() <= 5 and len(scales.unique()) == len(scales)
+    for i in (0, 5):
+        sampler = Sampler(
+            open_model(TEACHER, backbone), backbone, SamplingConfig(guidance=float(scales[i]), steps=2)
+        )
+        one = {"text": random.conditions["text"][i : i + 1]}
+        alone = sampler.latents(one, random.eps[i : i + 1], 2)
+        torch.testing.assert_close(alone[0], random.x_0[i], atol=1e-4, rtol=1e-4)
+    assert read_json(TRIPLETS / "0" / "manifest.json")["facts"]["guidance"] == [1.0, 5.0]
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])
+def test_a_student_begins_as_its_start_and_learns_to_heed_guidance(family: str) -> None:
+    backbone = import_miniature(family)
+    draw_triplets(backbone, guidance=(1.0, 9.0))
+    start = open_model(TEACHER, backbone)
+    _, student = start_and_student(start, "new", backbone, reflow.Config.model_validate(EMBEDDED), 0)
+    plain = latents(start, backbone, 1.0)
+    torch.testing.assert_close(latents(student, backbone, 7.0), plain)
+
+    learn("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0)
+    after = {"from": "reflow", "training": TRAINING}
+    learn("halve", "halve-2", "halve", halve.Config.model_validate({**after, "steps": 2}), [0], 0)
+    last = direct.Config.model_validate({**after, "from": "halve-2", "method": "direct"})
+    learn("distill", "student", "direct", last, [0], 0)
+    made = open_model(MODELS / "student", backbone)
+    assert made.takes_guidance
+    low, high = (latents(made, backbone, scale) for scale in (1.0, 9.0))
+    assert (low - high).abs().max() > 1e-3
+    assert Sampler(made, backbone, SamplingConfig(guidance=9.0)).evaluations(1) == 1
+
+
+def test_halving_a_teacher_learns_its_steps_at_each_triplets_guidance() -> None:
+    backbone = import_miniature("sd")
+    draw_triplets(backbone, guidance=(1.0, 9.0))
+    config = halve.Config.model_validate({**EMBEDDED, "steps": 2})
+    learn("halve", "halve-2", "halve", config, [0], 0)
+    assert open_model(MODELS / "halve-2", backbone).takes_guidance
+
+
+def test_stock_diffusers_draws_at_the_guidance_it_is_given(tmp_path: Path) -> None:
+    backbone = import_miniature("sd")
+    draw_triplets(backbone, guidance=(1.0, 9.0))
+    learn("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0)
+    model = open_model(MODELS / "reflow", backbone)
+    export(tmp_path / "out", model, MODELS / "reflow", TEACHER, backbone, steps=1)
+    stock: Any = DiffusionPipeline.from_pretrained(tmp_path / "out")
+    stock.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    call = read_json(tmp_path / "out" / "fewstep.json")["call"] | {"guidance_scale": 6.0}
+    found = stock(CAPTIONS, latents=noise, output_type="latent", **call).images
+    expected = latents(model, backbone, 6.0)
+    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    assert "guidance_scale" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_family_without_a_place_for_it_says_so() -> None:
+    backbone = import_miniature("sd3")
+    start = open_model(TEACHER, backbone)
+    with pytest.raises(UserError, match="SD3Transformer2DModel has no place for it; sd's and sdxl's"):
+        start_and_student(start, "new", backbone, reflow.Config.model_validate(EMBEDDED), 0)
+
+
+def test_impossible_guidance_is_refused() -> None:
+    with pytest.raises(ValidationError, match="not in an adapter"):
+        reflow.Config.model_validate({**EMBEDDED, "lora": {"rank": 2, "alpha": 2}})
+    with pytest.raises(ValidationError, match="low <= high"):
+        TripletsConfig(prompts=Path("p"), shards=(0,), shard_size=1, steps=1, guidance=(3.0, 1.0))
+
+
+def test_prompts_come_from_a_file_each_as_often_as_the_others(tmp_path: Path) -> None:
+    backbone = import_miniature("sd")
+    lines = ["a red star", "a blue circle", "ein grüner Kreis", ""]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines), encoding="utf-8")
+    draw_triplets(backbone, prompts=tmp_path / "prompts.txt", shard_size=6)
+    assert read_json(TRIPLETS / "0" / "prompts.json")["prompts"] == sorted(lines[:3])
+    text = drawn().conditions["text"]
+    assert sorted(Counter(str(row.tolist()) for row in text).values()) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\n \n", "has no line"), (b"\xff\xfe\xff", "cannot be read")]
+)
+def test_a_useless_file_of_prompts_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+    backbone = import_miniature("sd")
+    (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"prompts\.txt: {said}"):
+        draw_triplets(backbone, prompts=tmp_path / "prompts.txt")

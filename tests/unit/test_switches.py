@@ -1,0 +1,147 @@
+"""Switches of the machine: they change time and memory, and no result beyond rounding."""
+
+from functools import partial
+from itertools import chain
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones.base import Backbone, open_model
+from fewstep.config.training import TrainingConfig
+from fewstep.errors import UserError
+from fewstep.layout import MODELS
+from fewstep.objectives import reflow
+from fewstep.objectives.learn import learn
+from fewstep.training.loop import advance, train
+from fewstep.training.method import Method, Player, Rows
+from fewstep.training.state import State
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+
+TRAINING = TrainingConfig(steps=3, batch_size=6, learning_rate=1e-3, ema=0.9)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.fixture
+def backbone(place: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+    backbone = import_miniature("sd")
+    prepare_pictures()
+    draw_triplets(backbone)
+    return backbone
+
+
+def trained(backbone: Backbone) -> dict[str, Tensor]:
+    config = reflow.Config(training=TRAINING, **{"from": "teacher"})
+    learn("reflow", "reflow", "reflow", config, [0], 0)
+    return dict(open_model(MODELS / "reflow", backbone).net.state_dict())
+
+
+def distance(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    assert one.keys() == two.keys()
+    return sum(float((value - two[name]).square().sum()) for name, value in one.items()) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("switch", "value"),
+    [
+        ("MICRO_BATCH", "2"),
+        ("MICRO_BATCH", "4"),
+        ("CHECKPOINT_ACTIVATIONS", "1"),
+        ("CHANNELS_LAST", "1"),
+        ("COMPILE", "aot_eager"),
+        ("EMA_ON_HOST", "1"),
+    ],
+)
+def test_the_same_network_is_learned(
+    switch: str, value: str, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = trained(backbone)
+    monkeypatch.setenv(f"FEWSTEP_{switch}", value)
+    found = trained(backbone)
+    moved = distance(plain, dict(backbone.net.state_dict()))
+    assert distance(plain, found) <= (0.0 if switch == "EMA_ON_HOST" else 0.01 * moved)
+
+
+def test_micro_batches_see_every_row_once_and_never_more_than_they_may(
+    backbone: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+    batch = reflow.Reflow.batch
+
+    def counted(method: reflow.Reflow, rows: Rows) -> reflow.Batch:
+        seen.append([*rows.positions])
+        return batch(method, rows)
+
+    monkeypatch.setattr(reflow.Reflow, "batch", counted)
+    monkeypatch.setenv("FEWSTEP_MICRO_BATCH", "4")
+    trained(backbone)
+    assert [len(rows) for rows in seen] == [4, 2] * TRAINING.steps
+    assert [*chain.from_iterable(seen)] == [*range(TRAINING.steps * TRAINING.batch_size)]
+
+
+class Root(Method):
+    """The square root of a weight, `start` at first, and its half; stops itself at a step, once."""
+
+    def __init__(self, start: float, stop: int | None = None) -> None:
+        self.net, self.stop = nn.Linear(1, 1, bias=False), stop
+        nn.init.constant_(self.net.weight, start)
+        training = TrainingConfig(steps=20, batch_size=2, learning_rate=0.1)
+        self.players = {"root": Player({"net": self.net}, training)}
+
+    def batch(self, rows: Rows) -> Tensor:
+        if rows.step == self.stop:
+            raise KeyboardInterrupt
+        return torch.ones(len(rows.positions), 1)
+
+    def losses(self, player: str, batch: Tensor) -> dict[str, Tensor]:
+        return {"root": self.net.weight.sqrt().mean(), "half": self.net(batch).float().mean() / 2}
+
+
+@pytest.fixture
+def half(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Float16, and gradients so much enlarged that they overflow in the first two steps."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+    monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "0")
+    monkeypatch.setattr(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=2.0**18))
+
+
+def test_an_overflow_changes_no_weight_and_ends_no_training(half: None, tmp_path: Path) -> None:
+    root = Root(4.0)
+    state = State(root, tmp_path)
+    scales, weights = [], []
+    for _ in range(4):
+        advance(state, "root", 0, 2)
+        scales.append(state.scalers["root"].get_scale())
+        weights.append(float(root.net.weight))
+    assert scales == [2.0**17, 2.0**16, 2.0**16, 2.0**16]
+    assert weights[:2] == [4.0, 4.0] and weights[2] > weights[3] and weights[2] < 4.0
+
+
+def test_a_resumed_training_goes_on_at_its_scale(half: None, tmp_path: Path) -> None:
+    whole, torn, resumed = Root(4.0), Root(4.0, stop=5), Root(4.0)
+    train(whole, "root", 0, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(torn, "root", 0, tmp_path / "torn")
+    train(resumed, "root", 0, tmp_path / "torn")
+    assert torch.equal(whole.net.weight, resumed.net.weight)
+
+
+def test_a_gradient_that_no_scale_mends_ends_it(half: None, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="root gradient norm became inf at step 18"):
+        train(Root(0.0), "root", 0, tmp_path)
+
+
+def test_a_network_is_learned_in_half_precision(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = trained(backbone)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    found = trained(backbone)
+    assert 0 < distance(plain, found) < 0.1 * distance(plain, dict(backbone.net.state_dict()))
