@@ -180,6 +180,95 @@ def sd3() -> d.StableDiffusion3Pipeline:
     )
 
 
+def flux(guided: bool = True) -> d.FluxPipeline:
+    return d.FluxPipeline(
+        vae=vae(
+            4, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False
+        ),
+        text_encoder=clip(16),
+        text_encoder_2=t5(32),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=t5_tokenizer(),
+        transformer=d.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=16,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guided,
+        ),
+        scheduler=d.FlowMatchEulerDiscreteScheduler(
+            shift=3.0, use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
+        ),
+    )
+
+
+def gemma_tokenizer() -> t.GemmaTokenizer:
+    words = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *"abcdefghijklmnopqrstuvwxyz"]
+    return t.GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
+
+
+def sana() -> d.SanaPipeline:
+    tokenizer = gemma_tokenizer()
+    return d.SanaPipeline(
+        vae=d.AutoencoderDC(
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock",) * 6,
+            decoder_block_types=("ResBlock",) * 6,
+            encoder_block_out_channels=(8,) * 6,
+            decoder_block_out_channels=(8,) * 6,
+            encoder_layers_per_block=(1,) * 6,
+            decoder_layers_per_block=(1,) * 6,
+            encoder_qkv_multiscales=((),) * 6,
+            decoder_qkv_multiscales=((),) * 6,
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41407,
+        ),
+        text_encoder=t.Gemma2Model(
+            t.Gemma2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=8,
+            )
+        ),
+        tokenizer=tokenizer,
+        transformer=d.SanaTransformer2DModel(
+            sample_size=4,
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=16,
+        ),
+        scheduler=d.DPMSolverMultistepScheduler(
+            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
+        ),
+    )
+
+
+def pack(latents: torch.Tensor) -> torch.Tensor:
+    """As stock Flux takes them."""
+    packed: torch.Tensor = d.FluxPipeline._pack_latents(latents, *latents.shape)
+    return packed
+
+
 def pixel(classes: int | None = None) -> d.DDPMPipeline:
     return d.DDPMPipeline(
         unet=d.UNet2DModel(
@@ -202,5 +291,7 @@ MAKERS = {
     "pixart": pixart,
     "pixart_sigma": pixart_sigma,
     "sd3": sd3,
+    "flux": flux,
+    "sana": sana,
     "pixel": pixel,
 }

@@ -14,18 +14,17 @@ from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest, sha256
 from fewstep.backbones.base import Backbone, open_backbone, open_model, save_model
 from fewstep.backbones.importing import import_teacher
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
-from fewstep.diffusion.solvers import Solver
+from fewstep.diffusion.solvers import Solver, trailing
 from fewstep.errors import UserError
 from fewstep.sampling.draw import Sampler
-from tests.pipelines import CAPTIONS, MAKERS, make
+from tests.pipelines import CAPTIONS, MAKERS, make, pack
 
-PROMPTED = ["sd", "sdxl", "pixart", "pixart_sigma", "sd3"]
+PROMPTED = ["sd", "sdxl", "pixart", "pixart_sigma", "sd3", "flux", "sana"]
 TRAILING = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
-QUIET = {"pixart": {"clean_caption": False, "use_resolution_binning": False}}
-QUIET["pixart_sigma"] = QUIET["pixart"]
 
 Import = Callable[..., tuple[Any, Backbone, Path]]
 
@@ -57,18 +56,29 @@ def drawn(backbone: Backbone, folder: Path, noise: torch.Tensor, steps: int, **s
         return sampler.latents(backbone.encode_prompts(CAPTIONS), noise, steps)
 
 
-def stock(pipeline: Any, family: str, noise: torch.Tensor, steps: int, guidance: float) -> torch.Tensor:
+def stock(
+    pipeline: Any, backbone: Backbone, family: str, noise: torch.Tensor, steps: int, guidance: float
+) -> torch.Tensor:
     """The same by diffusers."""
+    assert isinstance(backbone, DiffusersBackbone)
+    call = {**backbone.stock_call, "guidance_scale": guidance}
+    start = noise.clone()
+    if "clean_caption" in call:
+        call["use_resolution_binning"] = False  # the miniature is smaller than any known size
+    if family == "sana":
+        call["sigmas"] = trailing(steps)[:-1]
+    if family == "flux":
+        call |= {"guidance_scale": 3.5, "true_cfg_scale": guidance}
+        start = pack(start)
     latents: torch.Tensor = pipeline(
         CAPTIONS,
         negative_prompt=None if family == "sdxl" else [""] * len(CAPTIONS),
-        latents=noise.clone(),
+        latents=start,
         num_inference_steps=steps,
-        guidance_scale=guidance,
         output_type="latent",
-        **QUIET.get(family, {}),
+        **call,
     ).images
-    return latents
+    return latents if family != "flux" else d.FluxPipeline._unpack_latents(latents, *noise.shape[2:], 1)
 
 
 @pytest.mark.parametrize("family", PROMPTED)
@@ -77,11 +87,13 @@ def test_latents_are_the_stock_pipelines(
     family: str, steps: int, guidance: float, tolerance: float, imported: Import
 ) -> None:
     pipeline, backbone, folder = imported(family)
-    if family != "sd3":
+    if family == "sana":
+        pipeline.scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    elif family not in ("sd3", "flux"):
         pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     ours = drawn(backbone, folder, noise, steps, solver=Solver.DDIM, guidance=guidance)
-    theirs = stock(pipeline, family, noise, steps, guidance)
+    theirs = stock(pipeline, backbone, family, noise, steps, guidance)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=tolerance * float(theirs.abs().max()), rtol=0)
 
@@ -91,7 +103,7 @@ def test_pixart_at_1024_pixels_is_told_the_size(imported: Import) -> None:
     pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     ours = drawn(backbone, folder, noise, 1, solver=Solver.DDIM, guidance=4.0)
-    theirs = stock(pipeline, "pixart", noise, 1, 4.0)
+    theirs = stock(pipeline, backbone, "pixart", noise, 1, 4.0)
     assert set(backbone.encode_prompts(CAPTIONS)) == {"text", "mask", "resolution", "aspect_ratio"}
     torch.testing.assert_close(ours, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
@@ -124,7 +136,7 @@ def test_stable_diffusion_with_each_prediction_and_solver(
     steps = 5 if solver is Solver.DDIM else 6
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     ours = drawn(backbone, folder, noise, steps, solver=solver, guidance=3.0)
-    theirs = stock(pipeline, "sd", noise, steps, 3.0)
+    theirs = stock(pipeline, backbone, "sd", noise, steps, 3.0)
     torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
 
 
@@ -135,13 +147,13 @@ def test_pictures_are_the_stock_pipelines_and_encode_inverts_their_scaling(
     pipeline, backbone, _ = imported(family)
     latents = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(2))
     vae = pipeline.vae
-    shift = vae.config.shift_factor or 0.0
+    shift = vae.config.get("shift_factor") or 0.0
     with torch.no_grad():
         torch.testing.assert_close(
             backbone.decode(latents), vae.decode(latents / vae.config.scaling_factor + shift).sample
         )
         pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-        raw = vae.encode(pictures).latent_dist.mean
+        raw = vae.encode(pictures).latent if family == "sana" else vae.encode(pictures).latent_dist.mean
         torch.testing.assert_close(backbone.encode(pictures), (raw - shift) * vae.config.scaling_factor)
 
 
@@ -237,7 +249,7 @@ def test_an_unreachable_repository_says_what_to_do(tmp_path: Path, monkeypatch: 
 
 
 def test_an_unknown_family_names_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pixart, pixart_sigma, pixel, sd, sd3, sdxl"):
+    with pytest.raises(UserError, match=r"custom, flux, pixart, pixart_sigma, pixel, sana, sd, sd3, sdxl"):
         import_teacher(str(tmp_path), "sd9", ImportTeacherConfig(), tmp_path / "out")
 
 
@@ -252,6 +264,9 @@ def test_distinct_prompts_are_encoded_once(imported: Import, monkeypatch: pytest
 COUNTS = {
     "SD 1.x": 859_520_964,
     "SDXL": 2_567_463_684,
+    "SD3": 2_028_328_000,
+    "Flux": 11_901_408_320,
+    "Sana": 1_604_462_752,
 }
 
 
@@ -290,10 +305,9 @@ def test_real_configurations_have_the_published_parameter_counts() -> None:
             pos_embed_max_size=192,
         )
         pixart = d.PixArtTransformer2DModel(sample_size=64, use_additional_conditions=False)
-    count = {
-        name: sum(p.numel() for p in net.parameters())
-        for name, net in {"SD 1.x": sd, "SDXL": sdxl, "SD3": sd3, "PixArt": pixart}.items()
-    }
+        flux = d.FluxTransformer2DModel(guidance_embeds=True)
+        sana = d.SanaTransformer2DModel(caption_channels=2304)
+    nets = {"SD 1.x": sd, "SDXL": sdxl, "SD3": sd3, "PixArt": pixart, "Flux": flux, "Sana": sana}
+    count = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
     assert {name: count[name] for name in COUNTS} == COUNTS
-    assert count["SD3"] == pytest.approx(2.03e9, rel=0.03)
     assert count["PixArt"] == pytest.approx(0.6e9, rel=0.02)

@@ -45,6 +45,8 @@ class DiffusersBackbone:
     """Name of the denoising network's part."""
     net_class: ClassVar[str] = "UNet2DConditionModel"
     """Its class in diffusers."""
+    tokenizer_part: ClassVar[str] = "tokenizer"
+    """Name of the tokenizer whose text encoder reads furthest."""
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, parts: Parts, schedule: Schedule, prediction: Prediction) -> None:
@@ -96,15 +98,25 @@ class DiffusersBackbone:
         raise NotImplementedError
 
     @property
+    def stock_call(self) -> dict[str, Any]:
+        """Arguments with which the stock pipeline asks the network as this adapter does, without guidance."""
+        return {"guidance_scale": 0.0}
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer whose tokens count."""
+        return self.parts[self.tokenizer_part]()
+
+    @property
     def prompt_length(self) -> int:
         """Tokens that the text encoder reads; 0 for a family without prompts."""
-        return self.prompter.tokenizer.model_max_length
+        return self.tokenizer.model_max_length
 
     def too_long(self, prompts: Sequence[str]) -> int:
         length = self.prompt_length
         if not length:
             return 0
-        tokens = self.prompter.tokenizer(list(prompts), verbose=False).input_ids
+        tokens = self.tokenizer(list(prompts), verbose=False).input_ids
         return sum(len(ids) > length for ids in tokens)
 
     def unconditional(self, negative_prompt: str = "") -> Conditions:
@@ -196,12 +208,17 @@ def load(kind: Any, folder: Path) -> Any:
 
 def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
     """What a diffusers scheduler's configuration says its network was trained with."""
-    if "FlowMatch" in scheduler["_class_name"]:
+    if is_flow(scheduler):
         return RectifiedFlow(), Prediction.FLOW
     from diffusers import DDIMScheduler
 
     known = DDIMScheduler.from_config(dict(scheduler))
     return DiscreteVP(tuple(known.alphas_cumprod.double().tolist())), Prediction(known.config.prediction_type)
+
+
+def is_flow(scheduler: Mapping[str, Any]) -> bool:
+    """Whether a diffusers scheduler is for rectified flows."""
+    return "FlowMatch" in scheduler["_class_name"] or bool(scheduler.get("use_flow_sigmas"))
 
 
 def forget_origin(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """PixArt-alpha: T5 text with its mask, `PixArtTransformer2DModel`."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,10 @@ class PixArt(DiffusersBackbone):
         *("proj_in", "proj_out", "proj", "linear", "linear_1", "linear_2", "ff.net.0.proj", "ff.net.2"),
     )
     prompt_length = 120
+
+    @property
+    def stock_call(self) -> dict[str, Any]:
+        return {**super().stock_call, "clean_caption": False}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         text, mask, _, _ = self.prompter.encode_prompt(

@@ -31,11 +31,6 @@ class NewStableDiffusion(StableDiffusion):
         """The text transformer."""
         return self.module("text_encoder")
 
-    @cached_property
-    def tokenizer(self) -> CLIPTokenizer:
-        """The byte-pair tokenizer."""
-        return self.parts["tokenizer"]()
-
     def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token ids `[B, L]`, padded to and cut at the text encoder's length."""
         encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")

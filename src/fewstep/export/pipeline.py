@@ -19,9 +19,6 @@ from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card
 from fewstep.export.sampling import StockSampling, stock_sampling
 
-QUIET = {"PixArtAlphaPipeline": {"clean_caption": False}, "PixArtSigmaPipeline": {"clean_caption": False}}
-"""Of a pipeline whose defaults change the prompt: what leaves it as the model learned it."""
-
 
 def export(
     out: Path,
@@ -48,8 +45,9 @@ def export(
         )
     config = backbone.parts["scheduler"]().config
     sampling = stock_sampling(model.name, model.denoiser, steps, config)
-    scale = (metrics.guidance if metrics else None) or 1.0
-    call = call_of(backbone, sampling, scale if model.takes_guidance else 0.0)
+    call = call_of(backbone, sampling)
+    if model.takes_guidance:
+        call["guidance_scale"] = (metrics.guidance if metrics else None) or 1.0
     classes = getattr(backbone.net.config, "num_class_embeds", None)
     if class_of(backbone) is DDIMPipeline and ("sigmas" in call or classes):
         raise UserError(
@@ -77,11 +75,11 @@ def class_of(backbone: DiffusersBackbone) -> Any:
     return DDIMPipeline if backbone.pipeline_class == "DDPMPipeline" else kind
 
 
-def call_of(backbone: DiffusersBackbone, sampling: StockSampling, guidance: float) -> dict[str, Any]:
+def call_of(backbone: DiffusersBackbone, sampling: StockSampling) -> dict[str, Any]:
     """Every argument of the call beside the prompt."""
     if class_of(backbone) is DDIMPipeline:
         return {**sampling.call, "eta": 0.0}
-    return {**sampling.call, "guidance_scale": guidance, **QUIET.get(backbone.pipeline_class, {})}
+    return {**sampling.call, **backbone.stock_call}
 
 
 def write_pipeline(backbone: DiffusersBackbone, model: Model, sampling: StockSampling, folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 
+from fewstep.backbones.pipeline import is_flow
 from fewstep.diffusion.denoiser import Denoiser, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import trailing
@@ -34,7 +35,7 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
 
     Raises UserError, with `name`, where diffusers has none.
     """
-    flow = "FlowMatch" in scheduler["_class_name"]
+    flow = is_flow(scheduler)
     match denoiser.schedule, denoiser.path, denoiser.prediction:
         case RectifiedFlow(), RectifiedFlow(), Prediction.FLOW if flow:
             call = {"num_inference_steps": 1} if steps == 1 else {"sigmas": trailing(steps)[:-1]}

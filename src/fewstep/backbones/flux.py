@@ -1,0 +1,89 @@
+"""FLUX.1 dev and schnell: CLIP and T5 text, `FluxTransformer2DModel`, rectified flow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from torch import Tensor
+
+from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.hardware import device
+
+DISTILLED_GUIDANCE = 3.5
+"""What dev, which takes guidance as an input of its own, is asked at: its stock pipeline's default."""
+
+
+class Flux(DiffusersBackbone):
+    """See `base.Backbone`.
+
+    Conditions: `text [B, L, D]` of T5; `pooled [B, P]` of CLIP. Latents are as the autoencoder has them; the
+    network sees them packed, a token for every 2 x 2. Their side is that of the pictures the autoencoder was
+    trained on. `sampling.guidance` is true guidance, in two evaluations; dev needs none.
+    """
+
+    pipeline_class = "FluxPipeline"
+    net_part = "transformer"
+    net_class = "FluxTransformer2DModel"
+    tokenizer_part = "tokenizer_2"
+    lora_targets = (
+        *DiffusersBackbone.lora_targets,
+        *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
+    )
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        config = self.vae.config
+        side = config.sample_size // 2 ** (len(config.block_out_channels) - 1)
+        return config.latent_channels, side, side
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens that T5 reads: 512 for dev, 256 for schnell."""
+        return 512 if self.net.config.guidance_embeds else 256
+
+    @property
+    def stock_call(self) -> dict[str, Any]:
+        side = self.vae.config.sample_size
+        length = {"max_sequence_length": self.prompt_length}
+        return {"guidance_scale": DISTILLED_GUIDANCE, "height": side, "width": side} | length
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        text, pooled, _ = self.prompter.encode_prompt(
+            list(prompts), None, device=device(), max_sequence_length=self.prompt_length
+        )
+        return {"text": text.float(), "pooled": pooled.float()}
+
+    def times(self, steps: int) -> list[float]:
+        """As the teacher's own scheduler spaces them, shifted by the number of tokens."""
+        scheduler = self.parts["scheduler"]()
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        shift = calculate_shift((self.latent_shape[1] // 2) ** 2, *(scheduler.config[name] for name in names))
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
+        times: list[float] = scheduler.sigmas.double().tolist()
+        return times
+
+    def network(self, net: Any) -> Network:
+        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+            high, wide = x.shape[2:]
+            text = conditions["text"]
+            raw = net(
+                hidden_states=FluxPipeline._pack_latents(x, *x.shape),
+                timestep=time / 1000,
+                guidance=torch.full_like(time, DISTILLED_GUIDANCE) if net.config.guidance_embeds else None,
+                pooled_projections=conditions["pooled"],
+                encoder_hidden_states=text,
+                txt_ids=text.new_zeros(text.shape[1], 3),
+                img_ids=FluxPipeline._prepare_latent_image_ids(0, high // 2, wide // 2, x.device, x.dtype),
+                return_dict=False,
+            )[0]
+            found: Tensor = FluxPipeline._unpack_latents(raw, high, wide, vae_scale_factor=1)
+            return found
+
+        return run
+
+
+Adapter = Flux

@@ -1,0 +1,64 @@
+"""Sana: Gemma text with its mask, `SanaTransformer2DModel`, rectified flow on latents of 32 x compression."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.solvers import trailing
+from fewstep.hardware import device, exactly
+
+VAE_FACTOR = 32
+
+
+class Sana(DiffusersBackbone):
+    """See `base.Backbone`.
+
+    Conditions: `text [B, L, D]` and its `mask [B, L]`. Prompts are taken as they are: without the instruction
+    to rewrite them that the stock pipeline puts before, and without its cleaning.
+    """
+
+    pipeline_class = "SanaPipeline"
+    net_part = "transformer"
+    net_class = "SanaTransformer2DModel"
+    prompt_length = 300
+
+    @property
+    def stock_call(self) -> dict[str, Any]:
+        side = self.net.config.sample_size * VAE_FACTOR
+        plain = {"clean_caption": False, "complex_human_instruction": None}
+        return {**super().stock_call, "height": side, "width": side, **plain}
+
+    def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
+        text, mask, _, _ = self.prompter.encode_prompt(
+            list(prompts), False, device=device(), max_sequence_length=self.prompt_length
+        )
+        return {"text": text.float(), "mask": mask.float()}
+
+    def times(self, steps: int) -> list[float]:
+        """Denser where there is more noise, by the shift that the teacher's scheduler names."""
+        shift = self.parts["scheduler"]().config.flow_shift
+        return [shift * t / (1 + (shift - 1) * t) for t in trailing(steps)]
+
+    def encode(self, pictures: Tensor) -> Tensor:
+        with exactly(self.vae.config.get("force_upcast", False)):
+            latents: Tensor = self.vae.encode(pictures).latent
+        return latents * self.vae.config.scaling_factor
+
+    def network(self, net: Any) -> Network:
+        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+            raw: Tensor = net(
+                x,
+                encoder_hidden_states=conditions["text"],
+                encoder_attention_mask=conditions["mask"],
+                timestep=time * net.config.timestep_scale,
+                return_dict=False,
+            )[0]
+            return raw[:, : x.shape[1]]
+
+        return run
+
+
+Adapter = Sana
