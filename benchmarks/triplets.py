@@ -16,7 +16,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from fewstep.backbones.base import open_backbone, open_model
-from fewstep.backbones.prompts import encode_distinct
+from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.sampling import SamplingConfig
 from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.shards import captions
@@ -51,8 +51,7 @@ def main() -> None:
         for start in range(0, len(prompts), chosen.batch):
             rows = row[start : start + chosen.batch]
             noise = noise_of(noise_key(0), range(start, start + len(rows)), backbone.latent_shape)
-            batch = {name: value[rows.to(value.device)] for name, value in conditions.items()}
-            sampler.latents(batch, noise.to(device()), STEPS).cpu()
+            sampler.latents(picked(conditions, rows), noise.to(device()), STEPS).cpu()
 
     def plain() -> None:
         for start in range(0, len(prompts), chosen.batch):

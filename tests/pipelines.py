@@ -245,7 +245,7 @@ def sana() -> d.SanaPipeline:
         ),
         tokenizer=tokenizer,
         transformer=d.SanaTransformer2DModel(
-            sample_size=4,
+            sample_size=2,
             patch_size=1,
             in_channels=4,
             out_channels=4,

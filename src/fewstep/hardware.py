@@ -15,7 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.config.base import switch
+from fewstep.config.base import count_of, is_on, switch
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def deterministic() -> None:
 def placed(net: M) -> M:
     """A network on the device, in place; laid out and compiled as FEWSTEP_CHANNELS_LAST, _COMPILE say."""
     net = net.to(device())
-    if switch("CHANNELS_LAST", ""):
+    if is_on("CHANNELS_LAST"):
         net = net.to(memory_format=torch.channels_last)
     if backend := switch("COMPILE", ""):
         net.compile(backend=backend)
@@ -91,7 +91,7 @@ def placed(net: M) -> M:
 def frugal(net: M) -> M:
     """A network that, with FEWSTEP_CHECKPOINT_ACTIVATIONS, computes its activations again on the way back."""
     enable = getattr(net, "enable_gradient_checkpointing", None)
-    if enable is not None and switch("CHECKPOINT_ACTIVATIONS", ""):
+    if enable is not None and is_on("CHECKPOINT_ACTIVATIONS"):
         enable()
     return net
 
@@ -106,12 +106,12 @@ def plain(net: M) -> M:
 
 def pictures_at_once() -> int:
     """How many are drawn, encoded or judged together: FEWSTEP_BATCH."""
-    return int(switch("BATCH", "256"))
+    return count_of("BATCH", 256)
 
 
 def micro_batches(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     """A process's rows of one step in parts of at most FEWSTEP_MICRO_BATCH, whose gradients are added up."""
-    return in_parts(rows, int(switch("MICRO_BATCH", "0")) or len(rows))
+    return in_parts(rows, count_of("MICRO_BATCH", len(rows)))
 
 
 def in_parts(things: Sequence[T], size: int) -> Iterator[Sequence[T]]:

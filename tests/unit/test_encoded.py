@@ -8,16 +8,22 @@ import torch
 
 from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import Backbone, open_backbone
+from fewstep.backbones.base import Backbone, open_backbone, open_model
 from fewstep.backbones.importing import import_teacher
 from fewstep.config.data import DataConfig
+from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
 from fewstep.data.prompted import stacked
 from fewstep.data.shards import open_pictures
+from fewstep.errors import UserError
+from fewstep.evaluation.evaluation_set import make as make_evaluation_set
+from fewstep.features.network import open_features
 from fewstep.keyed import Key
 from fewstep.preparation.prepare import prepare
+from fewstep.sampling.draw import Sampler
 from fewstep.sampling.encode import encode_split
 from tests.pipelines import make
 
@@ -78,3 +84,21 @@ def test_finished_shards_are_not_encoded_again(
     encode_split(tmp_path / "out", *arguments)
     total = open_encoded(tmp_path / "out", ORDER).total
     assert sum(calls) - calls[2] == total
+
+
+def test_pictures_of_another_size_than_the_teachers_are_refused(
+    made: tuple[Backbone, Path, Mapping[str, Path]], tmp_path: Path
+) -> None:
+    backbone, _, made_from = made
+    prepare(DataConfig(source="shapes", count=40, resolution=32, heldout=0.5), 0, tmp_path / "small")
+    with pytest.raises(UserError, match=r"data\.resolution: pictures of 32 have latents of 4.*are of 8"):
+        encode_split(
+            tmp_path / "out", backbone, tmp_path / "small", "train", "float32", tmp_path / "work", made_from
+        )
+    teacher = Sampler(
+        open_model(made_from["teacher"], backbone), backbone, SamplingConfig(steps=1, guidance=1.0)
+    )
+    features = open_features(made_from["teacher"])
+    config = EvaluationSetConfig(pictures=8, reference=8, grid=2)
+    with pytest.raises(UserError, match=r"data\.resolution = 32: this teacher draws at 64; set it so"):
+        make_evaluation_set(config, tmp_path / "small", teacher, features, 0)

@@ -83,3 +83,16 @@ def switch(name: str, default: str) -> str:
     Such settings change no result and therefore live in no params file.
     """
     return os.environ.get(f"FEWSTEP_{name}", default)
+
+
+def is_on(name: str) -> bool:
+    """Whether the switch is set, and not to 0."""
+    return switch(name, "") not in ("", "0")
+
+
+def count_of(name: str, default: int) -> int:
+    """A switch that is a number, 1 or more. Raises UserError on another."""
+    value = switch(name, "") or str(default)
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"FEWSTEP_{name}={value}: expected a number, 1 or more")
+    return int(value)

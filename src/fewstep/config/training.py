@@ -20,8 +20,9 @@ class TrainingConfig(Section):
     """Steps of linear warm-up from 0."""
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     """How the rate falls from its peak; `linear` and `cosine` reach 0 at the last step."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: orthogonalised momentum for hidden layers, AdamW for the rest; learns in fewer steps."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """muon: orthogonalised momentum for hidden layers, AdamW for the rest; learns in fewer steps. adamw_8bit:
+    averages of a byte each (Dettmers et al. 2022), by bitsandbytes, which is not installed with the rest."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's averaging coefficients."""
     weight_decay: float = Field(0.0, ge=0)

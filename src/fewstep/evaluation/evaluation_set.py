@@ -20,6 +20,7 @@ from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8, picture_batch, to_uint8
 from fewstep.data.shards import open_pictures
+from fewstep.errors import UserError
 from fewstep.evaluation.grid import write_strip
 from fewstep.features.network import FeatureNetwork
 from fewstep.hardware import device, in_parts, pictures_at_once
@@ -68,6 +69,9 @@ def make(
     )
     pictures = draw(teacher, prompts, teacher.sampling.steps)
     grid = torch.stack([torch.from_numpy(p.pixels) for p in chosen[: config.grid]])
+    if pictures.shape[1:] != grid.shape[1:]:
+        (_, drawn, _, _), (_, given, _, _) = pictures.shape, grid.shape
+        raise UserError(f"params.yaml: data.resolution = {given}: this teacher draws at {drawn}; set it so")
     made = EvaluationSet(prompts, reference, pictures, features_of_uint8(features, pictures), config.grid)
     return made, grid
 

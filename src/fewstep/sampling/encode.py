@@ -14,6 +14,7 @@ from fewstep.backbones.prompts import encode_distinct
 from fewstep.data.latents import latents_of
 from fewstep.data.prompted import save_prompted
 from fewstep.data.shards import read_index, read_verified
+from fewstep.errors import UserError
 from fewstep.progress import progress
 
 
@@ -37,8 +38,14 @@ def encode_split(
         for shard, file in zip(shards, files, strict=True):
             if not (work / file).exists():
                 pictures = read_verified(data, shard)
+                latents = latents_of(pictures, backbone.encode)
+                if latents.shape[1:] != backbone.latent_shape:
+                    raise UserError(
+                        f"params.yaml: data.resolution: pictures of {pictures[0].pixels.shape[0]} have latents of "
+                        f"{latents.shape[-1]}, this teacher's are of {backbone.latent_shape[-1]}; set it to match"
+                    )
                 table, row = encode_distinct(backbone, [picture.caption for picture in pictures])
-                save_prompted(work / file, latents_of(pictures, backbone.encode), row, table, dtype, {})
+                save_prompted(work / file, latents, row, table, dtype, {})
             done += shard.samples
             report(done)
     with whole_folder(out) as staging:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewstep.config.base import switch
+from fewstep.config.base import is_on
 
 
 class Ema:
@@ -16,7 +16,7 @@ class Ema:
 
     def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
         self.decay = decay
-        where = "cpu" if switch("EMA_ON_HOST", "") else None
+        where = "cpu" if is_on("EMA_ON_HOST") else None
         self.average = {
             name: value.detach().clone().to(where, torch.float32) for name, value in weights.items()
         }

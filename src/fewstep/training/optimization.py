@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.config.training import TrainingConfig
+from fewstep.errors import UserError
 from fewstep.training.method import Player
 from fewstep.training.muon import Muon, is_hidden
 
@@ -27,18 +28,27 @@ def optimizers_of(player: Player) -> list[torch.optim.Optimizer]:
     hidden = [w for name, w in weights.items() if training.optimizer == "muon" and is_hidden(name, w)]
     theirs = {id(weight) for weight in hidden}
     others = [weight for weight in weights.values() if id(weight) not in theirs]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(
-            others,
-            lr=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-    ]
+    optimizers = [adamw(others, training)]
     if hidden:
         optimizers.append(Muon(hidden, training.learning_rate, weight_decay=training.weight_decay))
     return optimizers
+
+
+def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW, in 8 bits where its training says so. Raises UserError where that is not installed."""
+    options = {
+        "lr": training.learning_rate,
+        "betas": training.betas,
+        "weight_decay": training.weight_decay,
+    }
+    if training.optimizer != "adamw_8bit":
+        return torch.optim.AdamW(weights, **options, fused=True)  # type: ignore[arg-type]
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        raise UserError("training.optimizer = adamw_8bit: `pip install bitsandbytes` first") from None
+    small: torch.optim.Optimizer = AdamW8bit(weights, **options)
+    return small
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
