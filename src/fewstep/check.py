@@ -1,18 +1,22 @@
 """`fewstep check`: everything that can be known to be wrong before any compute, and the plan."""
 
 import shutil
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
+from fewstep.artifacts.folder import read_json
+from fewstep.backbones.base import adapter
 from fewstep.backbones.sd_new import new_net, new_vae
 from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
+from fewstep.memory import Design, Setup, setup_of
 
 LOCK = Path("requirements.lock")
 
@@ -143,11 +147,54 @@ def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStag
 
 def model_bytes(chain: Chain) -> tuple[int | None, int | None]:
     """Bytes of a denoiser and of a latent, counted on the meta device; None for a foreign teacher."""
-    config = chain.train_teacher
-    if not chain.teacher.train or config is None:
+    config, designed = chain.train_teacher, design(chain)
+    if not chain.teacher.train or config is None or designed is None:
         return None, None
-    side = chain.data.resolution >> (len(config.vae.channels) - 1)
     with torch.device("meta"):
-        net = new_net(config.net, side, config.vae.latent_channels, config.text.width)
+        net = designed.make()
         new_vae(config.vae)
-    return 4 * sum(p.numel() for p in net.parameters()), 4 * config.vae.latent_channels * side**2
+    return 4 * sum(p.numel() for p in net.parameters()), 4 * config.vae.latent_channels * latent_side(
+        chain
+    ) ** 2
+
+
+def latent_side(chain: Chain) -> int:
+    """Height and width of a latent of the chain's own teacher."""
+    assert chain.train_teacher is not None
+    return chain.data.resolution >> (len(chain.train_teacher.vae.channels) - 1)
+
+
+def design(chain: Chain) -> Design | None:
+    """The denoiser that the chain trains; None while a foreign one is not there or does not tell."""
+    config = chain.train_teacher
+    if chain.teacher.train and config is not None:
+        vae, text = config.vae, config.text
+        make = partial(new_net, config.net, latent_side(chain), vae.latent_channels, text.width)
+        return Design(chain.teacher.backbone, make, text.length)
+    if not chain.teacher.load:
+        return None
+    kind, (where,) = adapter(chain.teacher.backbone), chain.teacher.load
+    file = Path(where).expanduser() / kind.net_part / "config.json"
+    if not Path(where).expanduser().exists() and not where.startswith((".", "/", "~")):
+        revision = chain.import_teacher.revision
+        cached = try_to_load_from_cache(where, f"{kind.net_part}/config.json", revision=revision)
+        file = Path(cached) if isinstance(cached, str) else file
+    if not file.is_file() or read_json(file).get("_class_name") != kind.net_class:
+        return None
+    return Design(chain.teacher.backbone, partial(configured, kind.net_class, file))
+
+
+def configured(net_class: str, file: Path) -> Any:
+    """An untrained network of diffusers with the configuration in a file."""
+    import diffusers
+
+    return getattr(diffusers, net_class).from_config(read_json(file))
+
+
+def trainings(chain: Chain) -> dict[str, Setup]:
+    """Every training of a denoiser."""
+    found = {}
+    if chain.teacher.train and chain.train_teacher:
+        found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
+    objectives = chain.objectives().items()
+    return found | {name: setup_of(config.training, config.lora, True) for name, config in objectives}

@@ -58,13 +58,33 @@ def check(chosen: argparse.Namespace) -> None:
     from rich.table import Table
 
     from fewstep.check import check as check_chain
+    from fewstep.check import design, trainings
     from fewstep.config.chain import load_chain
+    from fewstep.memory import advice, available, need
 
+    chain = load_chain()
     table = Table("stage", "samples", "steps", "disk", title="the plan")
-    for stage in check_chain(load_chain()):
+    for stage in check_chain(chain):
         samples, steps = (f"{n:,}" if n else "" for n in (stage.samples, stage.steps))
         table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "")
-    Console().print(table, "params.yaml, inputs, versions and disk are in order")
+    console, denoiser, memory = Console(), design(chain), available()
+    console.print(table)
+    if denoiser is None:
+        console.print("memory of the trainings: unknown until the teacher is there")
+    else:
+        title = f"memory of the trainings, an estimate; there are {decimal(memory)}"
+        columns = ("training", "parameters", "weights, gradients, optimiser", "activations", "sum")
+        estimates, hints = Table(*columns, title=title), []
+        for name, setup in trainings(chain).items():
+            needed = need(denoiser, setup)
+            known = "unknown" if needed.activations is None else decimal(needed.activations)
+            estimates.add_row(
+                name, f"{needed.parameters:,}", decimal(needed.state), known, decimal(needed.total)
+            )
+            if hint := advice(denoiser, setup, memory):
+                hints.append(f"warning: {name} does not fit; what helps: {hint}")
+        console.print(estimates, *hints, sep="\n", markup=False)
+    console.print("params.yaml, inputs, versions and disk are in order")
 
 
 def sample(chosen: argparse.Namespace) -> None:

@@ -139,6 +139,13 @@ class DiffusersBackbone:
     def decoder(self) -> nn.Module:
         return self.vae
 
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions | None:
+        """Zeros in the shapes of `encode_prompts`, from the network's configuration alone; see memory.py.
+
+        length: tokens of a prompt; None: the family's usual. None where the configuration does not tell.
+        """
+        return None
+
     def network(self, net: nn.Module) -> Network:
         raise NotImplementedError
 

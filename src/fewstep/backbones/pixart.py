@@ -49,6 +49,16 @@ class PixArt(DiffusersBackbone):
             found["aspect_ratio"] = torch.ones(len(text), 1, device=text.device)
         return found
 
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
+        length = length or self.prompt_length
+        found = {
+            "text": torch.zeros(batch, length, net.config.caption_channels),
+            "mask": torch.zeros(batch, length),
+        }
+        if net.use_additional_conditions:
+            found |= {"resolution": torch.zeros(batch, 2), "aspect_ratio": torch.zeros(batch, 1)}
+        return found
+
     def network(self, net: nn.Module) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             raw: Tensor = net(

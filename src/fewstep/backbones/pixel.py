@@ -5,6 +5,7 @@ classes' numbers.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,9 @@ class Pixel(DiffusersBackbone):
                     f"prompt {prompt!r}: this model's prompts are its classes, 0 to {classes - 1}"
                 )
         return {"label": torch.tensor([float(prompt) for prompt in prompts], device=device())}
+
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
+        return {} if net.config.num_class_embeds is None else {"label": torch.zeros(batch)}
 
     def encode(self, pictures: Tensor) -> Tensor:
         return pictures.mean(1, keepdim=True) if self.latent_shape[0] == 1 else pictures

@@ -1,13 +1,17 @@
 """Stable Diffusion 1.x and 2.x: CLIP text, `UNet2DConditionModel`; epsilon- or v-prediction."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.pipeline import DiffusersBackbone, embedded_guidance
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
+
+CLIP_LENGTH = 77
+"""Tokens that CLIP's text encoders read."""
 
 
 class StableDiffusion(DiffusersBackbone):
@@ -19,6 +23,9 @@ class StableDiffusion(DiffusersBackbone):
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         text, _ = self.prompter.encode_prompt(list(prompts), device(), 1, False)
         return {"text": text.float()}
+
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
+        return {"text": torch.zeros(batch, length or CLIP_LENGTH, net.config.cross_attention_dim)}
 
     def network(self, net: nn.Module) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:

@@ -1,12 +1,16 @@
 """Stable Diffusion 3 and 3.5: three text encoders, `SD3Transformer2DModel`, rectified flow."""
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
+
+CLIP_AND_T5_LENGTH = 77 + 256
 
 
 class StableDiffusion3(DiffusersBackbone):
@@ -32,6 +36,13 @@ class StableDiffusion3(DiffusersBackbone):
         scheduler.set_timesteps(steps)
         times: list[float] = scheduler.sigmas.double().tolist()
         return times
+
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
+        config = net.config
+        return {
+            "text": torch.zeros(batch, length or CLIP_AND_T5_LENGTH, config.joint_attention_dim),
+            "pooled": torch.zeros(batch, config.pooled_projection_dim),
+        }
 
     def network(self, net: nn.Module) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:

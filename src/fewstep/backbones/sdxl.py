@@ -1,11 +1,13 @@
 """Stable Diffusion XL: two text encoders, a pooled embedding and the picture's size as conditions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.pipeline import DiffusersBackbone, embedded_guidance
+from fewstep.backbones.sd import CLIP_LENGTH
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
 
@@ -36,6 +38,15 @@ class StableDiffusionXL(DiffusersBackbone):
         if negative_prompt:
             return found
         return found | {name: torch.zeros_like(found[name]) for name in ("text", "pooled")}
+
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
+        config = net.config
+        pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+        return {
+            "text": torch.zeros(batch, length or CLIP_LENGTH, config.cross_attention_dim),
+            "pooled": torch.zeros(batch, pooled),
+            "time_ids": torch.zeros(batch, 6),
+        }
 
     def network(self, net: nn.Module) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
