@@ -11,7 +11,7 @@ from huggingface_hub import try_to_load_from_cache
 from packaging.requirements import Requirement
 
 from fewstep.artifacts.folder import read_json
-from fewstep.backbones.base import adapter
+from fewstep.backbones.base import family
 from fewstep.backbones.sd_new import new_net, new_vae
 from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
@@ -173,7 +173,7 @@ def design(chain: Chain) -> Design | None:
         return Design(chain.teacher.backbone, make, text.length)
     if not chain.teacher.load:
         return None
-    kind, (where,) = adapter(chain.teacher.backbone), chain.teacher.load
+    kind, (where,) = family(chain.teacher.backbone), chain.teacher.load
     file = Path(where).expanduser() / kind.net_part / "config.json"
     if not Path(where).expanduser().exists() and not where.startswith((".", "/", "~")):
         revision = chain.import_teacher.revision

@@ -18,12 +18,11 @@ from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 
-from fewstep.backbones.base import adapter
-from fewstep.config.base import switch
+from fewstep.backbones.base import family
+from fewstep.config.base import count_of, is_on
 from fewstep.config.training import TrainingConfig
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
-from fewstep.errors import UserError
 from fewstep.hardware import computing, device
 from fewstep.objectives.lora import LoraSettings, attach
 from fewstep.training.muon import is_hidden
@@ -52,7 +51,8 @@ class Setup:
     """How a denoiser is trained, as far as memory depends on it.
 
     rows: samples that are differentiated through at once. ema: whether an average is kept. start: whether
-    the model that it starts from stays in memory. checkpointed: whether activations are recomputed.
+    there is a model that it starts from, which stays in memory unless `lora` shares its weights.
+    checkpointed: whether activations are recomputed.
     """
 
     rows: int
@@ -91,24 +91,22 @@ class Traced(NamedTuple):
 
 def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -> Setup:
     """A training as params and the machine's switches have it. Raises UserError on a senseless switch."""
-    chosen = switch("MICRO_BATCH", "") or str(training.batch_size)
-    if not chosen.isdecimal() or int(chosen) < 1:
-        raise UserError(f"FEWSTEP_MICRO_BATCH={chosen}: expected a number of samples, 1 or more")
     return Setup(
-        rows=min(int(chosen), training.batch_size),
+        rows=min(count_of("MICRO_BATCH", training.batch_size), training.batch_size),
         optimizer=training.optimizer,
         ema=training.ema is not None,
         start=start,
         lora=lora,
-        checkpointed=switch("CHECKPOINT_ACTIVATIONS", "0") not in ("", "0"),
+        checkpointed=is_on("CHECKPOINT_ACTIVATIONS"),
     )
 
 
 def need(design: Design, setup: Setup) -> Need:
     """What the training takes in one process."""
     whole, traced = trace(design, None, False), trace(design, setup.lora, setup.checkpointed)
+    copies = setup.start and setup.lora is None
     state = FLOAT * (traced.parameters + traced.trained) + optimizer_bytes(traced, setup.optimizer)
-    state += FLOAT * (setup.ema * traced.trained + setup.start * whole.parameters)
+    state += FLOAT * (setup.ema * traced.trained + copies * whole.parameters)
     known = traced.once is not None and traced.each is not None
     activations = traced.once + setup.rows * traced.each if known else None  # type: ignore[operator]
     return Need(whole.parameters, state, activations)
@@ -164,11 +162,14 @@ def available() -> int:
 @cache
 def trace(design: Design, lora: LoraSettings | None, checkpointed: bool) -> Traced:
     """Build the denoiser of fake tensors and send two batches through it."""
-    kind = adapter(design.backbone)
-    with FakeTensorMode(), device():
+    kind = family(design.backbone)
+    with torch.device("meta"):
         net = design.make()
         if lora is not None:
             attach(net, lora, kind.lora_targets, 0)
+    with FakeTensorMode(), device():
+        # Not `to_empty`, which reads the meta tensors; built fake, PEFT could not move them.
+        net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
         trained = {f"net/{name}": w for name, w in net.named_parameters() if w.requires_grad}
         counts = (
             sum(weight.numel() for weight in net.parameters()),
@@ -185,7 +186,7 @@ def trace(design: Design, lora: LoraSettings | None, checkpointed: bool) -> Trac
 def saved_in_forward(design: Design, net: Any, rows: int, checkpointed: bool) -> int | None:
     """Bytes that a forward pass of `rows` samples saves; None where the conditions' shapes are unknown."""
     # Only asked how its network is called, which depends on no schedule.
-    backbone = adapter(design.backbone)({}, RectifiedFlow(), Prediction.FLOW)
+    backbone = family(design.backbone)({}, RectifiedFlow(), Prediction.FLOW)
     conditions = backbone.example_conditions(net, rows, design.length)
     if conditions is None:
         return None

@@ -1,14 +1,21 @@
 """Optimiser, averages, rates and keyed randomness."""
 
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from fewstep.config.training import TrainingConfig
+from fewstep.errors import UserError
 from fewstep.keyed import Key
 from fewstep.training.ema import Ema
+from fewstep.training.loop import train
+from fewstep.training.method import Method, Player, Rows
 from fewstep.training.muon import Muon, is_hidden, orthogonal
-from fewstep.training.optimization import learning_rate
+from fewstep.training.optimization import learning_rate, optimizers_of
 
 
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
@@ -82,3 +89,50 @@ def test_stratified_draws_cover_each_batch_and_split_over_processes() -> None:
     assert np.array_equal(np.sort((batch * 64).astype(int)), np.arange(64))
     assert np.array_equal(batch[1::2], key.stratified(range(65, 128, 2), 64))
     assert not np.array_equal(batch, key.stratified(range(64), 64))
+
+
+class Fit(Method):
+    """A linear layer to a random one; stops itself at a step, once."""
+
+    def __init__(self, optimizer: str, stop: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.net, self.goal, self.stop = torch.nn.Linear(96, 96), torch.nn.Linear(96, 96), stop
+        training = {"steps": 40, "batch_size": 64, "learning_rate": 0.01, "optimizer": optimizer}
+        self.players = {"fit": Player({"net": self.net}, TrainingConfig.model_validate(training))}
+
+    def batch(self, rows: Rows) -> torch.Tensor:
+        if rows.step == self.stop:
+            raise KeyboardInterrupt
+        return torch.from_numpy(Key(0, "x").normal(rows.positions, (96,)))
+
+    def losses(self, player: str, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+        with torch.no_grad():
+            wanted = self.goal(batch)
+        return {"square": (self.net(batch) - wanted).square().mean()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "muon"])
+def test_each_optimizer_learns_and_resumes_where_it_was(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+    monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "0")
+    if optimizer == "adamw_8bit":
+        pytest.importorskip("bitsandbytes")
+    whole, torn, resumed = Fit(optimizer), Fit(optimizer, stop=17), Fit(optimizer)
+    before = (whole.net.weight - whole.goal.weight).norm().item()
+    train(whole, "fit", 0, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(torn, "fit", 0, tmp_path / "torn")
+    kept = load_file(next((tmp_path / "torn").glob("fit/step-*/state.safetensors")))
+    assert any(value.dtype == torch.uint8 for value in kept.values()) == (optimizer == "adamw_8bit")
+    train(resumed, "fit", 0, tmp_path / "torn")
+    assert torch.equal(whole.net.weight, resumed.net.weight)
+    assert (whole.net.weight - whole.goal.weight).norm().item() < 0.7 * before
+
+
+def test_an_optimizer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match="adamw_8bit: `pip install bitsandbytes` first"):
+        optimizers_of(Fit("adamw_8bit").players["fit"])

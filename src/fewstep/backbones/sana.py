@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fewstep.backbones.pipeline import DiffusersBackbone
@@ -36,6 +37,11 @@ class Sana(DiffusersBackbone):
             list(prompts), False, device=device(), max_sequence_length=self.prompt_length
         )
         return {"text": text.float(), "mask": mask.float()}
+
+    def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
+        length = length or self.prompt_length
+        text = torch.zeros(batch, length, net.config.caption_channels)
+        return {"text": text, "mask": torch.zeros(batch, length)}
 
     def times(self, steps: int) -> list[float]:
         """Denser where there is more noise, by the shift that the teacher's scheduler names."""

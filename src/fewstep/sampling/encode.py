@@ -41,8 +41,8 @@ def encode_split(
                 latents = latents_of(pictures, backbone.encode)
                 if latents.shape[1:] != backbone.latent_shape:
                     raise UserError(
-                        f"params.yaml: data.resolution: pictures of {pictures[0].pixels.shape[0]} have latents of "
-                        f"{latents.shape[-1]}, this teacher's are of {backbone.latent_shape[-1]}; set it to match"
+                        f"params.yaml: data.resolution: pictures of {len(pictures[0].pixels)} are latents of "
+                        f"{latents.shape[-1]}, this teacher's are of {backbone.latent_shape[-1]}"
                     )
                 table, row = encode_distinct(backbone, [picture.caption for picture in pictures])
                 save_prompted(work / file, latents, row, table, dtype, {})

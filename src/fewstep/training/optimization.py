@@ -1,5 +1,6 @@
 """A player's optimisers: which weights, which rate at which step, and how they are kept."""
 
+import importlib
 import math
 from collections.abc import Mapping, Sequence
 
@@ -44,10 +45,10 @@ def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Op
     if training.optimizer != "adamw_8bit":
         return torch.optim.AdamW(weights, **options, fused=True)  # type: ignore[arg-type]
     try:
-        from bitsandbytes.optim import AdamW8bit
+        library = importlib.import_module("bitsandbytes.optim")
     except ImportError:
         raise UserError("training.optimizer = adamw_8bit: `pip install bitsandbytes` first") from None
-    small: torch.optim.Optimizer = AdamW8bit(weights, **options)
+    small: torch.optim.Optimizer = library.AdamW8bit(weights, **options)
     return small
 
 
@@ -63,10 +64,10 @@ def learning_rate(training: TrainingConfig, step: int) -> float:
 def optimizer_state(
     optimizers: Sequence[torch.optim.Optimizer], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The optimisers' tensors under the names of the weights they belong to."""
+    """The optimisers' tensors, and counts as tensors, under the names of the weights they belong to."""
     names = {id(weight): name for name, weight in weights.items()}
     return {
-        f"{names[id(weight)]}/{slot}": value
+        f"{names[id(weight)]}/{slot}": torch.as_tensor(value)
         for optimizer in optimizers
         for weight, slots in optimizer.state.items()
         for slot, value in slots.items()
@@ -77,10 +78,12 @@ def restore_optimizers(
     optimizers: Sequence[torch.optim.Optimizer], weights: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> None:
     """The inverse of `optimizer_state`."""
-    slots: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
+    slots: dict[str, dict[str, Tensor | int]] = {name: {} for name in weights}
     for key, value in tensors.items():
         name, slot = key.rsplit("/", 1)
-        slots[name][slot] = value
+        # bitsandbytes counts its steps in plain numbers, torch in float tensors.
+        is_count = value.ndim == 0 and value.dtype == torch.int64
+        slots[name][slot] = int(value) if is_count else value
     names = {id(weight): name for name, weight in weights.items()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:
