@@ -10,6 +10,8 @@ from pathlib import Path
 from fewstep.config.base import switch
 from fewstep.errors import UserError
 
+OUT_OF_MEMORY = "the device is out of memory"
+WAY_OUT = "see FEWSTEP_MICRO_BATCH and FEWSTEP_BATCH in docs/machine.md; `fewstep check` estimates"
 LAUNCHED = "FEWSTEP_LAUNCHED"
 """Set once a launcher was started: what it starts must not start it again."""
 
@@ -19,8 +21,8 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
 
     several: it may run in several processes; where the machine is set up for them, they are started here.
 
-    Exit status: 0 done; 1 a UserError, printed without a traceback; 130 interrupted (training has
-    saved its state). Any other exception is a bug and keeps its traceback.
+    Exit status: 0 done; 1 a UserError or too little memory, printed without a traceback; 130 interrupted
+    (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
@@ -36,6 +38,13 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        # torch.OutOfMemoryError of accelerators; of the host, whose type says nothing.
+        if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
+            raise
+        said = str(error).strip().splitlines()[0]
+        print(f"error: {OUT_OF_MEMORY}: {said}; {WAY_OUT}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; run `dvc repro` again to go on", file=sys.stderr, flush=True)

@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import DiffusionPipeline
 from pydantic import ValidationError
 from torch import Tensor
 
 from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import Backbone, Model, open_model
+from fewstep.config.chain import load_chain
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.config.triplets import TripletsConfig
@@ -26,6 +28,7 @@ from fewstep.objectives import direct, halve, reflow
 from fewstep.objectives.ingredients import start_and_student
 from fewstep.objectives.learn import learn
 from fewstep.sampling.draw import Sampler
+from tests.imports import ROOT
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import CAPTIONS
 
@@ -127,6 +130,37 @@ def test_impossible_guidance_is_refused() -> None:
         reflow.Config.model_validate({**EMBEDDED, "lora": {"rank": 2, "alpha": 2}})
     with pytest.raises(ValidationError, match="low <= high"):
         TripletsConfig(prompts=Path("p"), shards=(0,), shard_size=1, steps=1, guidance=(3.0, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"students.one_step.guidance_embedding": True},
+            r"one_step\.guidance_embedding: triplets\.guidance is null",
+        ),
+        (
+            {
+                "reflow.reflow.guidance_embedding": True,
+                "triplets.guidance": [1.0, 5.0],
+                "encode_data.train": {},
+                "halve.2.data": "encoded",
+            },
+            r"halve\.2\.data = 'encoded': real pictures have no guidance",
+        ),
+    ],
+)
+def test_params_that_ask_for_impossible_guidance_are_named(changes: dict[str, Any], said: str) -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        section = params
+        for key in path:
+            section = section[key]
+        section[last] = value
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    with pytest.raises(UserError, match=said):
+        load_chain()
 
 
 def test_prompts_come_from_a_file_each_as_often_as_the_others(tmp_path: Path) -> None:

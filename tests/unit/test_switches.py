@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.tracking import TensorBoardTracker
 from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone, open_model
@@ -145,3 +146,20 @@ def test_a_network_is_learned_in_half_precision(backbone: Backbone, monkeypatch:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
     found = trained(backbone)
     assert 0 < distance(plain, found) < 0.1 * distance(plain, dict(backbone.net.state_dict()))
+
+
+def test_a_tracker_that_fails_is_left_off_and_ends_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "tensorboard")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", full)
+    root = Root(4.0)
+    train(root, "root", 0, tmp_path / "states")
+    assert float(root.net.weight) < 4.0
+    assert capsys.readouterr().err.count("trackers failed and are left off") == 1

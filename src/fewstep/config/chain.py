@@ -97,6 +97,9 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
     for name, round_ in chain.halve.items():
         if round_.data == "encoded" and "train" not in chain.encode_data:
             yield f"halve.{name}.data = 'encoded': needs an entry `train` in encode_data"
+        line = objectives.keys() & {f"halve-{name}", *ancestors(f"halve-{name}", objectives)}
+        if round_.data == "encoded" and any(objectives[model].guidance_embedding for model in line):
+            yield f"halve.{name}.data = 'encoded': real pictures have no guidance for a guidance_embedding"
     for split in chain.encode_data.keys() - {"train", "heldout"}:
         yield f"encode_data.{split}: no such split; there are train, heldout"
     for name in chain.evaluate.models:

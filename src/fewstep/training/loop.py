@@ -1,6 +1,9 @@
 """The one training loop. It knows no method by name."""
 
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -45,17 +48,20 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     # From here on the main process may replace what the others have just read.
     wait()
     patience = float(switch("SAVE_EVERY_SECONDS", "30"))
-    accelerator.init_trackers(name)
+    with unless_it_fails(accelerator):
+        accelerator.init_trackers(name)
     try:
         with interruptible() as interrupted, progress(name, training.steps, state.step) as report:
             saved = time.monotonic()
             while state.step < training.steps:
                 losses, logged = advance(state, name, seed, training.batch_size)
                 if (state.step - 1) % LOG_EVERY == 0:
-                    accelerator.log(logged, step=state.step - 1)
+                    with unless_it_fails(accelerator):
+                        accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
                 if state.step % max(training.steps // PREVIEWS, 1) == 0:
-                    show(state, accelerator)
+                    with unless_it_fails(accelerator):
+                        show(state, accelerator)
                 stop = any_of(interrupted()) and state.step < training.steps
                 if stop or state.step == training.steps or time.monotonic() - saved > patience:
                     state.save()
@@ -66,8 +72,9 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                     raise KeyboardInterrupt
     finally:
         # Not `end_training`: it would also part the processes, which a next training needs together.
-        for tracker in accelerator.trackers:
-            tracker.finish()
+        with unless_it_fails(accelerator):
+            for tracker in accelerator.trackers:
+                tracker.finish()
     state.finish()
 
 
@@ -111,6 +118,16 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     state.step += 1
     logged["samples_per_second"] = batch_size / (time.monotonic() - begun)
     return losses, logged
+
+
+@contextmanager
+def unless_it_fails(accelerator: Accelerator) -> Iterator[None]:
+    """Logging that goes wrong (a full disk, a lost server) is said once and left off: it ends no training."""
+    try:
+        yield
+    except Exception as error:
+        print(f"warning: the trackers failed and are left off: {error!r}", file=sys.stderr, flush=True)
+        accelerator.trackers = []
 
 
 def show(state: State, accelerator: Accelerator) -> None:
