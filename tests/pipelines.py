@@ -181,6 +181,7 @@ def sd3() -> d.StableDiffusion3Pipeline:
 
 
 def flux(guided: bool = True) -> d.FluxPipeline:
+    """Dev; schnell, which has neither guidance nor a shift, where it is not guided."""
     return d.FluxPipeline(
         vae=vae(
             4, shift_factor=0.1159, scaling_factor=0.3611, use_quant_conv=False, use_post_quant_conv=False
@@ -202,7 +203,10 @@ def flux(guided: bool = True) -> d.FluxPipeline:
             guidance_embeds=guided,
         ),
         scheduler=d.FlowMatchEulerDiscreteScheduler(
-            shift=3.0, use_dynamic_shifting=True, base_image_seq_len=4, max_image_seq_len=64
+            shift=3.0 if guided else 1.0,
+            use_dynamic_shifting=guided,
+            base_image_seq_len=4,
+            max_image_seq_len=64,
         ),
     )
 
@@ -212,8 +216,9 @@ def gemma_tokenizer() -> t.GemmaTokenizer:
     return t.GemmaTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[])
 
 
-def sana() -> d.SanaPipeline:
+def sana(euler: bool = False) -> d.SanaPipeline:
     tokenizer = gemma_tokenizer()
+    published = {"use_flow_sigmas": True, "flow_shift": 3.0, "prediction_type": "flow_prediction"}
     return d.SanaPipeline(
         vae=d.AutoencoderDC(
             latent_channels=4,
@@ -257,9 +262,9 @@ def sana() -> d.SanaPipeline:
             cross_attention_dim=16,
             caption_channels=16,
         ),
-        scheduler=d.DPMSolverMultistepScheduler(
-            use_flow_sigmas=True, flow_shift=3.0, prediction_type="flow_prediction"
-        ),
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=3.0)
+        if euler
+        else d.DPMSolverMultistepScheduler(**published),
     )
 
 

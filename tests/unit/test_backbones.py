@@ -24,6 +24,8 @@ from fewstep.sampling.draw import Sampler
 from tests.pipelines import CAPTIONS, MAKERS, make, pack
 
 PROMPTED = ["sd", "sdxl", "pixart", "pixart_sigma", "sd3", "flux", "sana"]
+EULER = {"sana": {"euler": True}}
+"""Its published scheduler truncates what the network is told; it has a test of its own."""
 TRAILING = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
 
 Import = Callable[..., tuple[Any, Backbone, Path]]
@@ -65,8 +67,6 @@ def stock(
     start = noise.clone()
     if "clean_caption" in call:
         call["use_resolution_binning"] = False  # the miniature is smaller than any known size
-    if family == "sana":
-        call["sigmas"] = trailing(steps)[:-1]
     if family == "flux":
         call |= {"guidance_scale": 3.5, "true_cfg_scale": guidance}
         start = pack(start)
@@ -86,16 +86,44 @@ def stock(
 def test_latents_are_the_stock_pipelines(
     family: str, steps: int, guidance: float, tolerance: float, imported: Import
 ) -> None:
-    pipeline, backbone, folder = imported(family)
-    if family == "sana":
-        pipeline.scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    elif family not in ("sd3", "flux"):
+    pipeline, backbone, folder = imported(family, **EULER.get(family, {}))
+    if family not in ("sd3", "flux", "sana"):
         pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     ours = drawn(backbone, folder, noise, steps, solver=Solver.DDIM, guidance=guidance)
     theirs = stock(pipeline, backbone, family, noise, steps, guidance)
     assert theirs.std() > 0.1
     torch.testing.assert_close(ours, theirs, atol=tolerance * float(theirs.abs().max()), rtol=0)
+
+
+def test_flux_schnell_draws_as_stock(imported: Import) -> None:
+    pipeline, backbone, folder = imported("flux", guided=False)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    ours = drawn(backbone, folder, noise, 4, solver=Solver.DDIM, guidance=1.0)
+    theirs = stock(pipeline, backbone, "flux", noise, 4, 1.0)
+    assert backbone.times(4) == pytest.approx(trailing(4))
+    torch.testing.assert_close(ours, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_sanas_published_scheduler_differs_by_its_start_and_rounding_alone(
+    steps: int, imported: Import
+) -> None:
+    pipeline, backbone, _ = imported("sana")
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    theirs = stock(pipeline, backbone, "sana", noise, steps, 4.0)
+    scheduler = pipeline.scheduler
+    scheduler.set_timesteps(steps)
+    assert scheduler.timesteps.dtype == torch.int64
+    assert backbone.times(steps)[1:] == scheduler.sigmas[1:].tolist()
+    assert backbone.times(steps)[0] == 1.0 == pytest.approx(float(scheduler.sigmas[0]), abs=4e-4)
+    network, x = backbone.network(backbone.net), noise
+    with torch.no_grad():
+        text, empty = backbone.encode_prompts(CAPTIONS), backbone.encode_prompts([""] * len(CAPTIONS))
+        for t in scheduler.timesteps:
+            without, with_text = (network(x, t.expand(len(x)), each) for each in (empty, text))
+            x = scheduler.step(without + 4.0 * (with_text - without), t, x).prev_sample
+    torch.testing.assert_close(x, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
 
 def test_pixart_at_1024_pixels_is_told_the_size(imported: Import) -> None:

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.diffusion.denoiser import Conditions, Network
-from fewstep.diffusion.solvers import trailing
 from fewstep.hardware import device, exactly
 
 VAE_FACTOR = 32
@@ -17,8 +16,8 @@ VAE_FACTOR = 32
 class Sana(DiffusersBackbone):
     """See `base.Backbone`.
 
-    Conditions: `text [B, L, D]` and its `mask [B, L]`. Prompts are taken as they are: without the instruction
-    to rewrite them that the stock pipeline puts before, and without its cleaning.
+    Conditions: `text [B, L, D]` and its `mask [B, L]`. Prompts are taken without the instruction to rewrite
+    them that the stock pipeline puts before; like it, in lower case.
     """
 
     pipeline_class = "SanaPipeline"
@@ -44,9 +43,13 @@ class Sana(DiffusersBackbone):
         return {"text": text, "mask": torch.zeros(batch, length)}
 
     def times(self, steps: int) -> list[float]:
-        """Denser where there is more noise, by the shift that the teacher's scheduler names."""
-        shift = self.parts["scheduler"]().config.flow_shift
-        return [shift * t / (1 + (shift - 1) * t) for t in trailing(steps)]
+        """As the teacher's own scheduler spaces them, but from pure noise.
+
+        Stock DPM-Solver starts at 0.9997, and truncates what the network is told to whole 1/1000.
+        """
+        scheduler = self.parts["scheduler"]()
+        scheduler.set_timesteps(steps)
+        return [1.0, *scheduler.sigmas[1:].double().tolist()]
 
     def encode(self, pictures: Tensor) -> Tensor:
         with exactly(self.vae.config.get("force_upcast", False)):
