@@ -129,7 +129,7 @@ def test_it_leaves_with_kohyas_names_and_its_own_alpha(backbone: Backbone, tmp_p
     assert not export_adapter(TEACHER, tmp_path / "none")
 
 
-@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+@pytest.mark.parametrize("family", ["sdxl", "sd3", "flux", "sana"])
 def test_the_stock_pipeline_loads_it(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     backbone = import_miniature(family)
