@@ -5,7 +5,7 @@ export DVC_NO_ANALYTICS ?= 1
 export DO_NOT_TRACK ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro test lint setup clean
+.PHONY: repro ui test lint setup clean
 
 # One stage at a time has the cores to itself: its threads may spin while they wait (a fifth faster here).
 repro: export OMP_WAIT_POLICY ?= ACTIVE
@@ -13,6 +13,16 @@ repro: .venv/ready  ## run the whole chain
 	fewstep check
 	dvc repro
 	@echo "open $(CURDIR)/reports/index.html"
+
+# The page is at http://127.0.0.1:4200; the server stays when the worker is stopped (`prefect server stop`).
+ui: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+ui: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+ui: export FEWSTEP_CLONE := $(CURDIR)
+ui: .venv/ready  ## watch and start the chain in a browser
+	prefect server start --background
+	prefect work-pool create fewstep --type process --overwrite
+	prefect --no-prompt deploy --all
+	prefect worker start --pool fewstep
 
 test: .venv/ready  ## run the tests
 	pytest -q tests

@@ -24,7 +24,7 @@ class Project:
     def __init__(self, folder: Path, params: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         folder.mkdir(parents=True)
-        for name in ("src", "stages"):
+        for name in ("src", "stages", "flows"):
             shutil.copytree(
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
             )

@@ -1,0 +1,1 @@
+"""Prefect flows over dvc.yaml, which stays the only description of the chain."""

@@ -1,0 +1,45 @@
+"""Parameters of a flow run that take the place of values in params.yaml, checked before they do."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml  # type: ignore[import-untyped]
+
+from fewstep.config.base import PARAMS
+from fewstep.config.chain import Chain, load_chain
+from fewstep.errors import UserError
+
+
+def override(root: Path, overrides: Mapping[str, Any]) -> Chain:
+    """Write `{"students.one_step.training.steps": 400, ...}` into params.yaml, its comments kept.
+
+    Returns the chain as it then is. Raises UserError on a key that is not there and on everything that
+    `fewstep check` refuses; params.yaml is then as it was.
+    """
+    path = root / PARAMS
+    values = load_yaml(str(path))
+    for key, value in overrides.items():
+        put(values, key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        tried = Path(folder) / PARAMS
+        dump_yaml(str(tried), values)
+        chain = load_chain(tried)
+    if overrides:
+        with modify_yaml(str(path)) as kept:
+            for key, value in overrides.items():
+                put(kept, key, value)
+    return chain
+
+
+def put(values: Any, key: str, value: Any) -> None:
+    """Set a dotted key that exists. Raises UserError, naming what there is, where it does not."""
+    place, *rest = key.split(".", 1)
+    if not isinstance(values, Mapping) or place not in values:
+        known = ", ".join(map(str, values)) if isinstance(values, Mapping) else "no keys"
+        raise UserError(f"overrides: {key!r}: no such parameter; there are {known}")
+    if rest:
+        put(values[place], rest[0], value)
+    else:
+        values[place] = value  # type: ignore[index]

@@ -1,0 +1,138 @@
+"""One stage as a group of processes of its own: followed line by line, stopped as a whole."""
+
+import os
+import queue
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from fewstep.stage import OUT_OF_MEMORY
+from flows.slots import Lease, Stopped
+
+SOFT, HARD = 6.0, 2.0
+"""Seconds for a training to save its state after SIGINT; after SIGTERM."""
+DIED = re.compile(r"exited with -\d+|exited with 1(2[89]|3\d|4\d)\b")
+PASSING = ("Connection", "connection", "timed out", "Temporary failure", "Service Unavailable")
+
+
+class StageFailed(Exception):
+    """A stage ended badly; the message is its own."""
+
+
+class MayPass(StageFailed):
+    """In a way that may not come again: a killed process, a remote out of reach."""
+
+
+class OutOfMemory(StageFailed):
+    """For want of memory on its device."""
+
+
+def run_stage(
+    name: str,
+    root: Path,
+    lease: Lease,
+    stop: threading.Event,
+    hear: Callable[[str], None],
+    seconds: float | None = None,
+    environment: Mapping[str, str] | None = None,
+    arguments: Sequence[str] = (),
+) -> bool:
+    """`dvc repro` of one stage, its ancestors left alone. Returns whether anything ran.
+
+    hear: gets every line it says. seconds: until it is stopped. Raises StageFailed with the stage's own
+    words, or Stopped, after all its processes are gone.
+    """
+    command = ["dvc", "--wait-for-lock", "repro", "-s", *arguments, name]
+    ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **lease.environment, **(environment or {})}
+    child = subprocess.Popen(
+        command,
+        cwd=root,
+        env={**os.environ, **ours},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        pass_fds=lease.descriptors,
+    )
+    lines: queue.Queue[str | None] = queue.Queue()
+    threading.Thread(target=drain, args=(child, lines), daemon=True).start()
+    said: list[str] = []
+    limit = time.monotonic() + seconds if seconds else None
+    try:
+        while (line := next_line(lines, stop, limit)) is not None:
+            said.append(line)
+            hear(line)
+        status = child.wait()
+    finally:
+        end(child)
+    if status != 0:
+        raise failure(name, said)
+    return not any(quiet(line) for line in said)
+
+
+def drain(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:
+    """Hand over the child's lines, and None at their end."""
+    assert child.stdout is not None
+    for line in child.stdout:
+        lines.put(line.rstrip("\n"))
+    lines.put(None)
+
+
+def next_line(lines: "queue.Queue[str | None]", stop: threading.Event, limit: float | None) -> str | None:
+    """The next line, or None at the end. Raises Stopped, or StageFailed when the time is over."""
+    while True:
+        if stop.is_set():
+            raise Stopped
+        if limit is not None and time.monotonic() > limit:
+            raise StageFailed(
+                "took longer than its `hours` in dvc.yaml allow; its state is kept, run it again to go on"
+            )
+        with suppress(queue.Empty):
+            return lines.get(timeout=0.2)
+
+
+def end(child: subprocess.Popen[str]) -> None:
+    """See to it that nothing of the child's group is left: SIGINT, then SIGTERM, then SIGKILL."""
+    for number, patience in ((signal.SIGINT, SOFT), (signal.SIGTERM, HARD), (signal.SIGKILL, HARD)):
+        try:
+            os.killpg(child.pid, number)
+        except ProcessLookupError:
+            break
+        limit = time.monotonic() + patience
+        while alive(child) and time.monotonic() < limit:
+            time.sleep(0.05)
+        if not alive(child):
+            break
+    child.wait()
+
+
+def alive(child: subprocess.Popen[str]) -> bool:
+    """Whether any process of the child's group is left."""
+    child.poll()
+    try:
+        os.killpg(child.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def quiet(line: str) -> bool:
+    """Whether DVC says that there was nothing to do."""
+    return "didn't change, skipping" in line or "is cached - skipping run" in line
+
+
+def failure(name: str, said: Sequence[str]) -> StageFailed:
+    """What a failed stage said, as the error that says what to do next."""
+    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
+    died = not errors and any(DIED.search(line) for line in said)
+    unreachable = any(word in line for line in said[-5:] for word in PASSING)
+    kind: type[StageFailed] = MayPass if died or unreachable else StageFailed
+    if any(OUT_OF_MEMORY in line for line in errors):
+        kind = OutOfMemory
+    return kind(f"{name}: " + "\n".join(errors or said[-15:]))

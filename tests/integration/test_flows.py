@@ -1,0 +1,216 @@
+"""The chain as a flow, with a real Prefect server: what it shows, how it stops, how it goes on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fewstep.stage import OUT_OF_MEMORY
+from tests.integration.project import Project
+from tests.integration.server import Server, serving
+
+CODE = "import json, sys; from flows.chain import chain; chain(**json.loads(sys.argv[1]))"
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("prefect")) as server:
+        yield server
+
+
+Flow = subprocess.Popen[str]
+KEEP = {"FEWSTEP_SAVE_EVERY_SECONDS": "0"}
+REFLOW = ["reflow@reflow"]
+
+
+def start(project: Project, server: Server, environment: dict[str, str], **chosen: Any) -> Flow:
+    """`python -m flows.chain`, with parameters."""
+    return subprocess.Popen(
+        [sys.executable, "-c", CODE, json.dumps(chosen)],
+        cwd=project.folder,
+        env=project.environment(**server.environment, TMPDIR=str(project.folder.parent), **environment),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def ended(process: Flow) -> tuple[int, str]:
+    """Status and output."""
+    said, _ = process.communicate(timeout=600)
+    return process.returncode, said
+
+
+def flow(project: Project, server: Server, **chosen: Any) -> str:
+    """One that must succeed. Returns what it said."""
+    status, said = ended(start(project, server, {}, **chosen))
+    assert status == 0, said
+    return said
+
+
+def training(project: Project, steps: int) -> None:
+    """Make reflow long enough to be caught at work."""
+    params = project.params
+    params["reflow"]["reflow"]["training"]["steps"] = steps
+    project.write_params(params)
+
+
+def at_work(project: Project) -> int | None:
+    """The process that trains reflow, once it has kept a state."""
+    if not any((project.folder / ".checkpoints").glob("reflow@reflow/*/*/step-*")):
+        return None
+    found = subprocess.run(
+        ["pgrep", "-f", "stages/reflow.py reflow"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    here = [int(pid) for pid in found if Path(f"/proc/{pid}/cwd").resolve() == project.folder.resolve()]
+    return max(here) if here else None
+
+
+def caught(project: Project, process: Flow) -> int:
+    """Wait until reflow is at work."""
+    while (pid := at_work(project)) is None:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    return pid
+
+
+def test_one_task_per_stage_and_the_second_time_none_runs(
+    new_project: Callable[..., Project], server: Server
+) -> None:
+    project = new_project()
+    flow(project, server)
+    tasks = server.tasks()
+    assert set(tasks) == set(project.lock()) and set(tasks.values()) == {"Completed"}
+    shown = server.artifacts()
+    assert {"metrics", "pictures", "report", "reflow-reflow-reflow"} <= set(shown)
+    assert shown["reflow-reflow-reflow"]["data"] == 100.0
+    assert project.run("dvc", "status").stdout.strip() == "Data and pipelines are up to date."
+
+    begun = time.monotonic()
+    flow(project, server)
+    seconds = time.monotonic() - begun
+    assert set(server.tasks().values()) == {"Cached"}
+    assert seconds < 60
+
+
+def test_only_what_depends_on_an_override_runs(copied: Project, server: Server) -> None:
+    flow(copied, server, overrides={"students.no_halving.training.steps": 2}, targets=["evaluate@no_halving"])
+    ran = {name for name, state in server.tasks().items() if state == "Completed"}
+    assert ran == {"distill@no_halving", "evaluate@no_halving"}
+    assert copied.params["students"]["no_halving"]["training"]["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("chosen", "says"),
+    [
+        ({"overrides": {"students.one_step.trainin.steps": 2}}, "'trainin.steps': no such parameter"),
+        ({"overrides": {"students.one_step.training.steps": 0}}, "students.one_step.training.steps = 0"),
+        ({"targets": ["distill@nobody"]}, "distill@nobody: no such stage"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_touched(
+    chosen: dict[str, Any], says: str, copied: Project, server: Server
+) -> None:
+    before = (copied.folder / "params.yaml").read_text()
+    status, said = ended(start(copied, server, {}, **chosen))
+    assert status != 0
+    assert says in server.last_flow()["state"]["message"], said
+    assert (copied.folder / "params.yaml").read_text() == before
+
+
+def test_a_stage_that_fails_says_it_in_its_own_words(copied: Project, server: Server) -> None:
+    params = copied.params
+    params["data"] |= {"source": "folder", "path": "nowhere"}
+    params["judge"]["train"] = []
+    params["features"] = "artifacts/models/teacher"
+    copied.write_params(params)
+    status, said = ended(start(copied, server, {}))
+    assert status != 0
+    assert "nowhere" in server.last_flow()["state"]["message"], said
+    assert server.tasks()["prepare_data"] == "Failed"
+    assert server.tasks()["train_teacher@small"] == "NotReady"
+    assert "started again" not in said
+
+
+def test_stopped_it_leaves_nothing_and_goes_on_where_it_was(copied: Project, server: Server) -> None:
+    training(copied, 500)
+    process = start(copied, server, KEEP, targets=REFLOW)
+    pid = caught(copied, process)
+    begun = time.monotonic()
+    process.send_signal(signal.SIGTERM)  # as a worker does when the run is cancelled
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() - begun < 10, "a child outlives the flow by more than ten seconds"
+        time.sleep(0.02)
+    status, said = ended(process)
+    assert status != 0, said
+    assert copied.run("dvc", "status").returncode == 0
+    assert "resumes at step" in flow(copied, server, targets=REFLOW)
+
+
+def test_a_killed_stage_is_started_again_and_resumes(copied: Project, server: Server) -> None:
+    training(copied, 400)
+    process = start(copied, server, KEEP, targets=REFLOW)
+    os.kill(caught(copied, process), signal.SIGKILL)
+    status, said = ended(process)
+    assert status == 0, said
+    assert "started again" in said and "resumes at step" in said
+    assert server.tasks()["reflow@reflow"] == "Completed"
+
+
+def test_a_stage_that_takes_too_long_is_stopped_with_its_state_kept(copied: Project, server: Server) -> None:
+    training(copied, 100_000)
+    described = yaml.safe_load((copied.folder / "dvc.yaml").read_text())
+    described["stages"]["reflow"]["do"]["meta"] = {"hours": 12 / 3600}
+    (copied.folder / "dvc.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    status, said = ended(start(copied, server, KEEP, targets=REFLOW))
+    assert status != 0
+    assert "took longer than its `hours`" in server.last_flow()["state"]["message"], said
+    assert any((copied.folder / ".checkpoints").glob("reflow@reflow/*/*/step-*"))
+
+
+def test_a_workspace_has_one_flow_at_a_time(copied: Project, server: Server) -> None:
+    training(copied, 100_000)
+    first = start(copied, server, KEEP, targets=REFLOW)
+    caught(copied, first)
+    status, said = ended(start(copied, server, {}))
+    first.send_signal(signal.SIGINT)
+    assert status != 0 and "another flow is at work in this workspace" in said
+    assert ended(first)[0] != 0
+
+
+GREEDY = """
+import os, sys
+from pathlib import Path
+if int(os.environ.get("FEWSTEP_MICRO_BATCH", "16")) > ROOM:
+    sys.exit("error: OUT_OF_MEMORY: no 20 GiB")
+Path("greedy.txt").write_text(os.environ["FEWSTEP_MICRO_BATCH"])
+"""
+
+
+@pytest.mark.parametrize(("room", "ends"), [(8, "Completed"), (4, "Failed")])
+def test_out_of_memory_it_is_started_once_more_with_half_the_samples_at_a_time(
+    room: int, ends: str, copied: Project, server: Server
+) -> None:
+    described = yaml.safe_load((copied.folder / "dvc.yaml").read_text())
+    described["stages"]["greedy"] = {
+        "cmd": "python greedy.py",
+        "params": ["reflow.reflow"],
+        "outs": ["greedy.txt"],
+    }
+    (copied.folder / "dvc.yaml").write_text(yaml.safe_dump(described, sort_keys=False))
+    script = GREEDY.replace("ROOM", str(room)).replace("OUT_OF_MEMORY", OUT_OF_MEMORY)
+    (copied.folder / "greedy.py").write_text(script)
+    status, said = ended(start(copied, server, {}, targets=["greedy"]))
+    assert server.tasks()["greedy"] == ends, said
+    assert said.count("started again with FEWSTEP_MICRO_BATCH=8") == 1
+    assert (status == 0) == (ends == "Completed")
+    if status == 0:
+        assert (copied.folder / "greedy.txt").read_text() == "8"

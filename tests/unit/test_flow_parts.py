@@ -1,0 +1,118 @@
+"""What a flow makes of dvc.yaml and of a stage's last words."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import yaml
+from dvc.repo import Repo  # type: ignore[import-untyped]
+from flows.graph import stages_of
+from flows.overrides import override
+from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_stage
+from flows.slots import Lease, Stopped
+
+from fewstep.errors import UserError
+from fewstep.stage import OUT_OF_MEMORY
+from tests.imports import ROOT
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """a -> b -> d, a -> c -> d, a -> d."""
+
+    def stage(name: str, *needs: str, **more: object) -> dict[str, object]:
+        return {
+            "cmd": f"echo {name} > {name}.txt",
+            "deps": [f"{n}.txt" for n in needs],
+            "outs": [f"{name}.txt"],
+            **more,
+        }
+
+    stages = {
+        "a": stage("a"),
+        "b": stage("b", "a", meta={"gpus": 2, "retries": 3}),
+        "c": stage("c", "a"),
+        "d": stage("d", "a", "b", "c"),
+        "e": stage("e"),
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}))
+    Repo.init(tmp_path, no_scm=True)
+    return tmp_path
+
+
+def test_stages_come_after_what_they_need_and_name_no_implied_edge(workspace: Path) -> None:
+    found = {stage.name: stage for stage in stages_of(workspace, ["d"])}
+    assert list(found) == ["a", "b", "c", "d"]
+    assert found["d"].needs == ("b", "c") and found["b"].needs == ("a",)
+    assert found["b"].demands.gpus == 2 and found["b"].demands.retries == 3 and found["a"].demands.gpus == 0
+    assert {stage.name for stage in stages_of(workspace)} == {"a", "b", "c", "d", "e"}
+    with pytest.raises(UserError, match="targets: f: no such stage; there are a, b, c, d, e"):
+        stages_of(workspace, ["f"])
+
+
+def test_a_wrong_demand_is_named(workspace: Path) -> None:
+    described = yaml.safe_load((workspace / "dvc.yaml").read_text())
+    described["stages"]["b"]["meta"] = {"gpu": 1}
+    (workspace / "dvc.yaml").write_text(yaml.safe_dump(described))
+    with pytest.raises(UserError, match=r"dvc\.yaml: b\.meta\.gpu = 1: no such parameter"):
+        stages_of(workspace)
+
+
+def test_a_stage_runs_says_its_lines_and_then_has_nothing_to_do(workspace: Path) -> None:
+    for expected in (True, False):
+        lines: list[str] = []
+        ran = run_stage("a", workspace, Lease({}, ()), threading.Event(), lines.append)
+        assert ran == expected and any("'a'" in line for line in lines)
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(Stopped):
+        run_stage("c", workspace, Lease({}, ()), stop, lambda line: None)
+
+
+FAILED = "ERROR: failed to reproduce 'a': failed to run: python a.py, exited with"
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "message"),
+    [
+        (["error: params.yaml: seed is missing", f"{FAILED} 1"], StageFailed, "params.yaml: seed"),
+        ([f"error: {OUT_OF_MEMORY}: CUDA out of memory"], OutOfMemory, "CUDA out of memory"),
+        ([f"{FAILED} -9"], MayPass, "exited with -9"),
+        ([f"{FAILED} 137"], MayPass, "137"),
+        ([f"{FAILED} 1"], StageFailed, "with 1"),
+        (["ERROR: failed to pull data: ConnectionError: refused"], MayPass, "refused"),
+    ],
+)
+def test_last_words_say_whether_it_may_pass(said: list[str], kind: type, message: str) -> None:
+    found = failure("a", said)
+    assert type(found) is kind and message in str(found)
+
+
+def test_an_override_is_written_with_the_comments_kept(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text)
+    chain = override(tmp_path, {"students.one_step.training.steps": 7, "triplets.shards": [0]})
+    assert chain.students["one_step"].training.steps == 7 and chain.triplets.shards == (0,)
+    written = (tmp_path / "params.yaml").read_text()
+    assert "# What is computed." in written
+    before, after = yaml.safe_load(text), yaml.safe_load(written)
+    before["students"]["one_step"]["training"]["steps"], before["triplets"]["shards"] = 7, [0]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"students.nobody.from": "reflow"}, "'nobody.from': no such parameter; there are one_step"),
+        ({"seed.more": 1}, "'more': no such parameter; there are no keys"),
+        ({"students.one_step.from": "halve@4"}, "no such model; there are teacher, reflow, halve-4"),
+    ],
+)
+def test_an_impossible_override_changes_nothing(
+    overrides: dict[str, object], said: str, tmp_path: Path
+) -> None:
+    text = (ROOT / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        override(tmp_path, overrides)
+    assert (tmp_path / "params.yaml").read_text() == text
