@@ -51,14 +51,14 @@ def chain(
     root = Path.cwd()
     STOP.clear()
     with alone_in(root):
-        override(root, overrides or {})
+        asked = override(root, overrides or {})
         stages = stages_of(root, targets or [])
         idle = set() if force else unchanged(root, stages)
         arguments = [*(["--force"] if force else []), *(["--pull"] if pull else [])]
         tasks: dict[str, PrefectFuture[Any]] = {}
         try:
             for stage in stages:
-                named: Task[Any, Any] = run.with_options(task_run_name=stage.name)
+                named: Task[Any, Any] = run.with_options(name=stage.name, task_run_name=stage.name)
                 before = [tasks[name] for name in stage.needs]
                 tasks[stage.name] = named.submit(stage, root, stage.name in idle, arguments, wait_for=before)
             wait(list(tasks.values()))
@@ -66,7 +66,7 @@ def chain(
             STOP.set()
             wait(list(tasks.values()))
             raise
-        publish(root)
+        publish(root, asked.evaluate.models)
         failed = [future.state.message or name for name, future in tasks.items() if future.state.is_failed()]
     if failed:
         raise StageFailed("\n".join(failed))

@@ -5,7 +5,7 @@ A page is a convenience: where the server cannot be reached it stays empty, and 
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,51 +58,53 @@ def following(stage: str) -> Callable[[str], None]:
     return hear
 
 
-def publish(root: Path) -> None:
-    """The chain's figures, pictures and report."""
+def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
+    """The chain's figures, pictures and report; models: which were evaluated, at which step counts."""
     with unless_it_fails():
-        create_table_artifact(
-            rows_of(root), key="metrics", description="Every model on the same prompts and noises"
-        )
+        about = "Every model on the same prompts and noises"
+        create_table_artifact(rows_of(root, models), key="metrics", description=about)
     with unless_it_fails():
-        create_markdown_artifact(
-            pictures_of(root), key="pictures", description="Columns share their prompt and noise"
-        )
+        about = "Columns share their prompt and noise"
+        create_markdown_artifact(pictures_of(root, models), key="pictures", description=about)
     if (root / REPORT).is_file():
         with unless_it_fails():
-            create_link_artifact(
-                (root / REPORT).resolve().as_uri(), str(REPORT), key="report", description="The report"
-            )
+            place = (root / REPORT).resolve().as_uri()
+            create_link_artifact(place, str(REPORT), key="report", description="The report")
 
 
-def rows_of(root: Path) -> list[dict[str, str]]:
-    """One row per model and step count."""
+def rows_of(root: Path, models: Mapping[str, Sequence[int]]) -> list[dict[str, str]]:
+    """One row per model and step count, of those that are there."""
     rows = []
-    for file in sorted((root / METRICS).glob("*.json")):
-        metrics = Metrics.model_validate_json(file.read_text())
-        for steps, found in metrics.steps.items():
+    for model, counts in models.items():
+        file = root / METRICS / f"{model}.json"
+        known = Metrics.model_validate_json(file.read_text()) if file.is_file() else None
+        for count in counts:
+            found = known.steps.get(str(count)) if known else None
+            if known is None or found is None:
+                continue
             accuracy, distance = found.prompt_accuracy, found.frechet_distance
             rows.append(
                 {
-                    "model": metrics.model,
-                    "steps": steps,
+                    "model": model,
+                    "steps": str(count),
                     "prompt accuracy": f"{accuracy.value:.3f}" if accuracy else "",
                     "Frechet distance": f"{distance.value:.3g} ({distance.low:.3g} - {distance.high:.3g})",
-                    "parameters": f"{metrics.parameters:,}",
+                    "parameters": f"{known.parameters:,}",
                 }
             )
     return rows
 
 
-def pictures_of(root: Path) -> str:
+def pictures_of(root: Path, models: Mapping[str, Sequence[int]]) -> str:
     """The strips of pictures, one under the other, within the text."""
+    strips = {"real": root / EVALUATION_SET / "grid-real.png"} | {
+        f"{model} {count}": root / EVALUATIONS / model / f"grid-{count}.png"
+        for model, counts in models.items()
+        for count in counts
+    }
     lines = ["| | |", "|---|---|"]
-    for strip in (
-        *sorted((root / EVALUATION_SET).glob("grid-*.png")),
-        *sorted((root / EVALUATIONS).glob("*/grid-*.png")),
-    ):
-        model = strip.parent.name if strip.parent.name != EVALUATION_SET.name else ""
-        data = base64.b64encode(strip.read_bytes()).decode()
-        name = f"{model} {strip.stem.removeprefix('grid-')}".strip()
-        lines.append(f"| {name} | ![{name}](data:image/png;base64,{data}) |")
+    for name, strip in strips.items():
+        if strip.is_file():
+            data = base64.b64encode(strip.read_bytes()).decode()
+            lines.append(f"| {name} | ![{name}](data:image/png;base64,{data}) |")
     return "\n".join(lines)
