@@ -8,7 +8,7 @@ off anywhere and gone on with by either.
 
 import fcntl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,25 +49,35 @@ def chain(
     are written there first. force: also what did not change. pull: take from the DVC remote what others made.
     """
     root = Path.cwd()
-    STOP.clear()
     with alone_in(root):
         asked = override(root, overrides or {})
         stages = stages_of(root, targets or [])
         idle = set() if force else unchanged(root, stages)
         arguments = [*(["--force"] if force else []), *(["--pull"] if pull else [])]
         tasks: dict[str, PrefectFuture[Any]] = {}
-        try:
+        with finish(tasks):
             for stage in stages:
                 named: Task[Any, Any] = run.with_options(name=stage.name, task_run_name=stage.name)
                 before = [tasks[name] for name in stage.needs]
                 tasks[stage.name] = named.submit(stage, root, stage.name in idle, arguments, wait_for=before)
-            wait(list(tasks.values()))
-        except BaseException:
-            STOP.set()
-            wait(list(tasks.values()))
-            raise
         publish(root, asked.evaluate.models)
-        failed = [future.state.message or name for name, future in tasks.items() if future.state.is_failed()]
+
+
+@contextmanager
+def finish(tasks: Mapping[Any, PrefectFuture[Any]]) -> Iterator[None]:
+    """Wait for what is submitted inside; stopped meanwhile, see every task to its end first.
+
+    Raises StageFailed with the words of each task that failed.
+    """
+    STOP.clear()
+    try:
+        yield
+        wait(list(tasks.values()))
+    except BaseException:
+        STOP.set()
+        wait(list(tasks.values()))
+        raise
+    failed = [future.state.message or "" for future in tasks.values() if future.state.is_failed()]
     if failed:
         raise StageFailed("\n".join(failed))
 
@@ -131,7 +141,9 @@ def halved(root: Path, stage: str) -> int | None:
 @contextmanager
 def alone_in(root: Path) -> Iterator[None]:
     """Hold the workspace for one flow. Raises UserError when another has it."""
-    with (root / ".dvc/tmp/flow.lock").open("w") as file:
+    place = root / ".dvc/tmp/flow.lock"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -15,22 +15,29 @@ from fewstep.errors import UserError
 def override(root: Path, overrides: Mapping[str, Any]) -> Chain:
     """Write `{"students.one_step.training.steps": 400, ...}` into params.yaml, its comments kept.
 
-    Returns the chain as it then is. Raises UserError on a key that is not there and on everything that
-    `fewstep check` refuses; params.yaml is then as it was.
+    Returns the chain as it then is. Raises as `tried`; params.yaml is then as it was.
     """
     path = root / PARAMS
-    values = load_yaml(str(path))
-    for key, value in overrides.items():
-        put(values, key, value)
-    with tempfile.TemporaryDirectory() as folder:
-        tried = Path(folder) / PARAMS
-        dump_yaml(str(tried), values)
-        chain = load_chain(tried)
+    chain = tried(path, overrides)
     if overrides:
         with modify_yaml(str(path)) as kept:
             for key, value in overrides.items():
                 put(kept, key, value)
     return chain
+
+
+def tried(path: Path, overrides: Mapping[str, Any]) -> Chain:
+    """The chain as it would be. Raises UserError on an unknown key, and on what `fewstep check` refuses."""
+    values = load_yaml(str(path))
+    for key, value in overrides.items():
+        put(values, key, value)
+    with tempfile.TemporaryDirectory() as folder:
+        written = Path(folder) / PARAMS
+        dump_yaml(str(written), values)
+        try:
+            return load_chain(written)
+        except UserError as error:
+            raise UserError(str(error).replace(str(written), str(PARAMS))) from None
 
 
 def put(values: Any, key: str, value: Any) -> None:

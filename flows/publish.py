@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from prefect.artifacts import (
     create_link_artifact,
@@ -70,6 +71,26 @@ def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
         with unless_it_fails():
             place = (root / REPORT).resolve().as_uri()
             create_link_artifact(place, str(REPORT), key="report", description="The report")
+
+
+def compare(
+    clones: Mapping[str, Path],
+    overrides: Mapping[str, Mapping[str, Any]],
+    judged: Mapping[str, Mapping[str, Sequence[int]]],
+) -> None:
+    """Variants of the chain, one table and one page of pictures; judged: variant -> as `publish`'s models."""
+    with unless_it_fails():
+        rows = [
+            {"variant": name, **{key: str(value) for key, value in overrides[name].items()}, **row}
+            for name, folder in clones.items()
+            for row in rows_of(folder, judged[name])
+        ]
+        about = "Every variant on the same prompts and noises"
+        create_table_artifact(rows, key="comparison", description=about)
+    with unless_it_fails():
+        page = [f"## {name}\n\n{pictures_of(folder, judged[name])}" for name, folder in clones.items()]
+        about = "Columns share their prompt and noise"
+        create_markdown_artifact("\n\n".join(page), key="comparison-pictures", description=about)
 
 
 def rows_of(root: Path, models: Mapping[str, Sequence[int]]) -> list[dict[str, str]]:

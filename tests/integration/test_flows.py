@@ -31,10 +31,12 @@ KEEP = {"FEWSTEP_SAVE_EVERY_SECONDS": "0"}
 REFLOW = ["reflow@reflow"]
 
 
-def start(project: Project, server: Server, environment: dict[str, str], **chosen: Any) -> Flow:
-    """`python -m flows.chain`, with parameters."""
+def start(
+    project: Project, server: Server, environment: dict[str, str], code: str = CODE, **chosen: Any
+) -> Flow:
+    """A flow with parameters, as `python -m flows.chain` starts it."""
     return subprocess.Popen(
-        [sys.executable, "-c", CODE, json.dumps(chosen)],
+        [sys.executable, "-c", code, json.dumps(chosen)],
         cwd=project.folder,
         env=project.environment(**server.environment, TMPDIR=str(project.folder.parent), **environment),
         stdout=subprocess.PIPE,
@@ -49,11 +51,16 @@ def ended(process: Flow) -> tuple[int, str]:
     return process.returncode, said
 
 
-def flow(project: Project, server: Server, **chosen: Any) -> str:
-    """One that must succeed. Returns what it said."""
-    status, said = ended(start(project, server, {}, **chosen))
+def assert_ended(process: Flow) -> str:
+    """It must succeed. Returns what it said."""
+    status, said = ended(process)
     assert status == 0, said
     return said
+
+
+def flow(project: Project, server: Server, **chosen: Any) -> str:
+    """The chain, which must succeed."""
+    return assert_ended(start(project, server, {}, **chosen))
 
 
 def training(project: Project, steps: int) -> None:
@@ -181,9 +188,38 @@ def test_a_workspace_has_one_flow_at_a_time(copied: Project, server: Server) -> 
     first = start(copied, server, KEEP, targets=REFLOW)
     caught(copied, first)
     status, said = ended(start(copied, server, {}))
-    first.send_signal(signal.SIGINT)
+    first.send_signal(signal.SIGTERM)
     assert status != 0 and "another flow is at work in this workspace" in said
     assert ended(first)[0] != 0
+
+
+VARIED = {"reflow.reflow.training.steps": [4, 5], "students.no_halving.training.steps": [2, 4]}
+ABLATION = CODE.replace("flows.chain import chain; chain", "flows.ablation import ablation; ablation")
+
+
+def test_variants_share_their_ancestors_and_become_experiments(copied: Project, server: Server) -> None:
+    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "all"]):
+        assert copied.run("git", *command).returncode == 0
+    before = (copied.folder / "params.yaml").read_text()
+    chosen = {"variants": VARIED, "targets": ["evaluate@no_halving"]}
+    assert_ended(start(copied, server, {}, ABLATION, **chosen))
+    states: dict[str, list[str]] = {}
+    for name, state in server.tasks().items():
+        states.setdefault(name.partition(": ")[2], []).append(state)
+    assert sorted(states["train_teacher@small"]) == ["Cached"] * 4
+    # The workspace's own reflow has 4 steps; that of 5 is made for the first of its two variants.
+    assert sorted(states["reflow@reflow"]) == ["Cached"] * 3 + ["Completed"]
+    assert states["distill@no_halving"] == states["evaluate@no_halving"] == ["Completed"] * 4
+    assert (copied.folder / "params.yaml").read_text() == before
+    rows = json.loads(server.artifacts()["comparison"]["data"])
+    compared = {tuple(row[key] for key in VARIED) for row in rows}
+    assert compared == {("4", "2"), ("4", "4"), ("5", "2"), ("5", "4")}
+    shown = copied.run("dvc", "exp", "list", "--name-only").stdout.split()
+    assert sorted(shown) == ["steps-4-steps-2", "steps-4-steps-4", "steps-5-steps-2", "steps-5-steps-4"]
+
+    again = [{key: values[0] for key, values in VARIED.items()}]
+    assert_ended(start(copied, server, {}, ABLATION, variants=again, targets=chosen["targets"]))
+    assert set(server.tasks().values()) == {"Cached"}
 
 
 GREEDY = """

@@ -2,10 +2,12 @@
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
+from flows.ablation import spread
 from flows.graph import stages_of
 from flows.overrides import override
 from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_stage
@@ -116,3 +118,15 @@ def test_an_impossible_override_changes_nothing(
     with pytest.raises(UserError, match=said):
         override(tmp_path, overrides)
     assert (tmp_path / "params.yaml").read_text() == text
+
+
+def test_a_grid_is_all_combinations_and_a_list_is_itself() -> None:
+    grid = spread({"a.b": [1, 2], "c": ["x", "Y"], "d": 3})
+    assert list(grid.values()) == [{"a.b": b, "c": c, "d": 3} for b in (1, 2) for c in ("x", "Y")]
+    assert next(iter(grid)) == "b-1-c-x-d-3"
+    listed = spread([{}, {"a.b": 1}, {"z.b": 1}])
+    assert list(listed) == ["as-it-is", "b-1", "b-1-2"] and listed["b-1-2"] == {"z.b": 1}
+    nothings: list[Any] = [{}, [], [{}]]
+    for nothing in nothings:
+        with pytest.raises(UserError, match="variants: nothing to vary"):
+            spread(nothing)

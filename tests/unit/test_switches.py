@@ -122,7 +122,7 @@ def test_an_overflow_changes_no_weight_and_ends_no_training(half: None, tmp_path
     for _ in range(4):
         advance(state, "root", 0, 2)
         scales.append(state.scalers["root"].get_scale())
-        weights.append(float(root.net.weight))
+        weights.append(root.net.weight.item())
     assert scales == [2.0**17, 2.0**16, 2.0**16, 2.0**16]
     assert weights[:2] == [4.0, 4.0] and weights[2] > weights[3] and weights[2] < 4.0
 
@@ -161,5 +161,5 @@ def test_a_tracker_that_fails_is_left_off_and_ends_no_training(
     monkeypatch.setattr(TensorBoardTracker, "log", full)
     root = Root(4.0)
     train(root, "root", 0, tmp_path / "states")
-    assert float(root.net.weight) < 4.0
+    assert root.net.weight.item() < 4.0
     assert capsys.readouterr().err.count("trackers failed and are left off") == 1
