@@ -100,12 +100,17 @@ def clone(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
             git(root, "clone", "-q", "--shared", str(root), str(folder))
         git(folder, "fetch", "-q", "origin", "HEAD")
         git(folder, "reset", "-q", "--hard", "FETCH_HEAD")
-        changed = git(root, "ls-files", "-z", "--modified", "--others", "--exclude-standard").split("\0")
+        # Against the commit, not the index: what is staged counts too.
+        changed = git(root, "diff", "-z", "--name-only", "--no-renames", "HEAD").split("\0")
+        changed += git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
     except subprocess.CalledProcessError as error:
         raise UserError(f"{root}: experiments need a git repository with a commit: {error.stderr}") from None
     for file in filter(None, changed):
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(root / file, folder / file)
+        if (root / file).exists():
+            shutil.copy2(root / file, folder / file)
+        else:
+            (folder / file).unlink(missing_ok=True)
     with Repo(str(root)) as repo:
         cache = repo.cache.local_cache_dir
     (folder / ".dvc/config.local").write_text(f"[cache]\n    dir = {cache}\n")

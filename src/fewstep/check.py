@@ -16,6 +16,7 @@ from fewstep.backbones.sd_new import new_net, new_vae
 from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
+from fewstep.layout import DATA
 from fewstep.memory import Design, Setup, setup_of
 
 LOCK = Path("requirements.lock")
@@ -52,6 +53,11 @@ def missing_inputs(chain: Chain) -> list[str]:
     path = chain.data.path
     if path and "://" not in path and "{" not in path and not Path(path).expanduser().exists():
         faults.append(f"params.yaml: data.path = {path!r}: no such file or folder")
+    prompts = chain.triplets.prompts
+    if prompts != DATA and not prompts.is_file():
+        faults.append(
+            f"params.yaml: triplets.prompts = {prompts}: no such file; {DATA} takes the training captions"
+        )
     for where in chain.teacher.load:
         place = Path(where).expanduser()
         local = place.exists() or where.startswith((".", "/", "~"))

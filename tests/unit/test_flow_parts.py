@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
-from flows.ablation import spread
+from flows.ablation import clone, git, spread
 from flows.graph import stages_of
 from flows.overrides import override
 from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_stage
@@ -118,6 +118,35 @@ def test_an_impossible_override_changes_nothing(
     with pytest.raises(UserError, match=said):
         override(tmp_path, overrides)
     assert (tmp_path / "params.yaml").read_text() == text
+
+
+def test_a_variants_clone_is_the_workspace_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for who in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{who}_NAME", "t")
+        monkeypatch.setenv(f"GIT_{who}_EMAIL", "t@t")
+    root = tmp_path / "workspace"
+    root.mkdir()
+    (root / "params.yaml").write_text((ROOT / "params.yaml").read_text())
+    for name in ("kept", "changed", "staged", "gone"):
+        (root / name).write_text("before")
+    git(root, "init", "-q")
+    Repo.init(root)
+    git(root, "add", "-A")
+    git(root, "commit", "-qm", "all")
+    (root / "changed").write_text("after")
+    (root / "staged").write_text("after")
+    (root / "new").write_text("after")
+    git(root, "add", "staged", "new")
+    (root / "other").write_text("after")
+    (root / "gone").unlink()
+    for seed in (3, 4):
+        folder = clone(root, "variant", {"seed": seed})
+        found = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+        assert found["kept"] == "before" and "gone" not in found
+        assert [found[name] for name in ("changed", "staged", "new", "other")] == ["after"] * 4
+        assert yaml.safe_load(found["params.yaml"])["seed"] == seed
+    with Repo(str(folder)) as copied, Repo(str(root)) as original:
+        assert copied.cache.local.path == original.cache.local.path
 
 
 def test_a_grid_is_all_combinations_and_a_list_is_itself() -> None:
