@@ -19,7 +19,7 @@ ui: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 ui: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 ui: export FEWSTEP_CLONE := $(CURDIR)
 ui: .venv/ready  ## watch and start the chain in a browser
-	prefect server start --background
+	python -m flows.server
 	prefect work-pool create fewstep --type process --overwrite
 	prefect --no-prompt deploy --all
 	prefect worker start --pool fewstep
