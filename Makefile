@@ -5,7 +5,7 @@ export DVC_NO_ANALYTICS ?= 1
 export DO_NOT_TRACK ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui test lint setup clean
+.PHONY: repro ui worker test lint setup clean
 
 # One stage at a time has the cores to itself: its threads may spin while they wait (a fifth faster here).
 repro: export OMP_WAIT_POLICY ?= ACTIVE
@@ -15,14 +15,19 @@ repro: .venv/ready  ## run the whole chain
 	@echo "open $(CURDIR)/reports/index.html"
 
 # The page is at http://127.0.0.1:4200; the server stays when the worker is stopped (`prefect server stop`).
-ui: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
-ui: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
-ui: export FEWSTEP_CLONE := $(CURDIR)
+ui worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
+ui worker: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+ui worker: export FEWSTEP_CLONE := $(CURDIR)
 ui: .venv/ready  ## watch and start the chain in a browser
 	python -m flows.server
 	prefect work-pool create fewstep --type process --overwrite
+	prefect work-pool create fewstep-stages --type process --overwrite
 	prefect --no-prompt deploy --all
 	prefect worker start --pool fewstep
+
+# In a clone of its own on each host, with PREFECT_API_URL of the server: docs/operations.md.
+worker: .venv/ready  ## take stages of a cluster
+	prefect worker start --pool fewstep-stages --limit 1
 
 test: .venv/ready  ## run the tests
 	pytest -q tests

@@ -24,6 +24,7 @@ from prefect.futures import PrefectFuture
 from fewstep.config.base import PARAMS
 from fewstep.errors import UserError
 from flows.chain import THREADS, alone_in, finish, run
+from flows.code import git
 from flows.graph import Stage, stages_of
 from flows.overrides import override, tried
 from flows.process import StageFailed
@@ -148,8 +149,3 @@ def save(root: Path, folder: Path, name: str, stages: Sequence[Stage]) -> None:
         git(root, "fetch", "-q", str(folder), "+refs/exps/*:refs/exps/*")
     except subprocess.CalledProcessError as error:
         raise StageFailed(f"{name}: not kept as an experiment: {error.stderr.strip()}") from None
-
-
-def git(folder: Path, *arguments: str) -> str:
-    """What git answers."""
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout

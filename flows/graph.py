@@ -25,10 +25,15 @@ class Demands(Section):
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. name: as `dvc repro -s` takes it. needs: what it waits for, without what that implies."""
+    """One stage.
+
+    name: as `dvc repro -s` takes it. needs: what it waits for, without what that implies. makes: whether
+    anything comes of it that others may take; a rendering has no outs.
+    """
 
     name: str
     needs: tuple[str, ...]
+    makes: bool
     demands: Demands
 
 
@@ -40,6 +45,7 @@ def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
     with Repo(str(root)) as repo:
         graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.name)
         demands = {stage.name: stage.meta or {} for stage in repo.index.graph}
+        making = {stage.name for stage in repo.index.graph if stage.outs}
     wanted = set(targets) or set(graph)
     if unknown := sorted(wanted - set(graph)):
         raise UserError(f"targets: {', '.join(unknown)}: no such stage; there are {', '.join(sorted(graph))}")
@@ -50,6 +56,7 @@ def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
         Stage(
             name,
             tuple(sorted(edges.successors(name))),
+            name in making,
             validate(Demands, demands[name], f"{name}.meta", Path("dvc.yaml")),
         )
         for name in ordered

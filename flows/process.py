@@ -40,17 +40,36 @@ def run_stage(
     hear: Callable[[str], None],
     seconds: float | None = None,
     environment: Mapping[str, str] | None = None,
-    arguments: Sequence[str] = (),
+    arguments: Sequence[str] = ("-s",),
 ) -> bool:
-    """`dvc repro` of one stage, its ancestors left alone. Returns whether anything ran.
+    """`dvc repro` of one stage, with these arguments; `-s`: its ancestors are left alone.
 
-    hear: gets every line it says. seconds: until it is stopped. Raises StageFailed with the stage's own
-    words, or Stopped, after all its processes are gone.
+    Returns whether it ran. Otherwise as `run_dvc`.
     """
-    command = ["dvc", "--wait-for-lock", "repro", "-s", *arguments, name]
-    ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **lease.environment, **(environment or {})}
+    more = {**lease.environment, **(environment or {})}
+    command = ["repro", *arguments, name]
+    said = run_dvc(command, name, root, stop, hear, seconds, more, lease.descriptors)
+    return f"Running stage '{name}':" in said
+
+
+def run_dvc(
+    command: Sequence[str],
+    name: str,
+    root: Path,
+    stop: threading.Event,
+    hear: Callable[[str], None],
+    seconds: float | None = None,
+    environment: Mapping[str, str] | None = None,
+    descriptors: Sequence[int] = (),
+) -> list[str]:
+    """A command of DVC, waiting where another is at work. Returns what it said.
+
+    name: for whom. hear: gets every line. seconds: until it is stopped. descriptors: inherited by its
+    processes. Raises StageFailed with the stage's own words, or Stopped, after all its processes are gone.
+    """
+    ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
     child = subprocess.Popen(
-        command,
+        ["dvc", "--wait-for-lock", *command],
         cwd=root,
         env={**os.environ, **ours},
         stdout=subprocess.PIPE,
@@ -58,7 +77,7 @@ def run_stage(
         text=True,
         errors="replace",
         start_new_session=True,
-        pass_fds=lease.descriptors,
+        pass_fds=tuple(descriptors),
     )
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=drain, args=(child, lines), daemon=True).start()
@@ -73,7 +92,7 @@ def run_stage(
         end(child)
     if status != 0:
         raise failure(name, said)
-    return not any(quiet(line) for line in said)
+    return said
 
 
 def drain(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:
@@ -120,11 +139,6 @@ def alive(child: subprocess.Popen[str]) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def quiet(line: str) -> bool:
-    """Whether DVC says that there was nothing to do."""
-    return "didn't change, skipping" in line or "is cached - skipping run" in line
 
 
 def failure(name: str, said: Sequence[str]) -> StageFailed:

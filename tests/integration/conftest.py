@@ -1,12 +1,13 @@
 """One miniature chain, run once; tests that change it work on a copy."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.project import Project
+from tests.integration.server import Server, serving
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +31,9 @@ def copied(finished: Project, tmp_path: Path) -> Project:
 def new_project(tmp_path: Path) -> Callable[..., Project]:
     """Makes an empty project."""
     return lambda *arguments: Project(tmp_path / "project", *arguments)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("prefect")) as server:
+        yield server

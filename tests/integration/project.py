@@ -28,7 +28,7 @@ class Project:
             shutil.copytree(
                 ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info")
             )
-        for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        for name in ("dvc.yaml", "prefect.yaml", ".dvcignore", ".gitignore"):
             shutil.copy(ROOT / name, folder)
         self.write_params(params or yaml.safe_load(MINIATURE.read_text()))
         for command in (

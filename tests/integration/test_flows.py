@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,53 +14,12 @@ import pytest
 import yaml
 
 from fewstep.stage import OUT_OF_MEMORY
+from tests.integration.flowing import CODE, Flow, assert_ended, ended, flow, start
 from tests.integration.project import Project
-from tests.integration.server import Server, serving
+from tests.integration.server import Server
 
-CODE = "import json, sys; from flows.chain import chain; chain(**json.loads(sys.argv[1]))"
-
-
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(tmp_path_factory.mktemp("prefect")) as server:
-        yield server
-
-
-Flow = subprocess.Popen[str]
 KEEP = {"FEWSTEP_SAVE_EVERY_SECONDS": "0"}
 REFLOW = ["reflow@reflow"]
-
-
-def start(
-    project: Project, server: Server, environment: dict[str, str], code: str = CODE, **chosen: Any
-) -> Flow:
-    """A flow with parameters, as `python -m flows.chain` starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(chosen)],
-        cwd=project.folder,
-        env=project.environment(**server.environment, TMPDIR=str(project.folder.parent), **environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def ended(process: Flow) -> tuple[int, str]:
-    """Status and output."""
-    said, _ = process.communicate(timeout=600)
-    return process.returncode, said
-
-
-def assert_ended(process: Flow) -> str:
-    """It must succeed. Returns what it said."""
-    status, said = ended(process)
-    assert status == 0, said
-    return said
-
-
-def flow(project: Project, server: Server, **chosen: Any) -> str:
-    """The chain, which must succeed."""
-    return assert_ended(start(project, server, {}, **chosen))
 
 
 def training(project: Project, steps: int) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
-from flows.ablation import clone, git, spread
+from flows.ablation import clone, spread
+from flows.code import git
 from flows.graph import stages_of
 from flows.overrides import override
 from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_stage

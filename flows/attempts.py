@@ -1,0 +1,86 @@
+"""One stage on this host, started again where what went wrong may pass."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from prefect.client.schemas.objects import State
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Completed, Failed
+
+from flows.graph import Stage
+from flows.process import MayPass, OutOfMemory, StageFailed, run_stage
+from flows.publish import following
+from flows.slots import Stopped, leased
+
+BACK_OFF = 5.0
+"""Seconds before a stage is started again; doubled each time."""
+
+
+def attempt(
+    stage: Stage,
+    root: Path,
+    arguments: Sequence[str],
+    stop: threading.Event,
+    then: Callable[[], None] = lambda: None,
+) -> State:
+    """Lease what the stage asks for and run it; its end as a state.
+
+    arguments: of `dvc repro`. stop: set when it shall end. then: what belongs to a success; where it raises
+    MayPass, it is tried again with the stage.
+    """
+    log, follow = get_run_logger(), following(stage.name)
+    environment: dict[str, str] = {}
+    failures = 0
+
+    def hear(line: str) -> None:
+        log.info(line)
+        follow(line)
+
+    while True:
+        try:
+            with leased(stage.demands.gpus, stop) as lease:
+                seconds = 3600 * stage.demands.hours if stage.demands.hours else None
+                ran = run_stage(stage.name, root, lease, stop, hear, seconds, environment, arguments)
+            then()
+            return Completed() if ran else Completed(name="Cached", message="DVC had it")
+        except Stopped:
+            return Cancelled(message="stopped; its state is kept, run it again to go on")
+        except MayPass as error:
+            failures += 1
+            if failures > stage.demands.retries or stop.wait(delay(failures)):
+                return Failed(message=str(error))
+            log.warning("%s\nstarted again", error)
+        except OutOfMemory as error:
+            smaller = halved(root, stage.name)
+            if environment or smaller is None:
+                return Failed(message=str(error))
+            environment = {"FEWSTEP_MICRO_BATCH": str(smaller)}
+            log.warning("%s\nstarted again with FEWSTEP_MICRO_BATCH=%d", error, smaller)
+        except StageFailed as error:
+            return Failed(message=str(error))
+
+
+def delay(failures: int) -> float:
+    """Seconds to wait after so many failures."""
+    return BACK_OFF * 2.0 ** (failures - 1)
+
+
+def halved(root: Path, stage: str) -> int | None:
+    """Half the samples that the stage's training takes at once; None where it trains nothing or takes one."""
+    from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
+    from dvc.repo import Repo  # type: ignore[import-untyped]
+
+    from fewstep.config.base import count_of
+
+    with Repo(str(root)) as repo:
+        (found,) = (each for each in repo.index.stages if each.name == stage)
+        params = [dep.read_params() for dep in found.deps if isinstance(dep, ParamsDependency)]
+    sizes = [
+        section["training"]["batch_size"]
+        for values in params
+        for section in values.values()
+        if isinstance(section, dict) and "training" in section
+    ]
+    half = count_of("MICRO_BATCH", sizes[0]) // 2 if sizes else 0
+    return half or None

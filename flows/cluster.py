@@ -1,0 +1,145 @@
+"""The chain on several hosts: every stage is a flow run of its own, taken by a worker that is free.
+
+    python -m flows.cluster          # in a clone of its own, with PREFECT_API_URL and a DVC remote set
+
+Each worker has a clone. What a stage made goes to the DVC remote with its entry in the run cache, and who
+needs it pulls it from there; no clone is shared and nothing is committed in between. At the end this clone
+has the results and the whole dvc.lock.
+"""
+
+import threading
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+from dvc.repo import Repo  # type: ignore[import-untyped]
+from httpx import HTTPError
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.deployments import run_deployment
+from prefect.futures import PrefectFuture
+from prefect.logging import get_run_logger
+from prefect.states import Cancelled, Cancelling, Completed, Failed
+
+from fewstep.config.base import PARAMS
+from fewstep.errors import UserError
+from flows.attempts import attempt, delay
+from flows.chain import STOP, THREADS, alone_in, finish
+from flows.code import commit_of, follow
+from flows.graph import Stage, stages_of, unchanged
+from flows.overrides import override
+from flows.process import run_dvc
+from flows.publish import publish
+
+DEPLOYMENT = "stage/stage"
+"""Of `on_worker`, from prefect.yaml; its workers are those of the pool `fewstep-stages`."""
+LOOK_EVERY = 1.0
+"""Seconds between two looks at a stage's run."""
+
+
+@flow(name="cluster", task_runner=THREADS)
+def cluster(targets: list[str] | None = None, overrides: dict[str, Any] | None = None) -> None:
+    """Rebuild what changed, each stage once in the whole cluster; targets and overrides as the chain's."""
+    root = Path.cwd()
+    with alone_in(root):
+        require_remote(root)
+        asked = override(root, overrides or {})
+        commit, params = commit_of(root), (root / PARAMS).read_text()
+        stages = stages_of(root, targets or [])
+        idle = unchanged(root, stages)
+        tasks: dict[str, PrefectFuture[Any]] = {}
+        with finish(tasks):
+            first = named(share, "share").submit(root, sorted(idle))
+            tasks["share"] = first
+            for stage in (each for each in stages if each.makes):
+                before = [tasks[name] for name in stage.needs] or [first]
+                arguments = (stage, stage.name in idle, params, commit)
+                tasks[stage.name] = named(place, stage.name).submit(*arguments, wait_for=before)
+            everything = list(tasks.values())
+            tasks["gather"] = named(gather, "gather").submit(root, targets or [], wait_for=everything)
+        publish(root, asked.evaluate.models)
+
+
+def named(what: Any, name: str) -> Any:
+    """The task under this name, also before it starts."""
+    return what.with_options(name=name, task_run_name=name)
+
+
+def require_remote(root: Path) -> None:
+    """Raises UserError where results have no way from one clone to another."""
+    with Repo(str(root)) as repo:
+        if not repo.config["core"].get("remote"):
+            raise UserError(f"{root}: clones exchange results by a DVC remote: `dvc remote add -d NAME URL`")
+
+
+@task(cache_policy=NO_CACHE)
+def share(root: Path, idle: list[str]) -> None:
+    """What this clone has already goes to the remote, so that no worker makes it anew."""
+    if idle:
+        run_dvc(["push", "--run-cache", *idle], "share", root, STOP, get_run_logger().info)
+
+
+@task(cache_policy=NO_CACHE)
+def gather(root: Path, targets: list[str]) -> None:
+    """What the workers made comes into this clone and its dvc.lock; what only shows it is made here."""
+    run_dvc(["repro", "--pull", *targets], "gather", root, STOP, get_run_logger().info)
+
+
+@task(cache_policy=NO_CACHE)
+def place(stage: Stage, idle: bool, params: str, commit: str) -> State:
+    """One stage, on some worker; on another when that one is lost."""
+    if idle:
+        return Completed(name="Cached", message="nothing it depends on has changed")
+    failures = 0
+    while True:
+        asked = {"name": stage.name, "params": params, "commit": commit}
+        child = run_deployment(DEPLOYMENT, parameters=asked, timeout=0, flow_run_name=stage.name)
+        end = ended(cast(FlowRun, child).id)
+        if STOP.is_set():
+            return Cancelled(message="stopped; its state is kept, run it again to go on")
+        if end.is_completed():
+            return Completed(name=end.name, message=end.message)
+        if end.is_failed():
+            return Failed(message=end.message)
+        failures += 1
+        if failures > stage.demands.retries or STOP.wait(delay(failures)):
+            return Failed(message=f"{stage.name}: {end.name}: {end.message}")
+        get_run_logger().warning("%s: %s\nstarted again", end.name, end.message)
+
+
+def ended(run: UUID) -> State:
+    """Wait for a flow run's end, which is brought about once STOP is set."""
+    never, told = threading.Event(), False
+    with get_client(sync_client=True) as client:
+        while True:
+            try:
+                state = client.read_flow_run(run).state
+                if state is not None and state.is_final():
+                    return state
+                if STOP.is_set() and not told:
+                    client.set_flow_run_state(run, Cancelling())
+                    told = True
+            except HTTPError as error:
+                get_run_logger().warning("the server cannot be reached, asked again: %r", error)
+            (never if told else STOP).wait(LOOK_EVERY)
+
+
+@flow(name="stage", flow_run_name="{name}")
+def on_worker(name: str, params: str, commit: str) -> State:
+    """One stage in this worker's clone, with the code of `commit` and the text `params` of params.yaml."""
+    root = Path.cwd()
+    with alone_in(root, patient=True):
+        follow(root, commit)
+        (root / PARAMS).write_text(params)
+        (found,) = (each for each in stages_of(root, [name]) if each.name == name)
+
+        def push() -> None:
+            run_dvc(["push", "--run-cache", name], name, root, STOP, get_run_logger().info)
+
+        return attempt(found, root, ["--pull"], STOP, then=push)
+
+
+if __name__ == "__main__":
+    cluster()

@@ -1,0 +1,104 @@
+"""The chain on several workers, each with a clone of its own, and a directory as the DVC remote."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.flowing import CODE, assert_ended, ended, start
+from tests.integration.project import Project
+from tests.integration.server import BIN, Server
+
+CLUSTER = CODE.replace("flows.chain import chain; chain", "flows.cluster import cluster; cluster")
+WANTED = ["evaluate@no_halving"]
+
+
+def commit(project: Project) -> None:
+    """Everything as it is."""
+    for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "all"]):
+        done = project.run("git", *command)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def shared(copied: Project) -> Project:
+    """The finished chain, committed, with a directory as its remote."""
+    remote = copied.folder.parent / "remote"
+    assert copied.run("dvc", "remote", "add", "-d", "there", str(remote)).returncode == 0
+    commit(copied)
+    return copied
+
+
+def cloned(project: Project, name: str) -> Project:
+    """What another host has: the code alone."""
+    clone = Project.__new__(Project)
+    clone.folder = project.folder.parent / name
+    subprocess.run(["git", "clone", "-q", project.folder, clone.folder], check=True)
+    return clone
+
+
+@contextmanager
+def working(project: Project, server: Server) -> Iterator[Path]:
+    """A worker in this clone; gives its log."""
+    log = project.folder.parent / f"{project.folder.name}.log"
+    own = {
+        "FEWSTEP_CLONE": str(project.folder),
+        "TMPDIR": str(project.folder.parent),
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+    }
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [BIN / "prefect", "worker", "start", "--pool", "fewstep-stages", "--limit", "1"],
+            cwd=project.folder,
+            env=project.environment(**server.environment, **own, FEWSTEP_SLOTS="2"),
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            yield log
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def deploy(project: Project, server: Server) -> None:
+    """The pool and the deployment, as `make ui` makes them."""
+    for command in (
+        ["work-pool", "create", "fewstep-stages", "--type", "process", "--overwrite"],
+        ["--no-prompt", "deploy", "--name", "stage"],
+    ):
+        done = project.run("prefect", *command, **server.environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, server: Server) -> None:
+    deploy(shared, server)
+    clones = [cloned(shared, name) for name in ("one", "two")]
+    with ExitStack() as workers:
+        logs = [workers.enter_context(working(clone, server)) for clone in clones]
+        said = assert_ended(
+            start(shared, server, {}, CLUSTER, overrides={"triplets.steps": 3}, targets=WANTED)
+        )
+    ran = [re.findall(r"Running stage '(.*)'", log.read_text()) for log in logs]
+    expected = ["distill@no_halving", "evaluate@no_halving", "generate_triplets@0", "generate_triplets@1"]
+    assert sorted(ran[0] + ran[1]) == sorted([*expected, "reflow@reflow"]), said
+    assert all(ran), "one worker did everything"
+    assert "Running stage" not in said
+    tasks = server.tasks()
+    assert tasks["train_teacher@small"] == "Cached" and tasks["reflow@reflow"] == "Completed"
+    assert shared.run("dvc", "status", *WANTED).stdout.strip() == "Data and pipelines are up to date."
+    assert shared.repro(*WANTED) == set()
+
+
+def test_workers_have_what_is_committed(shared: Project, server: Server) -> None:
+    (shared.folder / "src/fewstep/new.py").write_text("")
+    status, said = ended(start(shared, server, {}, CLUSTER))
+    assert status != 0 and "src/fewstep/new.py: not committed" in said
+
+
+def test_without_a_remote_there_is_no_cluster(copied: Project, server: Server) -> None:
+    status, said = ended(start(copied, server, {}, CLUSTER))
+    assert status != 0 and "dvc remote add -d" in said
