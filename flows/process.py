@@ -1,10 +1,10 @@
-"""One stage as a group of processes of its own: followed line by line, stopped as a whole."""
+"""One stage as a group of processes of its own: followed line by line, stopped as a whole by its guard."""
 
 import os
 import queue
 import re
-import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from fewstep.stage import OUT_OF_MEMORY
+from flows import guard
 from flows.slots import Lease, Stopped
 
-SOFT, HARD = 6.0, 2.0
-"""Seconds for a training to save its state after SIGINT; after SIGTERM."""
+DVC = ("dvc", "--wait-for-lock")
 DIED = re.compile(r"exited with -\d+|exited with 1(2[89]|3\d|4\d)\b")
 PASSING = ("Connection", "connection", "timed out", "Temporary failure", "Service Unavailable")
 
@@ -68,17 +68,21 @@ def run_dvc(
     processes. Raises StageFailed with the stage's own words, or Stopped, after all its processes are gone.
     """
     ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
-    child = subprocess.Popen(
-        ["dvc", "--wait-for-lock", *command],
-        cwd=root,
-        env={**os.environ, **ours},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-        pass_fds=tuple(descriptors),
-    )
+    heard, held = os.pipe()
+    try:
+        child = subprocess.Popen(
+            [sys.executable, guard.__file__, str(heard), ",".join(map(str, descriptors)), *DVC, *command],
+            cwd=root,
+            env={**os.environ, **ours},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=(heard, *descriptors),
+        )
+    finally:
+        os.close(heard)
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=drain, args=(child, lines), daemon=True).start()
     said: list[str] = []
@@ -87,11 +91,11 @@ def run_dvc(
         while (line := next_line(lines, stop, limit)) is not None:
             said.append(line)
             hear(line)
-        status = child.wait()
     finally:
-        end(child)
+        os.close(held)
+        status = child.wait()
     if status != 0:
-        raise failure(name, said)
+        raise failure(name, said, status)
     return said
 
 
@@ -116,35 +120,10 @@ def next_line(lines: "queue.Queue[str | None]", stop: threading.Event, limit: fl
             return lines.get(timeout=0.2)
 
 
-def end(child: subprocess.Popen[str]) -> None:
-    """See to it that nothing of the child's group is left: SIGINT, then SIGTERM, then SIGKILL."""
-    for number, patience in ((signal.SIGINT, SOFT), (signal.SIGTERM, HARD), (signal.SIGKILL, HARD)):
-        try:
-            os.killpg(child.pid, number)
-        except ProcessLookupError:
-            break
-        limit = time.monotonic() + patience
-        while alive(child) and time.monotonic() < limit:
-            time.sleep(0.05)
-        if not alive(child):
-            break
-    child.wait()
-
-
-def alive(child: subprocess.Popen[str]) -> bool:
-    """Whether any process of the child's group is left."""
-    child.poll()
-    try:
-        os.killpg(child.pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
-
-
-def failure(name: str, said: Sequence[str]) -> StageFailed:
+def failure(name: str, said: Sequence[str], status: int = 1) -> StageFailed:
     """What a failed stage said, as the error that says what to do next."""
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    died = not errors and any(DIED.search(line) for line in said)
+    died = not errors and (status > 128 or any(DIED.search(line) for line in said))
     unreachable = any(word in line for line in said[-5:] for word in PASSING)
     kind: type[StageFailed] = MayPass if died or unreachable else StageFailed
     if any(OUT_OF_MEMORY in line for line in errors):

@@ -7,11 +7,14 @@ import os
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from urllib.error import URLError
 from urllib.request import urlopen
 
 SECONDS = 60
 """How long a new one may take until it answers."""
+SILENCE = timedelta(seconds=90)
+"""How long a run may send no sign of life; it sends one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds."""
 
 
 def answers(url: str) -> bool:
@@ -24,11 +27,17 @@ def answers(url: str) -> bool:
 
 
 def main() -> None:
-    """Return once a server answers at PREFECT_API_URL."""
+    """Return once a server answers at PREFECT_API_URL and minds lost runs."""
     url = os.environ["PREFECT_API_URL"]
     if answers(url):
         print(f"there is a server at {url}")
-        return
+    else:
+        begin(url)
+    mind_lost_runs()
+
+
+def begin(url: str) -> None:
+    """Start a server and wait for it."""
     # One that was killed leaves its PID file, for which no other is started.
     subprocess.run(["prefect", "server", "stop"], capture_output=True, check=False)
     # A session of its own: Ctrl-C is for the worker.
@@ -40,6 +49,39 @@ def main() -> None:
                 f"error: no server answers at {url} after {SECONDS} s; run `prefect server start` to see why"
             )
         time.sleep(0.5)
+
+
+def mind_lost_runs() -> None:
+    """A run whose host is gone says no more: without this it would be Running for ever."""
+    # They read the server's address when they are imported.
+    from prefect.automations import Automation
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    name, beat = "lost runs have crashed", "prefect.flow-run.heartbeat"
+    ends = {
+        f"prefect.flow-run.{state}" for state in ("Completed", "Cached", "Failed", "Cancelled", "Crashed")
+    }
+    try:
+        if Automation.read(name=name):
+            return
+    except ValueError:
+        pass
+    Automation(
+        name=name,
+        trigger=EventTrigger(
+            after={beat},
+            expect={beat, *ends},
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=SILENCE,
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its worker is lost")],
+    ).create()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
 from fewstep.layout import DATA
-from fewstep.memory import Design, Setup, setup_of
+from fewstep.memory import Design, Setup, operations, setup_of, trace
 
 LOCK = Path("requirements.lock")
 
@@ -204,3 +204,14 @@ def trainings(chain: Chain) -> dict[str, Setup]:
         found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
     objectives = chain.objectives().items()
     return found | {name: setup_of(config.training, config.lora, True) for name, config in objectives}
+
+
+def work(chain: Chain, denoiser: Design) -> dict[str, int | None]:
+    """Floating-point operations of the denoiser per stage that needs it most; None where they are unknown."""
+    samples = {stage.name: stage.samples or 0 for stage in plan(chain)}
+    found = {name: operations(denoiser, setup, samples[name]) for name, setup in trainings(chain).items()}
+    once = trace(denoiser, None, False).operations
+    guided = chain.triplets.guidance is not None or chain.sampling.guidance != 1
+    asked = chain.triplets.shard_size * chain.triplets.steps * (2 if guided else 1)
+    shards = {f"generate_triplets@{n}": asked * once if once else None for n in chain.triplets.shards}
+    return shards | found

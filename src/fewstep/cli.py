@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from fewstep.errors import UserError
@@ -58,19 +59,25 @@ def check(chosen: argparse.Namespace) -> None:
     from rich.table import Table
 
     from fewstep.check import check as check_chain
-    from fewstep.check import design, trainings
+    from fewstep.check import design, trainings, work
     from fewstep.config.chain import load_chain
-    from fewstep.memory import advice, available, need
+    from fewstep.memory import advice, available, need, speed
 
     chain = load_chain()
-    table = Table("stage", "samples", "steps", "disk", title="the plan")
-    for stage in check_chain(chain):
+    stages, denoiser, memory, rate = check_chain(chain), design(chain), available(), speed()
+    times = {name: n / rate for name, n in (work(chain, denoiser) if denoiser else {}).items() if n}
+    table = Table("stage", "samples", "steps", "disk", "at least", title="the plan")
+    for stage in stages:
         samples, steps = (f"{n:,}" if n else "" for n in (stage.samples, stage.steps))
-        table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "")
-    console, denoiser, memory = Console(), design(chain), available()
+        least = f"{timedelta(seconds=round(times[stage.name]))}" if stage.name in times else ""
+        table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "", least)
+    console = Console()
     console.print(table)
+    console.print(
+        f"at least: the denoiser's operations at {rate / 1e12:.3g} TFLOP/s, this device's best just now"
+    )
     if denoiser is None:
-        console.print("memory of the trainings: unknown until the teacher is there")
+        console.print("time and memory of the trainings: unknown until the teacher is there")
     else:
         title = f"memory of the trainings, an estimate; there are {decimal(memory)}"
         columns = ("training", "parameters", "weights, gradients, optimiser", "activations", "sum")

@@ -16,9 +16,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.config.base import count_of, is_on, switch
+from fewstep.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions by accelerate's names; None: float32."""
 
 
 def process() -> PartialState:
@@ -40,6 +43,8 @@ def mixed_precision() -> str:
     """ "no", "bf16" or "fp16", as accelerate names them."""
     chosen = os.environ.get("ACCELERATE_MIXED_PRECISION")
     if chosen:
+        if chosen not in DTYPES:
+            raise UserError(f"ACCELERATE_MIXED_PRECISION={chosen}: expected one of {', '.join(DTYPES)}")
         return chosen
     if device().type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
@@ -49,7 +54,7 @@ def mixed_precision() -> str:
 @contextmanager
 def computing() -> Iterator[None]:
     """Autocast to `mixed_precision()`, with `attention()`."""
-    dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[mixed_precision()]
+    dtype = DTYPES[mixed_precision()]
     with torch.autocast(device().type, dtype) if dtype else nullcontext(), attention():
         yield
 

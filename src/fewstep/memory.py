@@ -1,12 +1,14 @@
-"""How much memory a training of a denoiser takes, known before the denoiser is there.
+"""How much memory and computing a training of a denoiser takes, known before the denoiser is there.
 
 The network is built of fake tensors: on the device and in the precision of a training, with shapes and types
 but no numbers. One forward pass then shows what autograd keeps for the backward pass. What is not counted:
 passing values of the backward pass, the allocator's losses, text encoders, and of a perceptual loss the
-decoder and the feature network.
+decoder and the feature network. Operations are counted in the same pass.
 """
 
+import math
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones.base import family
 from fewstep.config.base import count_of, is_on
@@ -29,6 +32,8 @@ from fewstep.training.muon import is_hidden
 
 FLOAT = 4
 """Bytes of a weight, gradient or average."""
+SIDE = 4096
+"""Of the matrices by which a device's speed is found."""
 SUGGESTED = LoraSettings(rank=64, alpha=64.0)
 
 Storages = dict[int, UntypedStorage]
@@ -80,13 +85,15 @@ class Need(NamedTuple):
 
 
 class Traced(NamedTuple):
-    """Numbers of weights (all; trained; of these, Muon's), and bytes saved: once, and per sample."""
+    """Numbers of weights (all; trained; of these, Muon's), bytes saved (once; per sample), operations per
+    sample."""
 
     parameters: int
     trained: int
     hidden: int
-    once: int | None
-    each: int | None
+    once: int | None = None
+    each: int | None = None
+    operations: int | None = None
 
 
 def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -> Setup:
@@ -152,6 +159,31 @@ def powers_below(n: int) -> list[int]:
     return [1 << k for k in reversed(range((n - 1).bit_length()))]
 
 
+def operations(design: Design, setup: Setup, samples: int) -> int | None:
+    """Floating-point operations of a training on so many samples, its start's own not counted.
+
+    A forward pass, one backward for the activations and one for the trained weights, and with recomputed
+    activations another forward pass.
+    """
+    traced = trace(design, setup.lora, False)
+    if traced.operations is None:
+        return None
+    passes = 2 + traced.trained / traced.parameters + setup.checkpointed
+    return round(samples * passes * traced.operations)
+
+
+def speed(seconds: float = 0.5) -> float:
+    """Operations per second that this device reaches in its best case: large products of matrices."""
+    a = torch.rand(SIDE, SIDE, device=device())
+    best, end = math.inf, time.monotonic() + seconds
+    with computing():
+        while best == math.inf or time.monotonic() < end:
+            begun = time.monotonic()
+            (a @ a)[0, 0].item()
+            best = min(best, time.monotonic() - begun)
+    return 2 * SIDE**3 / best
+
+
 def available() -> int:
     """Bytes of the device that trains: the GPU's own memory, else the machine's."""
     if device().type == "cuda":
@@ -176,15 +208,15 @@ def trace(design: Design, lora: LoraSettings | None, checkpointed: bool) -> Trac
             sum(weight.numel() for weight in trained.values()),
             sum(weight.numel() for name, weight in trained.items() if is_hidden(name, weight)),
         )
-        few, more = (saved_in_forward(design, net, rows, checkpointed) for rows in (2, 3))
+        few, more = (forward_pass(design, net, rows, checkpointed) for rows in (2, 3))
     if few is None or more is None:
-        return Traced(*counts, None, None)
+        return Traced(*counts)
     # Not 1 and 2: a batch of one is contiguous in ways that others are not.
-    return Traced(*counts, 3 * few - 2 * more, more - few)
+    return Traced(*counts, 3 * few[0] - 2 * more[0], more[0] - few[0], more[1] - few[1])
 
 
-def saved_in_forward(design: Design, net: Any, rows: int, checkpointed: bool) -> int | None:
-    """Bytes that a forward pass of `rows` samples saves; None where the conditions' shapes are unknown."""
+def forward_pass(design: Design, net: Any, rows: int, checkpointed: bool) -> tuple[int, int] | None:
+    """Bytes that a forward pass of `rows` samples saves, and its operations; None: conditions unknown."""
     # Only asked how its network is called, which depends on no schedule.
     backbone = family(design.backbone)({}, RectifiedFlow(), Prediction.FLOW)
     conditions = backbone.example_conditions(net, rows, design.length)
@@ -197,7 +229,9 @@ def saved_in_forward(design: Design, net: Any, rows: int, checkpointed: bool) ->
         with computing():
             return backbone.network(net)(x, time, conditions)
 
-    return saved_bytes(net, forward, checkpointed)
+    with FlopCounterMode(display=False) as counter:
+        saved = saved_bytes(net, forward, checkpointed)
+    return saved, counter.get_total_flops()
 
 
 def saved_bytes(net: Any, forward: Callable[[], Tensor], checkpointed: bool = False) -> int:

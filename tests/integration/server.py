@@ -34,14 +34,17 @@ class Server:
         with urllib.request.urlopen(request, timeout=10) as answer:
             return json.load(answer)
 
-    def last_flow(self) -> dict[str, Any]:
-        """The newest flow run."""
-        found: list[dict[str, Any]] = self.ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    def last_flow(self, name: str | None = None) -> dict[str, Any]:
+        """The newest flow run; name: of its flow."""
+        asked: dict[str, Any] = {"sort": "START_TIME_DESC", "limit": 1}
+        if name is not None:
+            asked["flows"] = {"name": {"any_": [name]}}
+        found: list[dict[str, Any]] = self.ask("flow_runs/filter", asked)
         return found[0]
 
-    def tasks(self) -> dict[str, str]:
+    def tasks(self, name: str | None = None) -> dict[str, str]:
         """Task -> name of its state, of the newest flow run."""
-        one = {"flow_runs": {"id": {"any_": [self.last_flow()["id"]]}}}
+        one = {"flow_runs": {"id": {"any_": [self.last_flow(name)["id"]]}}}
         return {run["name"]: run["state_name"] for run in self.ask("task_runs/filter", one)}
 
     def artifacts(self) -> dict[str, Any]:

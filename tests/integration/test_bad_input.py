@@ -19,6 +19,11 @@ WRONG: list[tuple[str, Any, str]] = [
     ("teacher.load", ["./nowhere"], "exactly one entry"),
     ("features", "weights.pt", "features = weights.pt: no such file"),
     ("seed", "zero", "seed = 'zero'"),
+    (
+        "data.path",
+        "https://me:word@host/x.tar",
+        "data.path = 'https://...@host/x.tar': credentials would stay",
+    ),
 ]
 
 

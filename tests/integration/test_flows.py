@@ -67,8 +67,27 @@ def test_one_task_per_stage_and_the_second_time_none_runs(
     assert seconds < 60
 
 
-def test_only_what_depends_on_an_override_runs(copied: Project, server: Server) -> None:
-    flow(copied, server, overrides={"students.no_halving.training.steps": 2}, targets=["evaluate@no_halving"])
+PLANTED = "planted-4711"
+SECRETS = dict.fromkeys(("HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_AUTH_STRING"), PLANTED)
+
+
+def holding(secret: str, *folders: Path) -> list[Path]:
+    """Files that have it in them."""
+    files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+    return [file for file in files if secret.encode() in file.read_bytes()]
+
+
+def test_only_what_depends_on_an_override_runs_and_no_secret_stays(copied: Project, server: Server) -> None:
+    remote = ["dvc", "remote", "modify", "--local", "there", "password", PLANTED]
+    for command in (["dvc", "remote", "add", "-d", "there", "ssh://me@nowhere.invalid/x"], remote):
+        assert copied.run(*command).returncode == 0
+    chosen: dict[str, Any] = {
+        "overrides": {"students.no_halving.training.steps": 2},
+        "targets": ["evaluate@no_halving"],
+    }
+    said = assert_ended(start(copied, server, SECRETS, **chosen))
+    assert PLANTED not in said
+    assert holding(PLANTED, copied.folder, server.home) == [copied.folder / ".dvc/config.local"]
     ran = {name for name, state in server.tasks().items() if state == "Completed"}
     assert ran == {"distill@no_halving", "evaluate@no_halving"}
     assert copied.params["students"]["no_halving"]["training"]["steps"] == 2
@@ -106,12 +125,16 @@ def test_a_stage_that_fails_says_it_in_its_own_words(copied: Project, server: Se
     assert "started again" not in said
 
 
-def test_stopped_it_leaves_nothing_and_goes_on_where_it_was(copied: Project, server: Server) -> None:
+# SIGTERM is what a worker sends when the run is cancelled; SIGKILL can be answered by nobody but the guard.
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_it_leaves_nothing_and_goes_on_where_it_was(
+    number: signal.Signals, copied: Project, server: Server
+) -> None:
     training(copied, 500)
     process = start(copied, server, KEEP, targets=REFLOW)
     pid = caught(copied, process)
     begun = time.monotonic()
-    process.send_signal(signal.SIGTERM)  # as a worker does when the run is cancelled
+    process.send_signal(number)
     while Path(f"/proc/{pid}").exists():
         assert time.monotonic() - begun < 10, "a child outlives the flow by more than ten seconds"
         time.sleep(0.02)

@@ -1,5 +1,6 @@
 """What a training is said to take, against what real tensors take."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,16 +9,28 @@ import diffusers as d
 import pytest
 import torch
 import yaml
+from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones.base import family
-from fewstep.check import design, trainings
+from fewstep.check import design, trainings, work
 from fewstep.config.chain import load_chain
 from fewstep.config.training import TrainingConfig
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.errors import UserError
 from fewstep.hardware import computing
-from fewstep.memory import Design, Setup, advice, need, optimizer_bytes, saved_bytes, setup_of, trace
+from fewstep.memory import (
+    Design,
+    Setup,
+    advice,
+    need,
+    operations,
+    optimizer_bytes,
+    saved_bytes,
+    setup_of,
+    speed,
+    trace,
+)
 from fewstep.objectives.lora import LoraSettings
 from fewstep.training.method import Player
 from fewstep.training.optimization import optimizers_of
@@ -65,6 +78,36 @@ def test_activations_are_a_real_networks(default: Design, checkpointed: bool) ->
         assert need(designed, setup).activations == pytest.approx(
             really_saved(designed, checkpointed), rel=0.01
         )
+
+
+def test_operations_are_a_real_networks_in_both_directions(default: Design) -> None:
+    net: Any = default.make()
+    backbone = family(default.backbone)({}, RectifiedFlow(), Prediction.FLOW)
+    conditions = backbone.example_conditions(net, ROWS, default.length)
+    x = torch.zeros(ROWS, net.config.in_channels, net.config.sample_size, net.config.sample_size)
+    with FlopCounterMode(display=False) as counter:
+        backbone.network(net)(x, torch.ones(ROWS), conditions).sum().backward()
+    counted = counter.get_total_flops()
+    # The first convolution's input needs no gradient.
+    assert operations(default, ADAMW, ROWS) == pytest.approx(counted, rel=0.02)
+    recomputed = operations(default, replace(ADAMW, checkpointed=True), ROWS)
+    assert recomputed == pytest.approx(counted * 4 / 3, rel=0.02)
+    low = operations(default, replace(ADAMW, lora=LoraSettings(rank=1, alpha=1.0)), ROWS)
+    assert low is not None and 0.6 * counted < low < 0.8 * counted
+
+
+def test_the_plan_says_what_each_stage_computes(default: Design) -> None:
+    chain = load_chain(ROOT / "params.yaml")
+    found = work(chain, default)
+    once = trace(default, None, False).operations
+    assert once
+    triplets = chain.triplets
+    assert found["generate_triplets@0"] == triplets.shard_size * triplets.steps * 2 * once
+    assert found["halve@4"] and found["reflow@reflow"]
+    assert found["reflow@reflow"] / found["halve@4"] == pytest.approx(
+        chain.reflow["reflow"].training.steps / chain.halve["4"].training.steps
+    )
+    assert speed(0.0) > 1e8
 
 
 def test_bfloat16_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fewstep.backbones.base import Backbone, open_model
 from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
+from fewstep.hardware import mixed_precision
 from fewstep.layout import MODELS
 from fewstep.objectives import reflow
 from fewstep.objectives.learn import learn
@@ -163,3 +164,25 @@ def test_a_tracker_that_fails_is_left_off_and_ends_no_training(
     train(root, "root", 0, tmp_path / "states")
     assert root.net.weight.item() < 4.0
     assert capsys.readouterr().err.count("trackers failed and are left off") == 1
+
+
+def test_a_methods_own_error_in_its_preview_ends_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "tensorboard")
+    root = Root(4.0)
+
+    def broken() -> Tensor:
+        raise IndexError("no such row")
+
+    monkeypatch.setattr(root, "preview", broken)
+    with pytest.raises(IndexError, match="no such row"):
+        train(root, "root", 0, tmp_path / "states")
+
+
+def test_a_precision_that_is_not_known_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with pytest.raises(UserError, match="ACCELERATE_MIXED_PRECISION=fp8: expected one of no, bf16, fp16"):
+        mixed_precision()

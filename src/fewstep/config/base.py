@@ -1,6 +1,7 @@
 """Reads a section of params.yaml into a frozen, typed record, or says which key is wrong."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from fewstep.errors import UserError
 
 PARAMS = Path("params.yaml")
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
+"""Of a URL: `user:password`, before the host."""
 T = TypeVar("T")
 
 
@@ -69,7 +72,7 @@ def describe(error: ValidationError, where: str) -> list[str]:
     lines = []
     for problem in error.errors():
         place = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
-        shown = "" if problem["type"] == "missing" else f" = {problem['input']!r}"
+        shown = "" if problem["type"] == "missing" else f" = {CREDENTIALS.sub('...', repr(problem['input']))}"
         what = {"extra_forbidden": "no such parameter", "missing": "is missing"}.get(
             problem["type"], problem["msg"].removeprefix("Value error, ")
         )

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from fewstep.config.base import Section
+from fewstep.config.base import CREDENTIALS, Section
 
 
 class FilterConfig(Section):
@@ -58,6 +58,15 @@ class DataConfig(Section):
     """Samples per shard. A training holds two shards decoded: 6 x resolution^2 x shard_size bytes."""
     filters: FilterConfig = FilterConfig()
     keys: KeysConfig = KeysConfig()
+
+    @field_validator("path")
+    @classmethod
+    def _no_secret(cls, path: str | None) -> str | None:
+        if path and CREDENTIALS.search(path):
+            raise ValueError(
+                "credentials would stay in dvc.lock; keep them in ~/.netrc: `pipe:curl --netrc -fsL URL`"
+            )
+        return path
 
     @model_validator(mode="after")
     def _path(self) -> "DataConfig":

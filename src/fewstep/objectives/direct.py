@@ -1,14 +1,16 @@
 """Direct distillation to one step (InstaFlow, Liu et al. 2023, section 3.2).
 
-`x_hat = eps - u(eps, 1, c)` is regressed on the end point of the teacher's ODE: first by L2 on latents, then
-also by a perceptual distance of the decoded pictures.
+`x_hat = eps - u(eps, 1, c)` is regressed on the end point of the teacher's ODE: first by L2 or L1 on latents,
+then also by a perceptual distance of the decoded pictures.
 """
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn.functional import l1_loss, mse_loss
 
 from fewstep.backbones.base import Model
 from fewstep.data.triplets import TripletBatch
@@ -24,14 +26,16 @@ class Config(ObjectiveConfig):
     """Parameters of the method `direct`."""
 
     method: str
+    latent_loss: Literal["l2", "l1"] = "l2"
+    """Of nearby noises that lead to different pictures l2 learns the average, l1 the picture of most."""
     latent_weight: float = Field(1.0, ge=0)
-    """Weight of the squared error of latents."""
+    """Weight of the latents' error."""
     perceptual_weight: float = Field(0.0, ge=0)
     """Weight of the perceptual distance."""
     pixel_weight: float = Field(0.0, ge=0)
     """Weight of the absolute error of decoded pixels, in the perceptual phase."""
     perceptual_from: int = Field(0, ge=0)
-    """First step of the perceptual phase; before it, L2 on latents alone."""
+    """First step of the perceptual phase; before it, latents alone."""
 
 
 def build(config: Config, given: Ingredients) -> Objective:
@@ -67,13 +71,14 @@ class Direct(Method):
         config, backbone = self.config, self.given.backbone
         denoise = on_module(self.denoiser, backbone, self.player.modules["net"])
         x_hat = denoise(pairs.eps, torch.ones(len(pairs.eps), device=pairs.eps.device), pairs.conditions).x_0
-        terms = {"latents": config.latent_weight * (x_hat - pairs.x_0).square().mean()}
+        distance = l1_loss if config.latent_loss == "l1" else mse_loss
+        terms = {"latents": config.latent_weight * distance(x_hat, pairs.x_0)}
         if step >= config.perceptual_from and config.perceptual_weight + config.pixel_weight > 0:
             with torch.no_grad():
                 target = backbone.decode(pairs.x_0)
             picture = backbone.decode(x_hat)
             terms["pixels"] = config.pixel_weight * (picture - target).abs().mean()
             if self.features is not None:
-                distance = perceptual_distance(self.features, picture, target)
-                terms["perceptual"] = config.perceptual_weight * distance
+                difference = perceptual_distance(self.features, picture, target)
+                terms["perceptual"] = config.perceptual_weight * difference
         return terms

@@ -60,8 +60,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                         accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
                 if state.step % max(training.steps // PREVIEWS, 1) == 0:
-                    with unless_it_fails(accelerator):
-                        show(state, accelerator)
+                    show(state, accelerator)
                 stop = any_of(interrupted()) and state.step < training.steps
                 if stop or state.step == training.steps or time.monotonic() - saved > patience:
                     state.save()
@@ -139,6 +138,7 @@ def show(state: State, accelerator: Accelerator) -> None:
     if pictures is None:
         return
     pixels = ((pictures.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
-    for tracker in accelerator.trackers:
-        if hasattr(tracker, "log_images"):
-            tracker.log_images({"pictures": pixels}, step=state.step, dataformats="NHWC")
+    with unless_it_fails(accelerator):
+        for tracker in accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({"pictures": pixels}, step=state.step, dataformats="NHWC")

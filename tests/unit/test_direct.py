@@ -1,0 +1,45 @@
+"""What one step learns, by optimisation, where noises beside each other lead to two pictures."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fewstep.data.triplets import TripletBatch
+from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
+from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.objectives.direct import Config, Direct
+
+
+class Answer(torch.nn.Module):
+    """The same picture for every noise: velocity `eps - answer` at t = 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answer = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        return x - self.answer
+
+
+@pytest.mark.parametrize(("loss", "learned"), [("l2", 0.4), ("l1", 1.0)])
+def test_l2_learns_the_average_and_l1_the_picture_of_most(loss: str, learned: float) -> None:
+    """Seven of ten noises lead to 1, three to -1: the mean is 0.4, the median 1."""
+    net, flow = Answer(), RectifiedFlow()
+    training = {"steps": 1, "batch_size": 1, "learning_rate": 1.0}
+    config = Config.model_validate(
+        {"method": "direct", "from": "teacher", "latent_loss": loss, "training": training}
+    )
+    given: Any = SimpleNamespace(backbone=SimpleNamespace(network=lambda network: network))
+    student: Any = SimpleNamespace(net=net, denoiser=Denoiser(net, flow, Prediction.FLOW, flow))
+    method = Direct(config, given, student)
+    eps = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
+    pairs = TripletBatch(torch.where(torch.arange(1000) % 10 < 7, 1.0, -1.0)[:, None], eps, {})
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
+    for step in range(400):
+        optimizer.zero_grad()
+        torch.stack(list(method.losses("student", (step, pairs)).values())).sum().backward()
+        optimizer.step()
+    assert net.answer.item() == pytest.approx(learned, abs=0.02)
