@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
+from jinja2.meta import find_referenced_templates
 
+from fewstep.report.page import templates
 from tests.imports import ROOT, SRC, closure, says_nothing
 
 FOLDER_OF_PHOTOS = {
@@ -39,7 +41,7 @@ def modules(dep: Path) -> Iterator[Path]:
     """The Python files of a dependency; an empty package face can change no result."""
     found = [ROOT / dep] if dep.suffix else sorted((ROOT / dep).rglob("*.py"))
     assert found, f"{dep}: dvc.yaml names what is not there"
-    yield from (file for file in found if not says_nothing(file))
+    yield from (file for file in found if file.suffix == ".py" and not says_nothing(file))
 
 
 def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -> set[Path]:
@@ -83,3 +85,15 @@ def test_dependencies_are_the_transitive_imports(changes: dict[str, object], tmp
         names.add(name.split("@")[0])
     assert "report" in names
     assert ("import_teacher" in names) == bool(changes)
+
+
+def test_the_report_depends_on_its_templates() -> None:
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]["deps"]
+    named, waiting = set(), ["page.html"]
+    environment = templates()
+    while waiting:
+        name = waiting.pop()
+        named.add(name)
+        source = (SRC / "fewstep/report/templates" / name).read_text()
+        waiting += filter(None, find_referenced_templates(environment.parse(source)))
+    assert {Path(dep).name for dep in deps if "/templates/" in dep} == named

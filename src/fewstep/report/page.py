@@ -9,7 +9,7 @@ from markupsafe import Markup
 from fewstep.artifacts.folder import whole_file
 from fewstep.layout import MODELS
 from fewstep.report import dag, figures, lineage, plots
-from fewstep.report.comparison import Comparison, load
+from fewstep.report.comparison import Model, load
 from fewstep.report.grid import cut
 
 WRITTEN = (figures.amount, figures.counted, figures.duration, figures.figure, figures.percent, figures.times)
@@ -23,15 +23,19 @@ def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]],
     Raises UserError naming the input that is missing or does not fit, and the stage that makes it.
     """
     comparison = load(models, root)
-    page = templates().get_template("page.html")
-    html = page.render(
+    write(
+        out,
+        "page.html",
         comparison=comparison,
-        cut=cut,
-        plots=Markup(plots.render(panels(comparison))),  # matplotlib escapes its texts
+        plots=plot(comparison.models),
         dag=dag.draw(needs),
         lineage=lineage.trace([root / MODELS / name for name in models], root / MODELS.parent),
-        colours=plots.COLOURS,
     )
+
+
+def write(out: Path, template: str, **shown: object) -> None:
+    """Fill in the template; `out` is there whole or not at all."""
+    html = templates().get_template(template).render(**shown)
     with whole_file(out) as staging:
         staging.write_text(html, encoding="utf-8")
 
@@ -48,23 +52,29 @@ def templates() -> Environment:
     )
     for written in WRITTEN:
         environment.globals[written.__name__] = written
+    environment.globals |= {"cut": cut, "colours": plots.COLOURS}
     return environment
 
 
-def panels(comparison: Comparison) -> list[plots.Panel]:
+def plot(models: Sequence[Model]) -> Markup:
+    """The plots of these models."""
+    return Markup(plots.render(panels(models)))  # matplotlib escapes its texts
+
+
+def panels(models: Sequence[Model]) -> list[plots.Panel]:
     """Prompt accuracy and Frechet distance against cost; what was measured for no model is left out."""
     kinds = (
         ("prompt_accuracy", "Pictures that show everything the prompt says", True),
         ("frechet_distance", "Fréchet distance to real pictures", False),
     )
-    drawn = [plots.Panel(title, share, curves(comparison, name)) for name, title, share in kinds]
+    drawn = [plots.Panel(title, share, curves(models, name)) for name, title, share in kinds]
     return [panel for panel in drawn if panel.curves]
 
 
-def curves(comparison: Comparison, metric: str) -> tuple[plots.Curve, ...]:
+def curves(models: Sequence[Model], metric: str) -> tuple[plots.Curve, ...]:
     """One curve for each model that `metric` was measured for."""
     drawn = []
-    for model in comparison.models:
+    for model in models:
         measured = [(result.metrics.nfe, getattr(result.metrics, metric)) for result in model.results]
         points = tuple(plots.Point(nfe, m.value, m.low, m.high) for nfe, m in measured if m is not None)
         if points:

@@ -5,6 +5,7 @@ so the same drawing serves light and dark pages.
 """
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,13 +73,21 @@ class Panel:
 
 def render(panels: Sequence[Panel]) -> str:
     """The panels side by side over one legend, as an `<svg>` element. The same panels give the same bytes."""
+    labels = {curve.name for panel in panels for curve in panel.curves}
+    columns = min(6, max(1, 150 // (8 + max(map(len, labels), default=0))))  # as many as the width holds
+    height = 4.5 + 0.2 * max(1, math.ceil(len(labels) / columns))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(11.8, 4.7), layout="constrained")
+        figure = Figure(figsize=(11.8, height), layout="constrained")
         names: dict[str, Any] = {}
         for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             names |= fill(axes, panel)
         figure.legend(
-            list(names.values()), list(names), loc="outside lower center", ncols=6, frameon=False, numpoints=1
+            list(names.values()),
+            list(names),
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            numpoints=1,
         )
         written = io.StringIO()
         nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
