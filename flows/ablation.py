@@ -69,7 +69,7 @@ def ablation(variants: dict[str, list[Any]] | list[dict[str, Any]], targets: lis
         }
         for name, chain in chains.items()
     }
-    compare(clones, chosen, judged)
+    compare(root, clones, chosen, judged)
 
 
 def spread(variants: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

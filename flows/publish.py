@@ -4,6 +4,7 @@ A page is a convenience: where the server cannot be reached it stays empty, and 
 """
 
 import base64
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,12 @@ from prefect.artifacts import (
 )
 from prefect.logging import get_run_logger
 
+from fewstep.config.base import PARAMS, load_params
 from fewstep.evaluation.schema import Metrics
 from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, REPORT
+from fewstep.report.variants import Variant, build
 
+COMPARISON = REPORT.with_name("ablation.html")
 LINE = re.compile(r"^(?P<name>[^:]+):\s+(?P<percent>\d+) %")
 
 
@@ -74,11 +78,15 @@ def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
 
 
 def compare(
+    root: Path,
     clones: Mapping[str, Path],
     overrides: Mapping[str, Mapping[str, Any]],
     judged: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> None:
-    """Variants of the chain, one table and one page of pictures; judged: variant -> as `publish`'s models."""
+    """Variants of the chain: a table, their pictures, and a page in `root`, the workspace.
+
+    judged: variant -> as `publish`'s models.
+    """
     with unless_it_fails():
         rows = [
             {"variant": name, **{key: str(value) for key, value in overrides[name].items()}, **row}
@@ -91,6 +99,25 @@ def compare(
         page = [f"## {name}\n\n{pictures_of(folder, judged[name])}" for name, folder in clones.items()]
         about = "Columns share their prompt and noise"
         create_markdown_artifact("\n\n".join(page), key="comparison-pictures", description=about)
+    with unless_it_fails():
+        keys = dict.fromkeys(key for changed in overrides.values() for key in changed)
+        variants = []
+        for name, models in judged.items():
+            params = load_params(clones[name] / PARAMS)
+            values = {key: setting(params, key) for key in keys}
+            variants += [Variant(name, values, clones[name], list(models))] if models else []
+        build(variants, root / COMPARISON)
+        place = (root / COMPARISON).resolve().as_uri()
+        create_link_artifact(
+            place, str(COMPARISON), key="comparison-page", description="The variants side by side"
+        )
+
+
+def setting(values: Any, key: str) -> str:
+    """The value at a dotted key of params.yaml, as it would stand there; null where there is none."""
+    for part in key.split("."):
+        values = values.get(part) if isinstance(values, Mapping) else None
+    return values if isinstance(values, str) else json.dumps(values)
 
 
 def rows_of(root: Path, models: Mapping[str, Sequence[int]]) -> list[dict[str, str]]:
