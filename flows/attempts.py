@@ -29,17 +29,12 @@ def attempt(
     arguments: of `dvc repro`. stop: set when it shall end. then: what belongs to a success; where it raises
     MayPass, it is tried again with the stage.
     """
-    log, follow = get_run_logger(), following(stage.name)
+    log = get_run_logger()
     environment: dict[str, str] = {}
     failures = 0
-
-    def hear(line: str) -> None:
-        log.info(line)
-        follow(line)
-
     while True:
         try:
-            with leased(stage.demands.gpus, stop) as lease:
+            with following(stage.name) as hear, leased(stage.demands.gpus, stop) as lease:
                 seconds = 3600 * stage.demands.hours if stage.demands.hours else None
                 ran = run_stage(stage.name, root, lease, stop, hear, seconds, environment, arguments)
             then()

@@ -123,7 +123,7 @@ def next_line(lines: "queue.Queue[str | None]", stop: threading.Event, limit: fl
 def failure(name: str, said: Sequence[str], status: int = 1) -> StageFailed:
     """What a failed stage said, as the error that says what to do next."""
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    died = not errors and (status > 128 or any(DIED.search(line) for line in said))
+    died = not errors and (128 < status < 192 or any(DIED.search(line) for line in said))
     unreachable = any(word in line for line in said[-5:] for word in PASSING)
     kind: type[StageFailed] = MayPass if died or unreachable else StageFailed
     if any(OUT_OF_MEMORY in line for line in errors):

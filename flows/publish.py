@@ -8,7 +8,10 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import copy_context
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from prefect.artifacts import (
@@ -23,9 +26,10 @@ from prefect.logging import get_run_logger
 from fewstep.config.base import PARAMS, load_params
 from fewstep.evaluation.schema import Metrics
 from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, REPORT
-from fewstep.report.variants import Variant, build
 
 COMPARISON = REPORT.with_name("ablation.html")
+PATIENCE = 5.0
+"""Seconds for the last progress to be shown."""
 LINE = re.compile(r"^(?P<name>[^:]+):\s+(?P<percent>\d+) %")
 
 
@@ -43,24 +47,50 @@ def key_of(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def following(stage: str) -> Callable[[str], None]:
-    """Turns the stage's own progress lines into a progress artifact for each thing it goes through."""
-    begun: dict[str, object] = {}
+@contextmanager
+def following(stage: str) -> Iterator[Callable[[str], None]]:
+    """Takes the stage's lines: they are logged, and its progress is shown for each thing it goes through.
+
+    That in a thread of its own: a server that is gone, or slow, holds up nobody. Of waiting lines the newest
+    counts.
+    """
+    log = get_run_logger()
+    lines: SimpleQueue[str | None] = SimpleQueue()
+    thread = Thread(target=copy_context().run, args=(show_progress, stage, lines), daemon=True)
+    thread.start()
 
     def hear(line: str) -> None:
-        found = LINE.match(line)
-        if found is None:
-            return
-        name, percent = found["name"], float(found["percent"])
-        with unless_it_fails():
-            if name not in begun:
-                begun[name] = create_progress_artifact(
-                    percent, key=key_of(f"{stage} {name}"), description=f"{stage}: {name}"
-                )
-            else:
-                update_progress_artifact(begun[name], percent, line)  # type: ignore[arg-type]
+        log.info(line)
+        lines.put(line)
 
-    return hear
+    try:
+        yield hear
+    finally:
+        lines.put(None)
+        thread.join(PATIENCE)
+
+
+def show_progress(stage: str, lines: "SimpleQueue[str | None]") -> None:
+    """Until a None comes."""
+    begun: dict[str, object] = {}
+    line: str | None = ""
+    while line is not None:
+        newest: dict[str, tuple[float, str]] = {}
+        line = lines.get()
+        while line is not None:
+            if found := LINE.match(line):
+                newest[found["name"]] = float(found["percent"]), line
+            if lines.empty():
+                break
+            line = lines.get()
+        for name, (percent, text) in newest.items():
+            with unless_it_fails():
+                if name not in begun:
+                    begun[name] = create_progress_artifact(
+                        percent, key=key_of(f"{stage} {name}"), description=f"{stage}: {name}"
+                    )
+                else:
+                    update_progress_artifact(begun[name], percent, text)  # type: ignore[arg-type]
 
 
 def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
@@ -100,6 +130,9 @@ def compare(
         about = "Columns share their prompt and noise"
         create_markdown_artifact("\n\n".join(page), key="comparison-pictures", description=about)
     with unless_it_fails():
+        # It draws with matplotlib, for which the other flows need not wait.
+        from fewstep.report.variants import Variant, build
+
         keys = dict.fromkeys(key for changed in overrides.values() for key in changed)
         variants = []
         for name, models in judged.items():

@@ -196,6 +196,9 @@ def test_variants_share_their_ancestors_and_become_experiments(copied: Project, 
     rows = json.loads(server.artifacts()["comparison"]["data"])
     compared = {tuple(row[key] for key in VARIED) for row in rows}
     assert compared == {("4", "2"), ("4", "4"), ("5", "2"), ("5", "4")}
+    page = (copied.folder / "reports/ablation.html").read_text()
+    assert all(key.rsplit(".", 1)[-1] in page for key in VARIED) and "data:image/png" in page
+    assert server.artifacts()["comparison-page"]["type"] == "markdown"
     shown = copied.run("dvc", "exp", "list", "--name-only").stdout.split()
     assert sorted(shown) == ["steps-4-steps-2", "steps-4-steps-4", "steps-5-steps-2", "steps-5-steps-4"]
 

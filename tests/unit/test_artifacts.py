@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from fewstep.artifacts.folder import read_json, whole_file, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest, identity
@@ -36,6 +37,15 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
     ):
         stream.write("x" * 100_000)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_clear_from_safetensors_too(tmp_path: Path) -> None:
+    """The words are those of a save on a full file system; /dev/full would be replaced by the file."""
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    with pytest.raises(UserError, match="model: the disk is full"), whole_folder(tmp_path / "model"):
+        raise SafetensorError(said)
+    with pytest.raises(SafetensorError, match="header"), whole_folder(tmp_path / "model"):
+        raise SafetensorError("Error while deserializing header: invalid header")
 
 
 def test_json_is_deterministic_and_refuses_what_json_has_not(tmp_path: Path) -> None:

@@ -103,8 +103,8 @@ def test_the_plan_says_what_each_stage_computes(default: Design) -> None:
     assert once
     triplets = chain.triplets
     assert found["generate_triplets@0"] == triplets.shard_size * triplets.steps * 2 * once
-    assert found["halve@4"] and found["reflow@reflow"]
-    assert found["reflow@reflow"] / found["halve@4"] == pytest.approx(
+    assert found["halve-4"] and found["reflow"]
+    assert found["reflow"] / found["halve-4"] == pytest.approx(
         chain.reflow["reflow"].training.steps / chain.halve["4"].training.steps
     )
     assert speed(0.0) > 1e8

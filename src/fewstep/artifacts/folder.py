@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from fewstep.errors import UserError
 
 
@@ -62,12 +64,20 @@ def friendly_disk_errors(path: Path) -> Iterator[None]:
     """Turn "no space left" into a message that says where and what to do."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        if is_full(error):
             raise UserError(
                 f"{path}: the disk is full; free some space (`dvc gc -w` drops unused cache) and run again"
             ) from error
         raise
+
+
+def is_full(error: OSError | SafetensorError) -> bool:
+    """Whether there was no place left; safetensors tells the system's number in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"(os error {number})" in str(error) for number in full)
 
 
 def write_json(path: Path, value: Any) -> None:
