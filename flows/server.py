@@ -13,8 +13,8 @@ from urllib.request import urlopen
 
 SECONDS = 60
 """How long a new one may take until it answers."""
-SILENCE = timedelta(seconds=90)
-"""How long a run may send no sign of life; it sends one every PREFECT_FLOWS_HEARTBEAT_FREQUENCY seconds."""
+SILENCE = timedelta(minutes=9)
+"""How long a run may send no sign of life: three of Prefect's usual heartbeats."""
 
 
 def answers(url: str) -> bool:

@@ -207,9 +207,12 @@ def test_variants_share_their_ancestors_and_become_experiments(copied: Project, 
     assert set(server.tasks().values()) == {"Cached"}
 
 
-def test_a_server_that_is_there_is_taken(copied: Project, server: Server) -> None:
-    found = copied.run(sys.executable, "-m", "flows.server", **server.environment)
-    assert found.returncode == 0 and f"there is a server at {server.url}" in found.stdout, found.stderr
+def test_a_server_that_is_there_is_taken_and_minds_lost_runs(copied: Project, server: Server) -> None:
+    for _ in range(2):
+        found = copied.run(sys.executable, "-m", "flows.server", **server.environment)
+        assert found.returncode == 0 and f"there is a server at {server.url}" in found.stdout, found.stderr
+    (automation,) = server.ask("automations/filter", {})
+    assert automation["enabled"] and automation["actions"][0]["state"] == "CRASHED"
 
 
 GREEDY = """
