@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from fewstep.cli import main
 from tests.integration.project import Project
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -29,7 +30,12 @@ WRONG: list[tuple[str, Any, str]] = [
 
 @pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[key for key, _, _ in WRONG])
 def test_check_names_the_key_its_value_and_what_is_allowed(
-    new_project: Callable[..., Project], key: str, value: object, message: str
+    new_project: Callable[..., Project],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+    value: object,
+    message: str,
 ) -> None:
     project = new_project()
     params = project.params
@@ -39,10 +45,11 @@ def test_check_names_the_key_its_value_and_what_is_allowed(
         section = section[part]
     section[last] = value
     project.write_params(params)
-    result = project.run("fewstep", "check")
-    assert result.returncode == 1
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    monkeypatch.chdir(project.folder)
+    with pytest.raises(SystemExit) as ended:
+        main(["check"])
+    assert ended.value.code == 1
+    assert message in capsys.readouterr().err
 
 
 def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(new_project: Callable[..., Project]) -> None:

@@ -130,7 +130,7 @@ def test_a_stage_that_fails_says_it_in_its_own_words(copied: Project, server: Se
 def test_stopped_it_leaves_nothing_and_goes_on_where_it_was(
     number: signal.Signals, copied: Project, server: Server
 ) -> None:
-    training(copied, 500)
+    training(copied, 200)
     process = start(copied, server, KEEP, targets=REFLOW)
     pid = caught(copied, process)
     begun = time.monotonic()
@@ -145,7 +145,7 @@ def test_stopped_it_leaves_nothing_and_goes_on_where_it_was(
 
 
 def test_a_killed_stage_is_started_again_and_resumes(copied: Project, server: Server) -> None:
-    training(copied, 400)
+    training(copied, 200)
     process = start(copied, server, KEEP, targets=REFLOW)
     os.kill(caught(copied, process), signal.SIGKILL)
     status, said = ended(process)
