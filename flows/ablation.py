@@ -18,12 +18,12 @@ from typing import Any
 
 from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
 from dvc.repo import Repo  # type: ignore[import-untyped]
-from prefect import Task, flow
+from prefect import flow
 from prefect.futures import PrefectFuture
 
 from fewstep.config.base import PARAMS
 from fewstep.errors import UserError
-from flows.chain import THREADS, alone_in, finish, run
+from flows.chain import THREADS, alone_in, finish, named, run
 from flows.code import git
 from flows.graph import Stage, stages_of
 from flows.overrides import override, tried
@@ -55,8 +55,7 @@ def ablation(variants: dict[str, list[Any]] | list[dict[str, Any]], targets: lis
                     label = f"{name}: {stage.name}"
                     before = [tasks[name, need] for need in stage.needs]
                     before += [first[known[stage.name]]] if known[stage.name] in first else []
-                    named: Task[Any, Any] = run.with_options(name=label, task_run_name=label)
-                    task = named.submit(stage, folder, False, [], wait_for=before)
+                    task = named(run, label).submit(stage, folder, False, [], wait_for=before)
                     tasks[name, stage.name] = task
                     first.setdefault(known[stage.name], task)
         for name, folder in clones.items():

@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph import Stage
-from flows.process import MayPass, OutOfMemory, StageFailed, run_stage
+from flows.process import MayPass, OutOfMemory, StageFailed, run_dvc
 from flows.publish import following
 from flows.slots import Stopped, leased
 
@@ -36,7 +36,8 @@ def attempt(
         try:
             with following(stage.name) as hear, leased(stage.demands.gpus, stop) as lease:
                 seconds = 3600 * stage.demands.hours if stage.demands.hours else None
-                ran = run_stage(stage.name, root, lease, stop, hear, seconds, environment, arguments)
+                command = ["repro", *arguments, stage.name]
+                ran = run_dvc(command, stage.name, root, stop, hear, lease, seconds, environment)
             then()
             return Completed() if ran else Completed(name="Cached", message="DVC had it")
         except Stopped:

@@ -54,10 +54,15 @@ def chain(
         tasks: dict[str, PrefectFuture[Any]] = {}
         with finish(tasks):
             for stage in stages:
-                named: Task[Any, Any] = run.with_options(name=stage.name, task_run_name=stage.name)
                 before = [tasks[name] for name in stage.needs]
-                tasks[stage.name] = named.submit(stage, root, stage.name in idle, arguments, wait_for=before)
+                given = (stage, root, stage.name in idle, arguments)
+                tasks[stage.name] = named(run, stage.name).submit(*given, wait_for=before)
         publish(root, asked.evaluate.models)
+
+
+def named(what: Task[Any, Any], name: str) -> Task[Any, Any]:
+    """The task under this name; before it starts, the page shows `name`, then `task_run_name`."""
+    return what.with_options(name=name, task_run_name=name)
 
 
 @contextmanager

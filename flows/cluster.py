@@ -26,7 +26,7 @@ from prefect.states import Cancelled, Cancelling, Completed, Failed
 from fewstep.config.base import PARAMS
 from fewstep.errors import UserError
 from flows.attempts import attempt, delay
-from flows.chain import STOP, THREADS, alone_in, finish
+from flows.chain import STOP, THREADS, alone_in, finish, named
 from flows.code import commit_of, follow
 from flows.graph import Stage, stages_of, unchanged
 from flows.overrides import override
@@ -45,13 +45,14 @@ def cluster(targets: list[str] | None = None, overrides: dict[str, Any] | None =
     root = Path.cwd()
     with alone_in(root):
         require_remote(root)
-        asked = override(root, overrides or {})
-        commit, params = commit_of(root), (root / PARAMS).read_text()
+        commit = commit_of(root)
+        asked, params = override(root, overrides or {}), (root / PARAMS).read_text()
         stages = stages_of(root, targets or [])
         idle = unchanged(root, stages)
         tasks: dict[str, PrefectFuture[Any]] = {}
         with finish(tasks):
-            first = named(share, "share").submit(root, sorted(idle))
+            there = [stage.name for stage in stages if stage.makes and stage.name in idle]
+            first = named(share, "share").submit(root, there)
             tasks["share"] = first
             for stage in (each for each in stages if each.makes):
                 before = [tasks[name] for name in stage.needs] or [first]
@@ -62,11 +63,6 @@ def cluster(targets: list[str] | None = None, overrides: dict[str, Any] | None =
         publish(root, asked.evaluate.models)
 
 
-def named(what: Any, name: str) -> Any:
-    """The task under this name, also before it starts."""
-    return what.with_options(name=name, task_run_name=name)
-
-
 def require_remote(root: Path) -> None:
     """Raises UserError where results have no way from one clone to another."""
     with Repo(str(root)) as repo:
@@ -75,10 +71,10 @@ def require_remote(root: Path) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def share(root: Path, idle: list[str]) -> None:
+def share(root: Path, there: list[str]) -> None:
     """What this clone has already goes to the remote, so that no worker makes it anew."""
-    if idle:
-        run_dvc(["push", "--run-cache", *idle], "share", root, STOP, get_run_logger().info)
+    if there:
+        run_dvc(["push", "--run-cache", *there], "share", root, STOP, get_run_logger().info)
 
 
 @task(cache_policy=NO_CACHE)

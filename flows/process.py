@@ -1,4 +1,4 @@
-"""One stage as a group of processes of its own: followed line by line, stopped as a whole by its guard."""
+"""DVC as a group of processes of its own: followed line by line, stopped as a whole by its guard."""
 
 import os
 import queue
@@ -16,6 +16,8 @@ from flows import guard
 from flows.slots import Lease, Stopped
 
 DVC = ("dvc", "--wait-for-lock")
+NOTHING = Lease({}, ())
+"""For what needs no place to compute."""
 DIED = re.compile(r"exited with -\d+|exited with 1(2[89]|3\d|4\d)\b")
 PASSING = ("Connection", "connection", "timed out", "Temporary failure", "Service Unavailable")
 
@@ -32,46 +34,33 @@ class OutOfMemory(StageFailed):
     """For want of memory on its device."""
 
 
-def run_stage(
-    name: str,
-    root: Path,
-    lease: Lease,
-    stop: threading.Event,
-    hear: Callable[[str], None],
-    seconds: float | None = None,
-    environment: Mapping[str, str] | None = None,
-    arguments: Sequence[str] = ("-s",),
-) -> bool:
-    """`dvc repro` of one stage, with these arguments; `-s`: its ancestors are left alone.
-
-    Returns whether it ran. Otherwise as `run_dvc`.
-    """
-    more = {**lease.environment, **(environment or {})}
-    command = ["repro", *arguments, name]
-    said = run_dvc(command, name, root, stop, hear, seconds, more, lease.descriptors)
-    return f"Running stage '{name}':" in said
-
-
 def run_dvc(
     command: Sequence[str],
     name: str,
     root: Path,
     stop: threading.Event,
     hear: Callable[[str], None],
+    lease: Lease = NOTHING,
     seconds: float | None = None,
     environment: Mapping[str, str] | None = None,
-    descriptors: Sequence[int] = (),
-) -> list[str]:
-    """A command of DVC, waiting where another is at work. Returns what it said.
+) -> bool:
+    """A command of DVC, waiting where another is at work. Returns whether the stage `name` ran in it.
 
-    name: for whom. hear: gets every line. seconds: until it is stopped. descriptors: inherited by its
-    processes. Raises StageFailed with the stage's own words, or Stopped, after all its processes are gone.
+    hear: gets every line. seconds: until it is stopped. Raises StageFailed with the stage's own words, or
+    Stopped, after all its processes are gone.
     """
-    ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **(environment or {})}
+    ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **lease.environment, **(environment or {})}
     heard, held = os.pipe()
     try:
         child = subprocess.Popen(
-            [sys.executable, guard.__file__, str(heard), ",".join(map(str, descriptors)), *DVC, *command],
+            [
+                sys.executable,
+                guard.__file__,
+                str(heard),
+                ",".join(map(str, lease.descriptors)),
+                *DVC,
+                *command,
+            ],
             cwd=root,
             env={**os.environ, **ours},
             stdout=subprocess.PIPE,
@@ -79,7 +68,7 @@ def run_dvc(
             text=True,
             errors="replace",
             start_new_session=True,
-            pass_fds=(heard, *descriptors),
+            pass_fds=(heard, *lease.descriptors),
         )
     finally:
         os.close(heard)
@@ -96,7 +85,7 @@ def run_dvc(
         status = child.wait()
     if status != 0:
         raise failure(name, said, status)
-    return said
+    return f"Running stage '{name}':" in said
 
 
 def drain(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:

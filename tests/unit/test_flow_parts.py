@@ -11,8 +11,8 @@ from flows.ablation import clone, spread
 from flows.code import git
 from flows.graph import stages_of
 from flows.overrides import override
-from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_stage
-from flows.slots import Lease, Stopped
+from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_dvc
+from flows.slots import Stopped
 
 from fewstep.errors import UserError
 from fewstep.stage import OUT_OF_MEMORY
@@ -64,12 +64,12 @@ def test_a_wrong_demand_is_named(workspace: Path) -> None:
 def test_a_stage_runs_says_its_lines_and_then_has_nothing_to_do(workspace: Path) -> None:
     for expected in (True, False):
         lines: list[str] = []
-        ran = run_stage("a", workspace, Lease({}, ()), threading.Event(), lines.append)
+        ran = run_dvc(["repro", "-s", "a"], "a", workspace, threading.Event(), lines.append)
         assert ran == expected and any("'a'" in line for line in lines)
     stop = threading.Event()
     stop.set()
     with pytest.raises(Stopped):
-        run_stage("c", workspace, Lease({}, ()), stop, lambda line: None)
+        run_dvc(["repro", "-s", "c"], "c", workspace, stop, lambda line: None)
 
 
 FAILED = "ERROR: failed to reproduce 'a': failed to run: python a.py, exited with"
