@@ -29,8 +29,10 @@ ui: .venv/ready  ## watch and start the chain in a browser
 worker: .venv/ready  ## take stages of a cluster
 	prefect worker start --pool fewstep-stages --limit 1
 
+# Two at once, a file of tests each: most of their time is the start of processes.
+test: export OMP_WAIT_POLICY ?= PASSIVE
 test: .venv/ready  ## run the tests
-	pytest -q tests
+	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/ready  ## style and types
 	ruff check .
