@@ -28,6 +28,7 @@ from tests.pipelines import CAPTIONS, make, pack
 FAMILIES = ("sd", "sdxl", "pixart", "sd3", "flux", "sana", "pixel")
 STEPS = (1, 2, 4)
 OWN_PATH = 3  # does not divide the table
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 # It knows diffusers and the folder, nothing of ours.
 STRANGER = """
@@ -87,35 +88,42 @@ def student_of(backbone: Backbone, teacher: Path, folder: Path, steps: int, stra
     return open_model(folder, backbone)
 
 
+def exported(
+    root: Path, name: str, family: str, teacher: Path, steps: int, straight: bool
+) -> tuple[Path, torch.Tensor]:
+    """A student of the teacher as a folder of diffusers with its input beside it, and the latents to draw."""
+    backbone = open_backbone(teacher)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    model = student_of(backbone, teacher, root / "models" / name, steps, straight)
+    out = root / "exports" / name
+    export(out, model, root / "models" / name, teacher, backbone)
+    with torch.no_grad():
+        conditions = backbone.encode_prompts(CAPTIONS)
+    latents = Sampler(model, backbone, SamplingConfig()).latents(conditions, noise, steps)
+    if family == "flux":
+        noise, latents = pack(noise), pack(latents)
+    save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
+    out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
+    return out, latents
+
+
 def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
     ours: dict[Path, torch.Tensor] = {}
     for family in FAMILIES:
-        teacher = tmp_path / family
-        backbone = teacher_of(family, teacher)
-        noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+        teacher_of(family, tmp_path / family)
         for steps in STEPS:
             name = f"{family}-{steps}" + ("-unconditional" if family == "pixel" else "")
-            model = student_of(backbone, teacher, tmp_path / "models" / name, steps, family != "pixel")
-            out = tmp_path / "exports" / name
-            export(out, model, tmp_path / "models" / name, teacher, backbone)
-            with torch.no_grad():
-                conditions = backbone.encode_prompts(CAPTIONS)
-            ours[out] = Sampler(model, backbone, SamplingConfig()).latents(conditions, noise, steps)
-            given = pack(noise) if family == "flux" else noise
-            if family == "flux":
-                ours[out] = pack(ours[out])
-            save_file({"noise": given}, out.with_suffix(".noise.safetensors"))
-            out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
-    backbone, teacher = open_backbone(tmp_path / "sd"), tmp_path / "sd"
-    model = student_of(backbone, teacher, tmp_path / "models" / "own", OWN_PATH, straight=False)
-    out = tmp_path / "exports" / "own"
-    export(out, model, tmp_path / "models" / "own", teacher, backbone)
-    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        conditions = backbone.encode_prompts(CAPTIONS)
-    ours[out] = Sampler(model, backbone, SamplingConfig()).latents(conditions, noise, OWN_PATH)
-    save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
-    out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
+            out, latents = exported(tmp_path, name, family, tmp_path / family, steps, family != "pixel")
+            ours[out] = latents
+    out, latents = exported(tmp_path, "own", "sd", tmp_path / "sd", OWN_PATH, straight=False)
+    ours[out] = latents
+    for family in ("sd", "sdxl"):
+        teacher = tmp_path / f"{family}-zero-snr"
+        teacher_of(family, teacher, **ZERO_SNR)
+        for steps in (2, 4, OWN_PATH):
+            name = f"{teacher.name}-{steps}"
+            out, latents = exported(tmp_path, name, family, teacher, steps, steps != OWN_PATH)
+            ours[out] = latents
     subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
     for out, expected in ours.items():
         found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
@@ -158,6 +166,8 @@ def test_what_diffusers_cannot_draw_is_refused_with_the_way_out(tmp_path: Path) 
         flow = student_of(pixel, teacher, tmp_path / "m" / "flow", steps)
         with pytest.raises(UserError, match="DDIMPipeline knows no classes"):
             export(tmp_path / "out", flow, tmp_path / "m" / "flow", teacher, pixel)
+    with pytest.raises(UserError, match=r"export\.raw\.steps = 16: .* take fewer"):
+        export(tmp_path / "out", model, tmp_path / "m" / "raw", tmp_path / "t", backbone, steps=16)
     with pytest.raises(UserError, match="say how many"):
         export(tmp_path / "out", replace(model, steps=None), tmp_path / "m" / "raw", tmp_path / "t", backbone)
     assert not (tmp_path / "out").exists()

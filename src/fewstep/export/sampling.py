@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
 
 from fewstep.backbones.pipeline import is_flow
 from fewstep.diffusion.denoiser import Denoiser, Prediction
@@ -31,7 +32,8 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
       others stock DDIM leaves its own grid): DDIM with `trailing` spacing.
     - Else DDIM steps at angles between the table's entries. Divided by alpha, DDIM is Euler's method in
       `sigma / alpha` (Song et al. 2021, eq. 14), so Euler with explicit sigmas takes them; `leading` lets it
-      start from noise at the table's last entry, as the model does.
+      start from noise at the table's last entry, as the model does. A v-prediction that starts from pure
+      noise is turned first, see `turn`.
 
     Raises UserError, with `name`, where diffusers has none.
     """
@@ -46,13 +48,21 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
                 DDIMScheduler.from_config(scheduler, **own, thresholding=False, steps_offset=1),
                 {"num_inference_steps": steps},
             )
-        case DiscreteVP() as table, path, (Prediction.EPSILON | Prediction.V):
+        case DiscreteVP() as table, path, (Prediction.EPSILON | Prediction.V) as prediction:
             plain = {f"use_{kind}_sigmas": False for kind in ("karras", "exponential", "beta")}
+            by = turn(table) if prediction == Prediction.V else 0.0
+            sigmas = ratios(table, path, steps, by)
+            if sigmas[1] == sigmas[0]:
+                raise UserError(
+                    f"export.{name}.steps = {steps}: two of them start beyond the noisiest entry of the "
+                    "teacher's table, which no scheduler of diffusers does; take fewer"
+                )
+            own = {"trained_betas": turned_betas(table, by), "rescale_betas_zero_snr": False} if by else {}
             return StockSampling(
                 EulerDiscreteScheduler.from_config(
-                    scheduler, timestep_spacing="leading", timestep_type="discrete", **plain
+                    scheduler, timestep_spacing="leading", timestep_type="discrete", **plain, **own
                 ),
-                {"sigmas": ratios(table, path, steps)},
+                {"sigmas": sigmas},
             )
     raise UserError(
         f"export.{name}: no scheduler of diffusers draws with a {denoiser.prediction} network of "
@@ -66,9 +76,32 @@ def divides(steps: int, table: DiscreteVP) -> bool:
     return len(table.alphas_cumprod) % steps == 0
 
 
-def ratios(table: DiscreteVP, path: Schedule, steps: int) -> list[float]:
-    """`sigma / alpha` at the path's trailing times, no noisier than the table's end, and the final 0."""
-    angles = path.angle(torch.tensor(trailing(steps)[:-1], dtype=torch.float64))
-    # At zero terminal SNR diffusers puts 2^-24 for the table's last entry.
-    last = math.acos(math.sqrt(max(table.alphas_cumprod[-1], 2**-24)))
-    return [*torch.tan(angles.clamp(max=last)).tolist(), 0.0]
+def turn(table: DiscreteVP) -> float:
+    """The angle that a v-prediction is turned back by, so that `sigma / alpha` starts at 256 at most.
+
+    From pure noise the ratio is infinite. diffusers would start at 4096, which is not what the model does,
+    and leave float32 four digits. But a DDIM step of a v-prediction is a rotation by the difference of two
+    angles, `cos(t - s) x_t - sin(t - s) v` (Salimans & Ho 2022, appendix D): the same step wherever it
+    begins, as long as the network is told its own time. It then ends at a small negative ratio, and its
+    result is too large by 8e-6.
+    """
+    first, last = angles(table)[[0, -1]].tolist()
+    return min(max(last - math.atan(256), 0.0), first / 2)
+
+
+def turned_betas(table: DiscreteVP, by: float) -> list[float]:
+    """The table with every angle less by `by`: diffusers finds in it the network's time of a turned ratio."""
+    alphas_cumprod = torch.cos(angles(table) - by).square()
+    before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
+    return (1 - alphas_cumprod / before).tolist()
+
+
+def ratios(table: DiscreteVP, path: Schedule, steps: int, by: float) -> list[float]:
+    """`sigma / alpha` at the path's trailing times, no noisier than the table's end, turned back by `by`."""
+    times = torch.tensor(trailing(steps), dtype=torch.float64)
+    return torch.tan(path.angle(times).clamp(max=float(angles(table)[-1])) - by).tolist()
+
+
+def angles(table: DiscreteVP) -> Tensor:
+    """Of the table's entries, float64."""
+    return torch.acos(torch.tensor(table.alphas_cumprod, dtype=torch.float64).sqrt())
