@@ -63,7 +63,7 @@ class Discs(CustomModel):
 
 
 def build(trained: bool) -> CustomModel:
-    """What `adopt_teacher.factory` names: the model, with its trained weights when asked for."""
+    """What `teacher.adopt` names: the model, with its trained weights when asked for."""
     net = Net()
     if trained:
         load_model(net, WEIGHTS)

@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 
 from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import family
+from fewstep.backbones.own_code import own_modules
 from fewstep.backbones.sd_new import new_net, new_vae
 from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
@@ -71,9 +72,11 @@ def missing_inputs(chain: Chain) -> list[str]:
                 f"params.yaml: import_teacher.local_files_only: {where} is not in the cache; run "
                 f"`hf download {where}` first"
             )
-    for where in chain.teacher.adopt:
-        if not Path(where).is_file():
-            faults.append(f"params.yaml: teacher.adopt = [{where}]: no such file")
+    for factory in chain.teacher.adopt:
+        try:
+            own_modules(factory.partition(":")[0])
+        except UserError as error:
+            faults.append(str(error))
     if chain.features.suffix and not chain.features.is_file():
         faults.append(
             f"params.yaml: features = {chain.features}: no such file; see docs/metrics.md for where to get it"
@@ -114,6 +117,8 @@ def plan(chain: Chain) -> list[PlannedStage]:
         stages.append(training("train_teacher, autoencoder", vae, None))
         stages.append(training("train_teacher, denoiser", chain.train_teacher.training, model))
     else:
+        if chain.teacher.adopt:
+            stages.append(PlannedStage("collect_code", None, None, None))
         stages.append(PlannedStage(taking_over(chain), None, None, model))
     for split in chain.encode_data:
         stages.append(

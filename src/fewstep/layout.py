@@ -4,6 +4,7 @@ from pathlib import Path
 
 DATA = Path("artifacts/data")
 JUDGE = Path("artifacts/judge")
+CODE = Path("artifacts/code")
 ENCODED = Path("artifacts/encoded")
 MODELS = Path("artifacts/models")
 TEACHER = MODELS / "teacher"

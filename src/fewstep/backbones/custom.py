@@ -1,7 +1,8 @@
-"""A model of one's own, from one file of its user; docs/custom_model.md walks through an example."""
+"""A model of one's own, from a module of its user; docs/custom_model.md walks through an example."""
 
-import importlib.util
+import importlib
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -11,13 +12,14 @@ from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from fewstep.artifacts.folder import read_json, write_json
+from fewstep.artifacts.manifest import NAME
 from fewstep.diffusion.denoiser import Conditions, Network, Prediction
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import trailing
 from fewstep.errors import UserError
 from fewstep.hardware import device
 
-CODE, WEIGHTS, FACTORY = "model.py", "weights.safetensors", "factory.json"
+CODE, WEIGHTS, FACTORY = "code", "weights.safetensors", "factory.json"
 
 
 class CustomModel:
@@ -96,7 +98,9 @@ class CustomModel:
 
     @classmethod
     def open(cls, folder: Path) -> "CustomModel":
-        """A teacher written by `adopt`: its own copies of the user's file and of the weights."""
+        """A teacher written by `adopt`: its own copies of the user's modules and of the weights."""
+        sys.dont_write_bytecode = True  # beside the modules: an artifact stays as it is
+        forget(folder / CODE)
         model = factory_in(folder / CODE, read_json(folder / FACTORY)["factory"])(False)
         model.net = model.load_net(folder / "net")
         return model
@@ -105,30 +109,42 @@ class CustomModel:
 Adapter = CustomModel
 
 
-def adopt(file: Path, factory: str, folder: Path) -> CustomModel:
-    """Write the model that the factory in `file` makes into `folder`. Raises UserError when it makes none."""
-    model = factory_in(file, factory)(True)
+def adopt(name: str, code: Path, folder: Path) -> CustomModel:
+    """Write the model that the user's factory makes into `folder`.
+
+    name: `package.module:factory`, imported as any program in the working folder does. code: copies of its
+    modules. Raises UserError when it makes no model.
+    """
+    model = factory_in(Path.cwd(), name)(True)
     if not isinstance(model, CustomModel):
-        raise UserError(f"{file}: {factory} returned {model!r}, not a fewstep.backbones.custom.CustomModel")
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, folder / CODE)
-    write_json(folder / FACTORY, {"factory": factory})
+        raise UserError(
+            f"params.yaml: teacher.adopt = [{name}]: it returned {model!r}, not a "
+            "fewstep.backbones.custom.CustomModel"
+        )
+    shutil.copytree(code, folder / CODE, ignore=shutil.ignore_patterns(NAME))
+    write_json(folder / FACTORY, {"factory": name})
     model.save_net(model.net, folder / "net")
     return model
 
 
-def factory_in(file: Path, name: str) -> Callable[[bool], Any]:
-    """The factory in a user's file.
+def factory_in(root: Path, name: str) -> Callable[[bool], Any]:
+    """The factory `package.module:factory`; its module is looked for in `root` before anywhere else.
 
     It is called as `factory(trained)`: with True once, to bring the trained weights; with False whenever
     the chain puts its own copy of them into the network that was made.
     """
-    spec = importlib.util.spec_from_file_location(f"fewstep_custom_{file.stem}", file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise UserError(f"params.yaml: teacher.adopt: {file}: no such Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise UserError(f"params.yaml: adopt_teacher.factory = {name!r}: {file} has no such function")
-    factory: Callable[[bool], Any] = getattr(module, name)
+    module, _, function = name.partition(":")
+    sys.path.insert(0, str(root.resolve()))
+    importlib.invalidate_caches()
+    factory: Callable[[bool], Any] | None = getattr(importlib.import_module(module), function, None)
+    if not callable(factory):
+        raise UserError(f"params.yaml: teacher.adopt = [{name}]: {module} has no function {function}")
     return factory
+
+
+def forget(code: Path) -> None:
+    """Drop what was imported by the names of the modules in `code`, so that these are imported next."""
+    for file in code.rglob("*.py"):
+        parts = file.relative_to(code).with_suffix("").parts
+        for depth in range(len(parts)):
+            sys.modules.pop(".".join(parts[: depth + 1]), None)

@@ -13,12 +13,7 @@ from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
 from fewstep.config.export import ExportConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.teacher import (
-    AdoptTeacherConfig,
-    ImportTeacherConfig,
-    TeacherConfig,
-    TrainTeacherConfig,
-)
+from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig, TrainTeacherConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.errors import UserError
 from fewstep.layout import JUDGE, TEACHER
@@ -48,7 +43,6 @@ class Chain(Section):
     train_judge: JudgeConfig | None = None
     train_teacher: TrainTeacherConfig | None = None
     import_teacher: ImportTeacherConfig = ImportTeacherConfig()
-    adopt_teacher: AdoptTeacherConfig = AdoptTeacherConfig()
     reflow: dict[str, reflow.Config]
     halve: dict[str, halve.Config]
     students: dict[str, Any]

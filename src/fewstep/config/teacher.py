@@ -1,11 +1,22 @@
 """`teacher:`, `train_teacher:` and `import_teacher:` where the teacher comes from."""
 
-from typing import Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from fewstep.config.base import Section
 from fewstep.config.training import TrainingConfig
+
+
+def factory_name(value: str) -> str:
+    """`package.module:factory`. Raises ValueError on another form."""
+    if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+        raise ValueError(
+            "expected `package.module:factory`, a module's name and a function in it, as "
+            "`examples.own_model.model:build` for the file examples/own_model/model.py"
+        )
+    return value
 
 
 class TeacherConfig(Section):
@@ -17,8 +28,12 @@ class TeacherConfig(Section):
     """[NAME]: train it here, as `train_teacher` says."""
     load: tuple[str, ...] = ()
     """[WHERE]: a diffusers folder, hub id or .safetensors checkpoint to import instead."""
-    adopt: tuple[str, ...] = ()
-    """[FILE.py]: a model of one's own instead, made as `adopt_teacher` says; its backbone is `custom`."""
+    adopt: tuple[Annotated[str, AfterValidator(factory_name)], ...] = ()
+    """[package.module:factory]: a model of one's own instead; its backbone is `custom`.
+
+    The module lies below the project's root or is installed; `factory(trained: bool)` returns a
+    `fewstep.backbones.custom.CustomModel`, see docs/custom_model.md.
+    """
 
     @model_validator(mode="after")
     def _one(self) -> "TeacherConfig":
@@ -92,13 +107,6 @@ class TrainTeacherConfig(Section):
     word_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of words left out of the other captions, so that each word's meaning is learned by itself."""
     training: TrainingConfig
-
-
-class AdoptTeacherConfig(Section):
-    """The `adopt_teacher` section."""
-
-    factory: str = "build"
-    """Function in the file: `build(trained: bool) -> fewstep.backbones.custom.CustomModel`."""
 
 
 class ImportTeacherConfig(Section):
