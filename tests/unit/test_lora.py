@@ -144,7 +144,39 @@ def test_the_stock_pipeline_loads_it(family: str, tmp_path: Path, monkeypatch: p
     part = backbone.net_part
     assert part in stock.get_list_adapters()
     stock.fuse_lora()
-    found = dict(getattr(stock, part).named_parameters())
+    assert_fused(getattr(stock, part), net)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_it_leaves_with_names_that_are_read_elsewhere(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    backbone = import_miniature(family)
+    net = deepcopy(backbone.net)
+    attach(net, SETTINGS, backbone.lora_targets, 0)
+    disturb(net)
+    adapter = detach(net)
+    student = replace(open_model(TEACHER, backbone), name="low", net=net)
+    save_model(MODELS / "low", student, backbone, "reflow", {"teacher": TEACHER}, adapter)
+    export_adapter(MODELS / "low", tmp_path / "out")
+    names = {name.partition(".")[0] for name in load_file(tmp_path / "out" / KOHYA)}
+    flat = {name.replace(".", "_") for name, _ in net.named_modules()}
+    prefix = (
+        f"lora_{backbone.net_part}_"  # ComfyUI: before every layer's name in diffusers, dots as underscores
+    )
+    assert names and all(name.startswith(prefix) and name.removeprefix(prefix) in flat for name in names)
+    if family == "sd3":  # diffusers has no converter
+        return
+    stock = DiffusionPipeline.from_pretrained("stock")
+    stock.load_lora_weights(tmp_path / "out", weight_name=KOHYA)
+    stock.fuse_lora()
+    assert_fused(getattr(stock, backbone.net_part), net)
+
+
+def assert_fused(stock: nn.Module, net: nn.Module) -> None:
+    """A stock network with its adapter fused is the merged one."""
+    found = dict(stock.named_parameters())
     for name, weight in net.named_parameters():
         layer, _, kind = name.rpartition(".")
         fused = found[name] if name in found else found[f"{layer}.base_layer.{kind}"]

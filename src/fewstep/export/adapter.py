@@ -5,7 +5,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers.utils import convert_state_dict_to_kohya
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -13,12 +12,16 @@ from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import NAME
 
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "kohya.safetensors"
+HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}
+"""Of an update; what PEFT calls them and what kohya does."""
 
 
 def export_adapter(model: Path, out: Path) -> bool:
     """Copy the adapter of the artifact `model` into the new folder `out`, as it is and with kohya's names.
 
-    ComfyUI and AUTOMATIC1111 read the latter. Returns False, and writes nothing, for a model without one.
+    Those are `lora_unet_` or `lora_transformer_` before the layer's name in diffusers. ComfyUI reads both
+    (SD, SDXL; SD3, Flux), AUTOMATIC1111 the former. Returns False, and writes nothing, for a model without an
+    adapter.
     """
     source = model / "lora" / DIFFUSERS
     if not source.is_file():
@@ -28,11 +31,11 @@ def export_adapter(model: Path, out: Path) -> bool:
     with safe_open(source, "pt") as file:
         header = json.loads(file.metadata()["lora_adapter_metadata"])
     (alpha,) = {value for name, value in header.items() if name.endswith(".lora_alpha")}
-    renamed = {
-        # diffusers writes the rank for alpha; ours may be another.
-        name: torch.tensor(float(alpha)) if name.endswith(".alpha") else weight.contiguous()
-        for name, weight in convert_state_dict_to_kohya(load_file(source)).items()
-    }
+    renamed: dict[str, torch.Tensor] = {}
+    for name, weight in load_file(source).items():
+        layer, half, _ = name.rsplit(".", 2)
+        stem = f"lora_{layer.replace('.', '_')}"
+        renamed |= {f"{stem}.{HALVES[half]}.weight": weight, f"{stem}.alpha": torch.tensor(float(alpha))}
     made = read_json(model / NAME)["made_from"]
     save_file(renamed, out / KOHYA, metadata={"fewstep": json.dumps(made, sort_keys=True)})
     return True
