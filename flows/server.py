@@ -13,8 +13,8 @@ from urllib.request import urlopen
 
 SECONDS = 60
 """How long a new one may take until it answers."""
-SILENCE = timedelta(minutes=9)
-"""How long a run may send no sign of life: three of Prefect's usual heartbeats."""
+MISSED = 3
+"""Heartbeats that must be missing until a run is held for lost."""
 
 
 def answers(url: str) -> bool:
@@ -52,14 +52,17 @@ def begin(url: str) -> None:
 
 
 def mind_lost_runs() -> None:
-    """A run whose host is gone says no more: without this it would be Running for ever."""
+    """A run whose host is gone says no more: without heartbeats it has crashed."""
     # They read the server's address when they are imported.
     from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
+    from prefect.settings import get_current_settings
 
+    if (between := get_current_settings().flows.heartbeat_frequency) is None:
+        return
     name, beat = "lost runs have crashed", "prefect.flow-run.heartbeat"
     ends = {
         f"prefect.flow-run.{state}" for state in ("Completed", "Cached", "Failed", "Cancelled", "Crashed")
@@ -78,7 +81,7 @@ def mind_lost_runs() -> None:
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
-            within=SILENCE,
+            within=timedelta(seconds=MISSED * between),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its worker is lost")],
     ).create()

@@ -47,6 +47,11 @@ class Server:
         one = {"flow_runs": {"id": {"any_": [self.last_flow(name)["id"]]}}}
         return {run["name"]: run["state_name"] for run in self.ask("task_runs/filter", one)}
 
+    def running(self, name: str) -> list[str]:
+        """Runs of the flow `name` that are at work."""
+        asked = {"flows": {"name": {"any_": [name]}}, "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        return [run["id"] for run in self.ask("flow_runs/filter", asked)]
+
     def artifacts(self) -> dict[str, Any]:
         """Key -> artifact, of the newest flow run."""
         one = {"artifacts": {"flow_run_id": {"any_": [self.last_flow()["id"]]}}}

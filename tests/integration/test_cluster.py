@@ -2,10 +2,13 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.integration.flowing import CODE, assert_ended, ended, start
@@ -40,9 +43,30 @@ def cloned(project: Project, name: str) -> Project:
     return clone
 
 
+@dataclass(frozen=True)
+class Host:
+    """A worker and what it started."""
+
+    worker: psutil.Process
+    log: Path
+
+    def ran(self) -> list[str]:
+        """The stages that ran here."""
+        return re.findall(r"Running stage '(.*)'", self.log.read_text())
+
+    def trains(self, stage: str) -> bool:
+        """Whether the stage is at work here and has kept a state."""
+        return any((self.log.parent / self.log.stem / ".checkpoints" / stage).rglob("*.safetensors"))
+
+    def lose(self) -> None:
+        """What a power cut leaves: nothing."""
+        for process in [self.worker, *self.worker.children(recursive=True)]:
+            process.kill()
+
+
 @contextmanager
-def working(project: Project, server: Server) -> Iterator[Path]:
-    """A worker in this clone; gives its log."""
+def working(project: Project, server: Server, **environment: str) -> Iterator[Host]:
+    """A worker in this clone."""
     log = project.folder.parent / f"{project.folder.name}.log"
     own = {
         "FEWSTEP_CLONE": str(project.folder),
@@ -53,15 +77,23 @@ def working(project: Project, server: Server) -> Iterator[Path]:
         process = subprocess.Popen(
             [BIN / "prefect", "worker", "start", "--pool", "fewstep-stages", "--limit", "1"],
             cwd=project.folder,
-            env=project.environment(**server.environment, **own, FEWSTEP_SLOTS="2"),
+            env=project.environment(**server.environment, **own, **environment, FEWSTEP_SLOTS="2"),
             stdout=file,
             stderr=subprocess.STDOUT,
         )
         try:
-            yield log
+            yield Host(psutil.Process(process.pid), log)
         finally:
             process.terminate()
             process.wait(60)
+
+
+def until(true: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for it."""
+    limit = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.1)
 
 
 def deploy(project: Project, server: Server) -> None:
@@ -78,11 +110,11 @@ def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, server: Server)
     deploy(shared, server)
     clones = [cloned(shared, name) for name in ("one", "two")]
     with ExitStack() as workers:
-        logs = [workers.enter_context(working(clone, server)) for clone in clones]
+        hosts = [workers.enter_context(working(clone, server)) for clone in clones]
         said = assert_ended(
             start(shared, server, {}, CLUSTER, overrides={"triplets.steps": 5}, targets=WANTED)
         )
-    ran = [re.findall(r"Running stage '(.*)'", log.read_text()) for log in logs]
+    ran = [host.ran() for host in hosts]
     expected = ["distill@no_halving", "evaluate@no_halving", "generate_triplets@0", "generate_triplets@1"]
     assert sorted(ran[0] + ran[1]) == sorted([*expected, "reflow@reflow"]), said
     assert all(ran), "one worker did everything"
@@ -91,6 +123,31 @@ def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, server: Server)
     assert tasks["train_teacher@small"] == "Cached" and tasks["reflow@reflow"] == "Completed"
     assert shared.run("dvc", "status", *WANTED).stdout.strip() == "Data and pipelines are up to date."
     assert shared.repro(*WANTED) == set()
+
+
+def test_the_stage_of_a_killed_worker_and_of_a_lost_host_is_given_to_another(
+    shared: Project, server: Server
+) -> None:
+    deploy(shared, server)
+    own = {"FEWSTEP_SAVE_EVERY_SECONDS": "0"}
+    longer = {"reflow.reflow.training.steps": 150, "students.no_halving.training.steps": 150}
+    process = start(shared, server, own, CLUSTER, overrides=longer, targets=["distill@no_halving"])
+    with working(cloned(shared, "one"), server, **own) as one:
+        until(lambda: one.trains("reflow@reflow"))
+        one.worker.kill()
+        with working(cloned(shared, "two"), server, **own) as two:
+            until(lambda: two.trains("distill@no_halving"))
+            two.lose()
+            (lost,) = server.running("stage")
+            # As the automation of `make ui` does once heartbeats are missing.
+            server.ask(f"flow_runs/{lost}/set_state", {"state": {"type": "CRASHED"}, "force": True})
+            with working(cloned(shared, "three"), server, **own) as three:
+                said = assert_ended(process)
+    assert one.ran() == ["reflow@reflow"]
+    assert two.ran() == ["reflow@reflow", "distill@no_halving"]
+    assert three.ran() == ["distill@no_halving"]
+    assert said.count("started again") == 2
+    assert shared.run("dvc", "status", "distill@no_halving").stdout.strip().endswith("up to date.")
 
 
 def test_workers_have_what_is_committed(shared: Project, server: Server) -> None:
