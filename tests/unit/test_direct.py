@@ -16,18 +16,27 @@ from fewstep.objectives.direct import Config, Direct
 class Answer(torch.nn.Module):
     """The same picture for every noise: velocity `eps - answer` at t = 1."""
 
-    def __init__(self) -> None:
+    def __init__(self, begin: float) -> None:
         super().__init__()
-        self.answer = torch.nn.Parameter(torch.zeros(1))
+        self.answer = torch.nn.Parameter(torch.full((1,), begin))
 
     def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         return x - self.answer
 
 
-@pytest.mark.parametrize(("loss", "learned"), [("l2", 0.4), ("l1", 1.0)])
-def test_l2_learns_the_average_and_l1_the_picture_of_most(loss: str, learned: float) -> None:
-    """Seven of ten noises lead to 1, three to -1: the mean is 0.4, the median 1."""
-    net, flow = Answer(), RectifiedFlow()
+@pytest.mark.parametrize(
+    ("loss", "of_ten", "learned"),
+    [("l2", 7, 0.4), ("l1", 7, 1.0), ("log_l1", 7, 1.0), ("l2", 5, 0.0), ("l1", 5, 0.2), ("log_l1", 5, 1.0)],
+)
+def test_l2_learns_the_average_l1_the_picture_of_most_and_its_logarithm_decides(
+    loss: str, of_ten: int, learned: float
+) -> None:
+    """From 0.2, so many of ten noises lead to 1, the others to -1.
+
+    Of seven the mean is 0.4 and the median 1. Of five it is 0, any answer between is a median, and the
+    logarithm is least at the two ends.
+    """
+    net, flow = Answer(0.2), RectifiedFlow()
     training = {"steps": 1, "batch_size": 1, "learning_rate": 1.0}
     config = Config.model_validate(
         {"method": "direct", "from": "teacher", "latent_loss": loss, "training": training}
@@ -36,7 +45,7 @@ def test_l2_learns_the_average_and_l1_the_picture_of_most(loss: str, learned: fl
     student: Any = SimpleNamespace(net=net, denoiser=Denoiser(net, flow, Prediction.FLOW, flow))
     method = Direct(config, given, student)
     eps = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
-    pairs = TripletBatch(torch.where(torch.arange(1000) % 10 < 7, 1.0, -1.0)[:, None], eps, {})
+    pairs = TripletBatch(torch.where(torch.arange(1000) % 10 < of_ten, 1.0, -1.0)[:, None], eps, {})
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for step in range(400):
         optimizer.zero_grad()

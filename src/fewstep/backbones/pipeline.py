@@ -21,6 +21,8 @@ from fewstep.hardware import device, exactly, placed
 INDEX = "model_index.json"
 EMBEDDED_GUIDANCE, GUIDANCE_WIDTH = "time_cond_proj_dim", 256
 """Of a network's configuration; and how wide latent consistency models have it."""
+CLIP_LENGTH = 77
+"""Tokens that CLIP's text encoders read."""
 LIBRARIES = ("diffusers", "transformers")
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of stock pipelines that draw nothing from a prompt."""

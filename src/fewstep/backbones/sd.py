@@ -6,12 +6,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.pipeline import DiffusersBackbone, embedded_guidance
+from fewstep.backbones.pipeline import CLIP_LENGTH, DiffusersBackbone, embedded_guidance
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
-
-CLIP_LENGTH = 77
-"""Tokens that CLIP's text encoders read."""
 
 
 class StableDiffusion(DiffusersBackbone):

@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.pipeline import DiffusersBackbone, embedded_guidance
-from fewstep.backbones.sd import CLIP_LENGTH
+from fewstep.backbones.pipeline import CLIP_LENGTH, DiffusersBackbone, embedded_guidance
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
 
