@@ -2,13 +2,15 @@
 
 It trains an autoencoder through `encode` and `decode`, not `forward`, on batches that divide unevenly, and
 writes `weights.safetensors` and, per process, `seen-RANK.jsonl`. With kill=STEP or stop=STEP the last process
-sends itself SIGKILL or SIGTERM at that step; with nan=STEP its loss is no number there.
+sends itself SIGKILL or SIGTERM at that step; with nan=STEP its loss is no number there, with huge=STEP
+gradients of its last channel overflow float16's scale.
 """
 
 import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -26,6 +28,11 @@ OUT = Path("weights.safetensors")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 AT = dict(argument.split("=") for argument in sys.argv[1:])
 TRAINING = {"steps": 9, "batch_size": 7, "learning_rate": 1e-2, "optimizer": "muon", "ema": 0.9, "clip": 0.1}
+
+
+def pictures(positions: Sequence[int]) -> Tensor:
+    """Noise `[B, 3, 6, 6]`, keyed."""
+    return torch.from_numpy(Key(0, "pictures").normal(positions, (3, 6, 6)))
 
 
 class Autoencoder(nn.Module):
@@ -49,6 +56,7 @@ class Coding(Method):
     def __init__(self, net: Autoencoder) -> None:
         self.player = Player({"net": net}, TrainingConfig.model_validate(TRAINING))
         self.players = {"coder": self.player}
+        self.factor = 0.0
 
     def batch(self, rows: Rows) -> Tensor:
         with Path(f"seen-{RANK}.jsonl").open("a") as file:
@@ -57,7 +65,8 @@ class Coding(Method):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.is_time("stop", rows):
             os.kill(os.getpid(), signal.SIGTERM)
-        x = torch.from_numpy(Key(0, "pictures").normal(rows.positions, (3, 6, 6)))
+        self.factor = 1e6 if self.is_time("huge", rows) else 0.0
+        x = pictures(rows.positions)
         return x * float("nan") if self.is_time("nan", rows) else x
 
     def is_time(self, what: str, rows: Rows) -> bool:
@@ -66,8 +75,18 @@ class Coding(Method):
     def losses(self, player: str, batch: Tensor) -> dict[str, Tensor]:
         net = self.player.modules["net"]
         assert isinstance(net, Autoencoder)
-        error = net.decode(net.encode(batch)) - batch
-        return {"squared": error.square().mean(), "absolute": 0.1 * error.abs().mean()}
+        z = net.encode(batch)
+        error = net.decode(z) - batch
+        return {
+            "squared": error.square().mean(),
+            "absolute": 0.1 * error.abs().mean(),
+            "huge": self.factor * net.decode(z.detach())[:, -1].float().mean(),
+        }
+
+    def preview(self) -> Tensor:
+        net = self.player.modules["net"]
+        assert isinstance(net, Autoencoder)
+        return net.decode(net.encode(pictures(range(2))))
 
 
 def main() -> None:

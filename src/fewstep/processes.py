@@ -1,8 +1,9 @@
 """A stage in several processes: who writes, who waits, and what they agree on.
 
-Each process holds whole copies of the networks and its own rows of a batch. Gradients are summed here, by the
-number of rows, and not by DistributedDataParallel: that takes plain means over processes, wrong where a batch
-divides unevenly, and sees only what goes through `forward`, as an autoencoder's `encode` does not.
+Each process has its own rows of a batch, and copies of the networks unless training/sharding.py shards them.
+Copies' gradients are summed here, and not by DistributedDataParallel: that takes plain means over processes,
+wrong where a batch divides unevenly, and sees only what goes through `forward`, as an autoencoder's `encode`
+does not.
 """
 
 from collections.abc import Sequence
@@ -17,12 +18,13 @@ from fewstep.errors import UserError
 from fewstep.hardware import device, process
 
 T = TypeVar("T")
-WHOLE_COPIES = {
+KINDS = {
     DistributedType.NO,
     DistributedType.MULTI_CPU,
     DistributedType.MULTI_GPU,
     DistributedType.MULTI_XPU,
     DistributedType.MULTI_NPU,
+    DistributedType.FSDP,
 }
 
 
@@ -44,10 +46,10 @@ def own(things: Sequence[T]) -> Sequence[T]:
 
 def require(kind: DistributedType, processes: int, batch_size: int) -> None:
     """Raises UserError where this many processes of this kind could not train as one process does."""
-    if kind not in WHOLE_COPIES:
+    if kind not in KINDS:
         raise UserError(
-            f"accelerate's config asks for {kind}, which shards networks over processes; here each process "
-            "holds them whole: answer no to it in `accelerate config`, and choose multi-GPU"
+            f"accelerate's config asks for {kind}, which is not offered: answer no to it in "
+            "`accelerate config`, and choose multi-GPU or FSDP"
         )
     if batch_size < processes:
         raise UserError(
@@ -57,19 +59,16 @@ def require(kind: DistributedType, processes: int, batch_size: int) -> None:
 
 
 @torch.no_grad()
-def add_up(tensors: Sequence[Tensor], share: float) -> None:
-    """Replace each tensor, in place, by the sum over processes of `share * tensor`; alone, leave it.
-
-    share: of the batch's rows that are this process's, so that means over own rows become means over all.
-    """
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Replace each tensor, in place, by its sum over processes."""
     if process().num_processes == 1:
         return
-    for waiting in [all_reduce(tensor.mul_(share), async_op=True) for tensor in tensors]:
+    for waiting in [all_reduce(tensor, async_op=True) for tensor in tensors]:
         waiting.wait()
 
 
-def any_of(here: bool) -> bool:
-    """Whether it is so in any process: the same answer in all."""
-    flag = torch.tensor([float(here)], device=device())
-    add_up([flag], 1.0)
-    return bool(flag.item())
+def any_of(*here: bool) -> list[bool]:
+    """Whether each is so in any process: the same answers in all."""
+    flags = torch.tensor(here, dtype=torch.float32, device=device())
+    add_up([flags])
+    return [bool(flag) for flag in flags.tolist()]

@@ -26,6 +26,9 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     """
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
         os.environ.setdefault(name, "1")
+    for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
+        # The libraries would read weights in the first process only, and leave them empty in the others.
+        os.environ[name] = "false"
     launched = "LOCAL_RANK" in os.environ
     if several and not launched and LAUNCHED not in os.environ:
         start_several(launcher())

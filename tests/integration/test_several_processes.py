@@ -2,15 +2,18 @@
 
 import sys
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from fewstep.artifacts.manifest import Manifest
 from tests.integration.project import Project
 
-LAUNCH = f"{sys.executable} -m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+TWO = f"{sys.executable} -m accelerate.commands.launch --num_processes 2 --main_process_port 0"
+LAUNCH, SHARDS = f"{TWO} --multi_gpu", f"{TWO} --use_fsdp"
 PLACE = {
     "ACCELERATE_MIXED_PRECISION": "no",
+    "FEWSTEP_TRACKERS": "tensorboard",
     "CUDA_VISIBLE_DEVICES": "",
     "HF_HOME": "no-config-of-this-machine",
     "OMP_NUM_THREADS": "1",
@@ -29,21 +32,23 @@ def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> Non
     """Triplets to the byte; a network's weights to the rounding of a sum."""
     judge, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
     made = []
-    for launch in ("", LAUNCH):
+    for launch in ("", LAUNCH, SHARDS):
         remade(copied, "train_judge@shapes", launch)
         remade(copied, "generate_triplets@0", launch)
         weights = load_file(judge / "model.safetensors")
         made.append((weights, (shard / "triplets.safetensors").read_bytes()))
-    (one, one_shard), (two, two_shard) = made
-    assert one_shard == two_shard
-    assert one.keys() == two.keys()
-    for name, weight in one.items():
-        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
+    (one, one_shard), *others = made
+    for two, two_shard in others:
+        assert one_shard == two_shard
+        assert one.keys() == two.keys()
+        for name, weight in one.items():
+            torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-5)
 
 
-def test_two_processes_make_one_teacher(copied: Project) -> None:
+@pytest.mark.parametrize("launch", [LAUNCH, SHARDS], ids=["copies", "shards"])
+def test_two_processes_make_one_teacher(launch: str, copied: Project) -> None:
     """An autoencoder, its latents, a text encoder and a U-Net: one process writes, once."""
-    said = remade(copied, "train_teacher@small", LAUNCH)
+    said = remade(copied, "train_teacher@small", launch)
     assert said.count("writes artifacts/models/teacher") == 1
     Manifest.open(copied.folder / "artifacts/models/teacher", "teacher")
     assert not list((copied.folder / ".checkpoints/train_teacher").iterdir()), "nothing unfinished is left"

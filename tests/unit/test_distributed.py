@@ -1,27 +1,36 @@
-"""Two real processes (gloo, on CPUs) through accelerate's launcher, against one."""
+"""Two real processes (gloo, on CPUs) through accelerate's launcher, against one: copies, and shards."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
+from shutil import copytree
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
+from fewstep.layout import MODELS, TEACHER
 from fewstep.processes import require
+from fewstep.training import loop, optimization, sharding
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/several.py"
-TWO = f"{sys.executable} -m accelerate.commands.launch --multi_gpu --num_processes 2 --main_process_port 0"
+TWO = f"{sys.executable} -m accelerate.commands.launch --num_processes 2 --main_process_port 0"
+COPIES, SHARDS = f"{TWO} --multi_gpu", f"{TWO} --use_fsdp"
 CONFIG = {
     "compute_environment": "LOCAL_MACHINE",
-    "distributed_type": "MULTI_GPU",
     "gpu_ids": "all",
     "machine_rank": 0,
     "main_process_port": 0,
@@ -29,25 +38,31 @@ CONFIG = {
     "num_machines": 1,
     "num_processes": 2,
 }
-"""What `accelerate config` writes for two GPUs of one machine."""
+"""What `accelerate config` writes for two GPUs of one machine, but for this:"""
+KINDS: dict[str, dict[str, object]] = {
+    "copies": {"distributed_type": "MULTI_GPU"},
+    "shards": {"distributed_type": "FSDP", "fsdp_config": {"fsdp_version": 2}},
+}
 STEPS, BATCH = 9, 7
 
 
-def started(folder: Path, launch: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def started(
+    folder: Path, launch: str, *arguments: str, script: Path = SCRIPT, precision: str = "no"
+) -> subprocess.CompletedProcess[str]:
     """The training in `folder`; every step is kept."""
     folder.mkdir(exist_ok=True)
     ours = {
-        "ACCELERATE_MIXED_PRECISION": "no",
+        "ACCELERATE_MIXED_PRECISION": precision,
         "CUDA_VISIBLE_DEVICES": "",
         "FEWSTEP_LAUNCH": launch,
         "FEWSTEP_SAVE_EVERY_SECONDS": "0",
-        "FEWSTEP_TRACKERS": "",
+        "FEWSTEP_TRACKERS": "tensorboard",
         "HF_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "src"),
     }
     return subprocess.run(
-        [sys.executable, SCRIPT, *arguments],
+        [sys.executable, script, *arguments],
         cwd=folder,
         env={**os.environ, **ours},
         capture_output=True,
@@ -68,25 +83,33 @@ def losses(said: str) -> dict[int, float]:
     return {int(n): float(x) for n, x in re.findall(rf"coder:.* (\d+)/{STEPS} .*coder loss (\S+)", said)}
 
 
-def test_two_processes_stopped_killed_and_resumed_train_what_one_trains(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("begins", "goes_on", "ends"),
+    [(COPIES, COPIES, "copies"), (SHARDS, "", "copies"), ("", SHARDS, "shards")],
+    ids=["copies", "shards, one process, copies", "one process, shards"],
+)
+def test_processes_stopped_killed_and_resumed_train_what_one_trains(
+    begins: str, goes_on: str, ends: str, tmp_path: Path
+) -> None:
     """One is stopped by SIGTERM at step 3, one by SIGKILL at step 6; what is left goes on."""
     alone, two = tmp_path / "one", tmp_path / "two"
     whole = started(alone, "")
     assert whole.returncode == 0, whole.stderr
 
-    stopped = started(two, TWO, "stop=3")
+    stopped = started(two, begins, "stop=3")
     assert stopped.returncode != 0
-    assert stopped.stderr.count("interrupted; run `dvc repro` again") == 2, "both processes end cleanly"
+    said = stopped.stderr.count("interrupted; run `dvc repro` again")
+    assert said == (2 if begins else 1), "every process ends cleanly"
     assert [state.name for state in (two / "states/coder").iterdir()] == ["step-00000004"]
 
-    killed = started(two, TWO, "kill=6")
+    killed = started(two, goes_on, "kill=6")
     assert killed.returncode != 0
     assert "resumes at step 4" in killed.stdout
     assert not (two / "weights.safetensors").exists()
 
     config = two / "home/accelerate/default_config.yaml"
     config.parent.mkdir(parents=True)
-    config.write_text(yaml.safe_dump(CONFIG))
+    config.write_text(yaml.safe_dump(CONFIG | KINDS[ends]))
     ended = started(two, "auto")
     assert ended.returncode == 0, ended.stderr
     assert "resumes at step 6" in ended.stdout
@@ -94,22 +117,75 @@ def test_two_processes_stopped_killed_and_resumed_train_what_one_trains(tmp_path
     rows = seen(two)
     assert len(rows) == 2
     for step in range(STEPS):
-        first, second = rows[0][step], rows[1][step]
-        assert not set(first) & set(second)
-        assert sorted(first + second) == seen(alone)[0][step] == list(range(step * BATCH, (step + 1) * BATCH))
+        found = [position for process in rows for position in process.get(step, [])]
+        assert sorted(found) == seen(alone)[0][step] == list(range(step * BATCH, (step + 1) * BATCH))
 
     reported = losses(stopped.stdout) | losses(killed.stdout) | losses(ended.stdout)
     assert reported == pytest.approx(losses(whole.stdout), rel=1e-3), "the batch's, not a process's"
     assert len(reported) == STEPS
-
-    one, found = (load_file(folder / "weights.safetensors") for folder in (alone, two))
-    assert one.keys() == found.keys()
-    for name, weight in one.items():
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-5)
+    assert_equal(alone / "weights.safetensors", two / "weights.safetensors", 1e-5)
 
 
-def test_a_loss_that_is_no_number_in_one_process_stops_both(tmp_path: Path) -> None:
-    result = started(tmp_path, TWO, "nan=5")
+def assert_equal(one: Path, other: Path, tolerance: float) -> None:
+    """Two files of the same tensors, to the rounding of their sums."""
+    expected, found = load_file(one), load_file(other)
+    assert expected.keys() == found.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=tolerance)
+
+
+def test_students_in_shards_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a real U-Net, under each switch; a process holds its half of every training's state."""
+    alone, two = tmp_path / "one", tmp_path / "two"
+    alone.mkdir()
+    monkeypatch.chdir(alone)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    backbone = import_miniature("sd")
+    prepare_pictures()
+    draw_triplets(backbone)
+    copytree(alone, two)
+    for folder, launch in ((alone, ""), (two, SHARDS)):
+        result = started(folder, launch, script=ROOT / "tests/students.py")
+        assert result.returncode == 0, result.stderr
+
+    start = load_file(TEACHER / "unet/diffusion_pytorch_model.safetensors")
+    for model in sorted((alone / MODELS).iterdir()):
+        if model.name == TEACHER.name:
+            continue
+        for file in model.rglob("*.safetensors"):
+            one, other = load_file(file), load_file(two / file.relative_to(alone))
+            assert one.keys() == other.keys()
+            moved = distance(one, start) if one.keys() == start.keys() else distance(one, {})
+            assert distance(one, other) < (0.05 if model.name == "half" else 1e-3) * moved, file
+        config = f"{MODELS}/{model.name}/net/config.json"
+        assert (alone / config).read_bytes() == (two / config).read_bytes()
+
+    (first, second) = (json.loads((two / f"held-{rank}.json").read_text()) for rank in range(2))
+    assert set(json.loads((alone / "held-0.json").read_text()).values()) == {1.0}
+    for name, share in first.items():
+        assert 0.4 < share < 0.6, f"{name}: rows of small matrices divide unevenly"
+        assert share + second[name] == pytest.approx(1, abs=0.01), "together they hold all but counts once"
+
+
+def distance(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
+    """Euclidean; what is not there is zero."""
+    return sum(float((value - two.get(name, 0)).square().sum()) for name, value in one.items()) ** 0.5
+
+
+def test_an_overflow_in_one_processs_shards_changes_no_weight_in_any(tmp_path: Path) -> None:
+    alone, two = tmp_path / "one", tmp_path / "two"
+    for folder, launch in ((alone, ""), (two, f"{SHARDS} --mixed_precision fp16")):
+        result = started(folder, launch, "huge=4", precision="fp16")
+        assert result.returncode == 0, result.stderr
+        kept = load_file(folder / "states/coder/step-00000009/state.safetensors")
+        assert kept["scaler/coder"].tolist() == [2.0**15, 4.0], "halved, then four good steps"
+        assert kept["optimizer/coder/net/first.bias/step"].item() == STEPS - 1
+    assert_equal(alone / "weights.safetensors", two / "weights.safetensors", 2e-3)
+
+
+@pytest.mark.parametrize("launch", [COPIES, SHARDS], ids=["copies", "shards"])
+def test_a_loss_that_is_no_number_in_one_process_stops_both(launch: str, tmp_path: Path) -> None:
+    result = started(tmp_path, launch, "nan=5")
     assert result.returncode != 0
     assert result.stderr.count("error: coder: coder loss became nan at step 5, on samples 35 to 41") == 2
     assert json.loads((tmp_path / "states/coder/failed_batch.json").read_text())["positions"] == list(
@@ -117,9 +193,48 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both(tmp_path: Path) -> N
     )
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("most", ["", "1", "2", "3"])
+def test_processes_have_equally_many_micro_batches_and_each_row_counts_once(
+    processes: int, most: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWSTEP_MICRO_BATCH", most)
+    for batch_size in range(processes, 12):
+        positions = range(100, 100 + batch_size)
+        parts: list[list[tuple[Sequence[int], float]]] = []
+        for rank in range(processes):
+            state = SimpleNamespace(process_index=rank, num_processes=processes)
+            monkeypatch.setattr("fewstep.processes.process", lambda state=state: state)
+            monkeypatch.setattr(loop, "process", lambda state=state: state)
+            parts.append([*loop.portions(positions)])
+        assert len({len(own) for own in parts}) == 1
+        weights = dict.fromkeys(positions, 0.0)
+        for few, share in chain.from_iterable(parts):
+            assert 0 < len(few) <= int(most or batch_size)
+            for row in few:
+                weights[row] += share / len(few)
+        assert weights == pytest.approx(dict.fromkeys(positions, 1 / batch_size))
+
+
 def test_what_processes_cannot_share_is_refused() -> None:
-    with pytest.raises(UserError, match="shards networks over processes"):
-        require(DistributedType.FSDP, 2, 16)
+    with pytest.raises(UserError, match="DEEPSPEED, which is not offered"):
+        require(DistributedType.DEEPSPEED, 2, 16)
     with pytest.raises(UserError, match="batch_size = 3 has no sample for each of 4 processes"):
         require(DistributedType.MULTI_GPU, 4, 3)
     require(DistributedType.MULTI_GPU, 3, 4)
+    require(DistributedType.FSDP, 3, 4)
+
+
+def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "is_wanted", lambda: True)
+    monkeypatch.setattr(optimization, "is_wanted", lambda: True)
+    training = TrainingConfig(steps=1, batch_size=2, learning_rate=1e-3, optimizer="adamw_8bit")
+    with pytest.raises(UserError, match="adamw_8bit: not in shards"):
+        optimization.adamw([], training)
+    monkeypatch.setenv("FEWSTEP_CHANNELS_LAST", "1")
+    with pytest.raises(UserError, match="FEWSTEP_CHANNELS_LAST: torch's FSDP takes no such weights"):
+        sharding.shard(nn.Linear(1, 1))
+    monkeypatch.delenv("FEWSTEP_CHANNELS_LAST")
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with pytest.raises(UserError, match="offloads FSDP's parameters to the host, which is not offered"):
+        sharding.shard(nn.Linear(1, 1))

@@ -4,7 +4,6 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -12,25 +11,22 @@ from fewstep.artifacts.folder import read_json, whole_folder, write_json
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Keep the state after `step` steps, then drop older ones."""
+    """Keep the state after `step` steps, tensors on the host, then drop older ones."""
     with whole_folder(folder / f"step-{step:08d}") as staging:
         save_file(
-            {name: value.detach().contiguous().cpu() for name, value in tensors.items()},
-            staging / "state.safetensors",
+            {name: value.contiguous() for name, value in tensors.items()}, staging / "state.safetensors"
         )
         write_json(staging / "state.json", {"step": step})
     for old in states(folder)[:-1]:
         shutil.rmtree(old)
 
 
-def load_state(folder: Path, device: torch.device) -> tuple[int, dict[str, Tensor]] | None:
-    """The newest whole state as (steps done, tensors), or None."""
+def load_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
+    """The newest whole state as (steps done, tensors on the host), or None."""
     found = states(folder)
     if not found:
         return None
-    return read_json(found[-1] / "state.json")["step"], load_file(
-        found[-1] / "state.safetensors", device=str(device)
-    )
+    return read_json(found[-1] / "state.json")["step"], load_file(found[-1] / "state.safetensors")
 
 
 def states(folder: Path) -> list[Path]:

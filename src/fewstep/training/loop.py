@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from fewstep.config.base import switch
-from fewstep.hardware import attention, computing, deterministic, micro_batches
+from fewstep.hardware import attention, computing, deterministic, micro_batches, process
 from fewstep.keyed import Key
 from fewstep.layout import LOGS
 from fewstep.processes import add_up, any_of, is_main, own, require, wait
@@ -19,6 +19,7 @@ from fewstep.progress import progress
 from fewstep.training.interrupt import interruptible
 from fewstep.training.method import Method, Rows
 from fewstep.training.optimization import learning_rate, weights_of
+from fewstep.training.sharding import is_sharded
 from fewstep.training.state import State
 
 LOG_EVERY = 10
@@ -61,8 +62,10 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
                 if state.step % max(training.steps // PREVIEWS, 1) == 0:
                     show(state, accelerator)
-                stop = any_of(interrupted()) and state.step < training.steps
-                if stop or state.step == training.steps or time.monotonic() - saved > patience:
+                # What all must do at once, none decides alone.
+                arrived, due = any_of(interrupted(), time.monotonic() - saved > patience)
+                stop = arrived and state.step < training.steps
+                if stop or due or state.step == training.steps:
                     state.save()
                     saved = time.monotonic()
                 if stop:
@@ -84,29 +87,27 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     positions = range(step * batch_size, (step + 1) * batch_size)
     # Dropout inside networks draws from the global generator; keyed, a resumed step is the same step.
     torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
-    mine = own(positions)
-    share = len(mine) / batch_size
     parts = []
-    for few in micro_batches(mine):
+    for few, share in portions(positions):
         with computing(), torch.no_grad():
-            parts.append((len(few) / len(mine), method.prepare(method.batch(Rows(step, few)))))
+            parts.append((share, method.prepare(method.batch(Rows(step, few)))))
     losses: dict[str, float] = {}
     logged: dict[str, float] = {}
     for label in method.turns(step):
         player, scaler = method.players[label], state.scalers[label]
         terms: dict[str, Tensor] = {}
-        for part, batch in parts:
+        for share, batch in parts:
             with computing():
                 found = method.losses(label, batch)
             with attention():
-                torch.autograd.backward(scaler.scale(part * torch.stack(list(found.values())).sum()))
+                torch.autograd.backward(scaler.scale(share * torch.stack(list(found.values())).sum()))
             for term, value in found.items():
-                terms[term] = part * value.detach() + terms.get(term, 0.0)
+                terms[term] = share * value.detach() + terms.get(term, 0.0)
         values = torch.stack(list(terms.values()))
-        add_up([values], share)
+        add_up([values])
         losses[label] = state.guard(f"{label} loss", values.sum(), positions)
-        weights = weights_of(player)
-        add_up([weight.grad for weight in weights.values() if weight.grad is not None], share)
+        gradients = [weight.grad for weight in weights_of(player).values() if weight.grad is not None]
+        add_up([gradient for gradient in gradients if not is_sharded(gradient)])
         rate = learning_rate(player.training, step)
         norm = state.update(label, rate, positions)
         logged |= {f"{label}/{term}": value for term, value in zip(terms, values.tolist(), strict=True)} | {
@@ -117,6 +118,20 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     state.step += 1
     logged["samples_per_second"] = batch_size / (time.monotonic() - begun)
     return losses, logged
+
+
+def portions(positions: Sequence[int]) -> Iterator[tuple[Sequence[int], float]]:
+    """This process's micro-batches of a step, each with its share of the batch's rows.
+
+    All processes have equally many, since networks in shards are asked by all at once: where rows divide
+    unevenly, one that would have fewer has its first row once more, with share 0.
+    """
+    mine = own(positions)
+    for few in micro_batches(mine):
+        yield few, len(few) / len(positions)
+    largest = positions[:: process().num_processes]
+    missing = len([*micro_batches(largest)]) - len([*micro_batches(mine)])
+    yield from [(mine[:1], 0.0)] * missing
 
 
 @contextmanager
@@ -130,12 +145,15 @@ def unless_it_fails(accelerator: Accelerator) -> Iterator[None]:
 
 
 def show(state: State, accelerator: Accelerator) -> None:
-    """Hand the method's pictures to the trackers that take pictures."""
-    if not (accelerator.trackers and is_main()):
+    """Hand the method's pictures to the trackers that take pictures; the main process does.
+
+    All draw them, for a network in shards answers only all at once.
+    """
+    if not any(any_of(is_main() and bool(accelerator.trackers))):
         return
     with torch.no_grad(), computing():
         pictures = state.method.preview()
-    if pictures is None:
+    if pictures is None or not is_main():
         return
     pixels = ((pictures.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
     with unless_it_fails(accelerator):

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fewstep.training.sharding import per_matrix
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration, chosen for speed: singular values end up about 0.7 to 1.2."""
 ITERATIONS = 5
@@ -50,7 +52,7 @@ class Muon(torch.optim.Optimizer):
         averages = [self.state[w].setdefault("momentum", torch.zeros_like(w)) for w in weights]
         torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
         ahead = torch._foreach_lerp(gradients, averages, group["momentum"])
-        updates = orthogonal(torch.stack([update.flatten(1) for update in ahead]))
+        updates = per_matrix(orthogonal, torch.stack([update.flatten(1) for update in ahead]))
         size = ADAMW_RMS * max(updates.shape[1:]) ** 0.5
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         shaped = [update.view_as(weight) for update, weight in zip(updates, weights, strict=True)]

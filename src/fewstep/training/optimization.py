@@ -11,6 +11,7 @@ from fewstep.config.training import TrainingConfig
 from fewstep.errors import UserError
 from fewstep.training.method import Player
 from fewstep.training.muon import Muon, is_hidden
+from fewstep.training.sharding import is_wanted, part
 
 
 def weights_of(player: Player) -> dict[str, Tensor]:
@@ -44,6 +45,8 @@ def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Op
     }
     if training.optimizer != "adamw_8bit":
         return torch.optim.AdamW(weights, **options, fused=True)  # type: ignore[arg-type]
+    if is_wanted():
+        raise UserError("training.optimizer = adamw_8bit: not in shards; choose another, or no FSDP")
     try:
         library = importlib.import_module("bitsandbytes.optim")
     except ImportError:
@@ -83,7 +86,7 @@ def restore_optimizers(
         name, slot = key.rsplit("/", 1)
         # bitsandbytes counts its steps in plain numbers, torch in float tensors.
         is_count = value.ndim == 0 and value.dtype == torch.int64
-        slots[name][slot] = int(value) if is_count else value
+        slots[name][slot] = int(value) if is_count else part(value, weights[name])
     names = {id(weight): name for name, weight in weights.items()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -1,7 +1,7 @@
 """What changes while a method trains: the step, weights, averages and optimisers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from fewstep.training.optimization import (
     scaler_state,
     weights_of,
 )
+from fewstep.training.sharding import part, shard, whole
 
 EXPLODED = 1000.0
 """A loss or gradient norm this many times its running mean stops the training."""
@@ -43,11 +44,12 @@ class State:
             module.requires_grad_(False).eval().to(device())
         self.optimizers: dict[str, list[torch.optim.Optimizer]] = {}
         self.averages: dict[str, Ema] = {}
+        self.joins: list[Callable[[], None]] = []
         half = mixed_precision() == "fp16"
         self.scalers = {label: torch.amp.GradScaler(device().type, enabled=half) for label in method.players}
         for label, player in method.players.items():
             for module in player.modules.values():
-                frugal(placed(module)).train()
+                self.joins.append(shard(frugal(placed(module)).train()))
             self.optimizers[label] = optimizers_of(player)
             if player.training.ema is not None:
                 self.averages[label] = Ema(weights_of(player), player.training.ema)
@@ -81,7 +83,7 @@ class State:
         weights = weights_of(player)
         for optimizer in self.optimizers[label]:
             scaler.unscale_(optimizer)
-        norm = clip_grad_norm_(list(weights.values()), player.training.clip)
+        norm = whole(clip_grad_norm_(list(weights.values()), player.training.clip))
         overflown = scaler.get_scale() > 1 and not norm.isfinite()
         size = float(norm) if overflown else self.guard(f"{label} gradient norm", norm, positions)
         for optimizer in self.optimizers[label]:
@@ -107,14 +109,19 @@ class State:
         return found
 
     def save(self) -> None:
-        """Write the state whole; the main process does."""
+        """Write the state whole; the main process does, all call this at once."""
+        found: dict[str, Tensor] = {}
+        for name, value in self.tensors().items():
+            gathered = whole(value.detach())
+            if is_main():
+                found[name] = gathered.cpu()
         if is_main():
-            save_state(self.folder, self.step, self.tensors())
+            save_state(self.folder, self.step, found)
 
     @torch.no_grad()
     def resume(self) -> None:
         """Take up the newest state on disk, if there is one."""
-        found = load_state(self.folder, device())
+        found = load_state(self.folder)
         if found is None:
             return
         self.step, tensors = found
@@ -132,6 +139,8 @@ class State:
         """Leave the final weights (their average, where one is kept) in the modules, for evaluation."""
         for label, ema in self.averages.items():
             copy_into(weights_of(self.method.players[label]), ema.average)
+        for join in self.joins:
+            join()
         for player in self.method.players.values():
             for module in player.modules.values():
                 plain(module).eval()
@@ -151,4 +160,4 @@ def within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
     """Overwrite tensors in place. Raises KeyError when one is missing."""
     for name, target in targets.items():
-        target.copy_(sources[name])
+        target.copy_(part(sources[name], target))

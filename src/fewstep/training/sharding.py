@@ -1,0 +1,109 @@
+"""A player's networks in shards: each process has its rows of every weight, gradient, average and momentum.
+
+torch's FSDP2 does it (Zhao et al. 2023, "PyTorch FSDP"; `fully_shard`): a block's weights are gathered when
+it runs and let go after it, its gradients are summed over processes where they arise. A tensor in shards is a
+DTensor; any other is left as it is by everything here, so that training need not know which it has.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import TypeVar
+
+import torch
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils import swap_tensors
+
+from fewstep.config.base import is_on
+from fewstep.errors import UserError
+from fewstep.hardware import device, process
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def is_wanted() -> bool:
+    """Whether accelerate's config says FSDP, and there is more than one process."""
+    return parse_flag_from_env("ACCELERATE_USE_FSDP") and process().num_processes > 1
+
+
+def shard(net: nn.Module) -> Callable[[], None]:
+    """Spread a network over the processes, in place, where `is_wanted`; all call this at once.
+
+    One block at a time is whole: what the network's class lists as not to be split (`_no_split_modules`, as
+    accelerate has it), and what is in none of these. Returns what makes it the ordinary network again, in
+    place, with the weights of that moment. Raises UserError where the machine asks for what shards cannot do.
+    """
+    if not is_wanted():
+        return lambda: None
+    if is_on("CHANNELS_LAST"):
+        raise UserError("FEWSTEP_CHANNELS_LAST: torch's FSDP takes no such weights; unset one of the two")
+    if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+        raise UserError("accelerate's config offloads FSDP's parameters to the host, which is not offered")
+    ordinary = without_weights(net)
+    blocks = getattr(net, "_no_split_modules", None) or ()
+    mesh = init_device_mesh(device().type, (process().num_processes,))
+    # An autoencoder is not called as a whole, but its encoder and its decoder are.
+    roots = [*net.children()] if hasattr(net, "encode") else [net]
+    for module in reversed([*net.modules()]):
+        if module in roots or type(module).__name__ in blocks:
+            # A root too: what stayed gathered would be found in the place of its shards.
+            fully_shard(module, mesh=mesh, reshard_after_forward=True)
+            assert isinstance(module, FSDPModule)
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+
+    def join() -> None:
+        weights = {name: whole(weight.detach()) for name, weight in net.named_parameters()}
+        for name, empty in [*ordinary.named_parameters()]:
+            swap_tensors(empty, nn.Parameter(weights[name], empty.requires_grad))  # type: ignore[no-untyped-call]
+        net.__class__, net.__dict__ = type(ordinary), vars(ordinary)
+
+    return join
+
+
+def without_weights(net: M) -> M:
+    """A copy on no device; its buffers are the network's own."""
+    memo: dict[int, object] = {id(buffer): buffer for buffer in net.buffers()}
+    for weight in net.parameters():
+        memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
+    return deepcopy(net, memo)
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether each process holds a part of it."""
+    return isinstance(tensor, DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, in every process; all ask at once."""
+    if not isinstance(tensor, DTensor):
+        return tensor
+    here = tensor.to(device())
+    assert isinstance(here, DTensor)
+    return here.full_tensor()
+
+
+def part(tensor: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `whole`, on the device of `like` and in its shards if it has its shape."""
+    tensor = tensor.to(like.device)
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    # A clone, for a slice would keep all of it in memory.
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).clone()
+
+
+def per_matrix(f: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
+    """`f` of matrices `[k, m, n]`, of the same shape, each of which it needs whole.
+
+    Where processes hold rows of all matrices, each takes `f` of all rows of some.
+    """
+    if not isinstance(matrices, DTensor):
+        return f(matrices)
+    some = f(matrices.redistribute(placements=[Shard(0)]).to_local())
+    done = DTensor.from_local(
+        some, matrices.device_mesh, [Shard(0)], shape=matrices.shape, stride=matrices.stride()
+    )
+    return done.redistribute(placements=matrices.placements)

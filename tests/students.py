@@ -1,0 +1,75 @@
+"""Students of a miniature project, learned in turn, for one process or several: `python students.py`.
+
+They differ in the method and in the machine's switches. Each is `artifacts/models/<name>`; what part of a
+training's whole state this process holds is written to `held-RANK.json`.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from fewstep.config.training import TrainingConfig
+from fewstep.layout import MODELS
+from fewstep.objectives import halve, reflow
+from fewstep.objectives.learn import learn
+from fewstep.objectives.lora import LoraSettings
+from fewstep.stage import run
+from fewstep.training.state import State
+
+TRAINING = TrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=0.9, clip=0.1)
+MUON = TRAINING.model_copy(update={"optimizer": "muon"})
+REFLOW = reflow.Config(training=TRAINING, **{"from": "teacher"})
+HALVE = halve.Config(training=TRAINING, steps=1, **{"from": "teacher"})
+ADAPTER = LoraSettings(rank=3, alpha=4.0)
+STUDENTS = {
+    "micro": (REFLOW.model_copy(update={"training": MUON}), {"MICRO_BATCH": "2", "EMA_ON_HOST": "1"}),
+    "adapter": (HALVE.model_copy(update={"lora": ADAPTER}), {"CHECKPOINT_ACTIVATIONS": "1"}),
+    "compiled": (REFLOW, {"COMPILE": "aot_eager"}),
+    "half": (HALVE.model_copy(update={"training": MUON}), {}),
+}
+"""Name -> configuration and switches."""
+SCALE = 2.0**8
+"""Of half precision: small enough for no gradient to overflow, which in parts of a batch it does less."""
+
+
+def main() -> None:
+    for name, (config, switches) in STUDENTS.items():
+        place = {f"FEWSTEP_{switch}": value for switch, value in switches.items()}
+        place["ACCELERATE_MIXED_PRECISION"] = "fp16" if name == "half" else "no"
+        with patch.dict(os.environ, place), recorded(name):
+            learn("learn", name, type(config).__module__.split(".")[-1], config, [0], 0)
+
+
+@contextmanager
+def recorded(name: str) -> Iterator[None]:
+    """Note what part of the state is here when a training begins to put its network together again."""
+    file = Path(f"held-{os.environ.get('RANK', '0')}.json")
+    finish = State.finish
+
+    def noted(state: State) -> None:
+        tensors = state.tensors().values()
+        share = sum(map(held, tensors)) / sum(tensor.numel() for tensor in tensors)
+        known = json.loads(file.read_text()) if file.exists() else {}
+        file.write_text(json.dumps(known | {name: share}))
+        finish(state)
+
+    with patch.object(State, "finish", noted):
+        yield
+
+
+def held(tensor: Tensor) -> int:
+    """Numbers of a tensor that are in this process."""
+    return tensor.to_local().numel() if isinstance(tensor, DTensor) else tensor.numel()
+
+
+if __name__ == "__main__":
+    with patch.object(torch.amp, "GradScaler", partial(torch.amp.GradScaler, init_scale=SCALE)):
+        run(main, writes=MODELS, several=True)
