@@ -225,16 +225,16 @@ def test_what_processes_cannot_share_is_refused() -> None:
     require(DistributedType.FSDP, 3, 4)
 
 
-def test_what_shards_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", sharding.REFUSED)
+def test_what_shards_cannot_do_is_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "is_wanted", lambda: True)
+    monkeypatch.setenv(setting, "true")
+    with pytest.raises(UserError, match=f"{setting} is set, which is not offered for networks in shards"):
+        sharding.shard(nn.Linear(1, 1))
+
+
+def test_averages_of_a_byte_are_not_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimization, "is_wanted", lambda: True)
     training = TrainingConfig(steps=1, batch_size=2, learning_rate=1e-3, optimizer="adamw_8bit")
-    with pytest.raises(UserError, match="adamw_8bit: not in shards"):
+    with pytest.raises(UserError, match="adamw_8bit: not for networks in shards"):
         optimization.adamw([], training)
-    monkeypatch.setenv("FEWSTEP_CHANNELS_LAST", "1")
-    with pytest.raises(UserError, match="FEWSTEP_CHANNELS_LAST: torch's FSDP takes no such weights"):
-        sharding.shard(nn.Linear(1, 1))
-    monkeypatch.delenv("FEWSTEP_CHANNELS_LAST")
-    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    with pytest.raises(UserError, match="offloads FSDP's parameters to the host, which is not offered"):
-        sharding.shard(nn.Linear(1, 1))

@@ -14,8 +14,9 @@ from fewstep.config.training import TrainingConfig
 class Player:
     """Networks that one optimiser trains together (a generator, a critic, ...).
 
-    modules: name -> network. The loop puts its prepared (possibly wrapped) modules here, so a method calls
-    them through this mapping.
+    modules: name -> network, called through this mapping. Where networks lie in shards a method calls them as
+    `forward`, an autoencoder also as `encode` and `decode`, and in every process equally often; a weight is
+    whole only within such a call.
     """
 
     modules: dict[str, nn.Module]

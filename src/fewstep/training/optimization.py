@@ -46,7 +46,7 @@ def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Op
     if training.optimizer != "adamw_8bit":
         return torch.optim.AdamW(weights, **options, fused=True)  # type: ignore[arg-type]
     if is_wanted():
-        raise UserError("training.optimizer = adamw_8bit: not in shards; choose another, or no FSDP")
+        raise UserError("training.optimizer = adamw_8bit: not for networks in shards (FSDP); choose another")
     try:
         library = importlib.import_module("bitsandbytes.optim")
     except ImportError:

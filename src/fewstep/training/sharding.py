@@ -5,6 +5,7 @@ it runs and let go after it, its gradients are summed over processes where they 
 DTensor; any other is left as it is by everything here, so that training need not know which it has.
 """
 
+import os
 from collections.abc import Callable
 from copy import deepcopy
 from typing import TypeVar
@@ -17,11 +18,17 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import swap_tensors
 
-from fewstep.config.base import is_on
 from fewstep.errors import UserError
 from fewstep.hardware import device, process
 
 M = TypeVar("M", bound=nn.Module)
+REFUSED = {
+    "FEWSTEP_CHANNELS_LAST": "unset it",
+    "FSDP_OFFLOAD_PARAMS": "answer no to offloading in `accelerate config`",
+    "FSDP_ACTIVATION_CHECKPOINTING": "answer no in `accelerate config`, set FEWSTEP_CHECKPOINT_ACTIVATIONS=1",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "answer no to the parallelism config in `accelerate config`",
+}
+"""What the machine may ask for and shards cannot do; the way out."""
 
 
 def is_wanted() -> bool:
@@ -38,10 +45,11 @@ def shard(net: nn.Module) -> Callable[[], None]:
     """
     if not is_wanted():
         return lambda: None
-    if is_on("CHANNELS_LAST"):
-        raise UserError("FEWSTEP_CHANNELS_LAST: torch's FSDP takes no such weights; unset one of the two")
-    if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
-        raise UserError("accelerate's config offloads FSDP's parameters to the host, which is not offered")
+    for name, way_out in REFUSED.items():
+        if os.environ.get(name, "").lower() not in ("", "0", "false"):
+            raise UserError(f"{name} is set, which is not offered for networks in shards (FSDP): {way_out}")
+    # It would keep a half-precision copy of every block until the pass is over.
+    torch.set_autocast_cache_enabled(False)
     ordinary = without_weights(net)
     blocks = getattr(net, "_no_split_modules", None) or ()
     mesh = init_device_mesh(device().type, (process().num_processes,))
