@@ -1,8 +1,13 @@
 """The tokenizer: known merges, and the same tokens whatever the order of the captions."""
 
 from collections import Counter
+from pathlib import Path
+
+import yaml
 
 from fewstep.backbones.bpe import learn_merges, new_tokenizer
+from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
+from fewstep.config.teacher import TrainTeacherConfig
 
 CAPTIONS = ["a small red star on a blue background", "a large green circle on a white background"]
 
@@ -25,3 +30,16 @@ def test_every_word_becomes_one_token_and_unknown_ones_stay_spellable() -> None:
 
 def test_the_vocabulary_is_a_function_of_the_captions() -> None:
     assert new_tokenizer(CAPTIONS, 700, 12).get_vocab() == new_tokenizer(CAPTIONS[::-1], 700, 12).get_vocab()
+
+
+def test_the_saved_tokenizer_does_not_tell_how_it_was_last_called(tmp_path: Path) -> None:
+    params = yaml.safe_load((Path(__file__).parents[1] / "integration/miniature.yaml").read_text())
+    backbone = new_stable_diffusion(
+        TrainTeacherConfig.model_validate(params["train_teacher"]), 16, CAPTIONS, 0
+    )
+    for asked in ("fresh", "padded"):
+        if asked == "padded":
+            backbone.tokens(CAPTIONS)
+        save_pipeline(backbone, tmp_path / asked)
+    saved = [(tmp_path / asked / "tokenizer/tokenizer.json").read_bytes() for asked in ("fresh", "padded")]
+    assert saved[0] == saved[1]

@@ -117,6 +117,9 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
 
 def save_pipeline(backbone: NewStableDiffusion, folder: Path) -> None:
     """Write a folder that `StableDiffusionPipeline.from_pretrained` loads."""
+    # It would tell how it was last called.
+    backbone.tokenizer.backend_tokenizer.no_truncation()
+    backbone.tokenizer.backend_tokenizer.no_padding()
     StableDiffusionPipeline(
         vae=backbone.vae,
         text_encoder=backbone.text_encoder,
