@@ -15,14 +15,14 @@ from fewstep.layout import DATA, TEACHER, TRIPLETS
 from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
-from tests.pipelines import make
+from tests.pipelines import backbone_of, make
 
 
 def import_miniature(family: str, **options: Any) -> Backbone:
     """Make a stock pipeline and import it as the teacher."""
     make(family, Path("stock"), **options)
     with whole_folder(TEACHER) as staging:
-        facts = import_teacher("stock", family, ImportTeacherConfig(), staging)
+        facts = import_teacher("stock", backbone_of(family), ImportTeacherConfig(), staging)
         Manifest.seal(staging, "teacher", facts, {})
     return open_backbone(TEACHER)
 

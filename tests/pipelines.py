@@ -14,6 +14,11 @@ SIDE = 8
 """Of a latent."""
 
 
+def backbone_of(family: str) -> str:
+    """The value of `teacher.backbone` for a maker's pipelines."""
+    return family.removesuffix("_sigma")
+
+
 def make(family: str, folder: Path, **options: Any) -> Any:
     """Save a pipeline of this family; options go to its maker."""
     torch.manual_seed(0)

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import family
 from fewstep.backbones.own_code import own_modules
+from fewstep.backbones.pipeline import class_in
 from fewstep.backbones.sd_new import new_net, new_vae
 from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
@@ -192,7 +193,8 @@ def design(chain: Chain) -> Design | None:
         file = Path(cached) if isinstance(cached, str) else file
     if not file.is_file() or read_json(file).get("_class_name") != kind.net_class:
         return None
-    return Design(chain.teacher.backbone, partial(configured, kind.net_class, file))
+    make = partial(configured, kind.net_class, file)
+    return Design(chain.teacher.backbone, make, pipeline=class_in(file.parents[1]))
 
 
 def configured(net_class: str, file: Path) -> Any:

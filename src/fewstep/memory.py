@@ -44,11 +44,18 @@ class Design:
     """A denoiser that need not be there yet.
 
     backbone: its family. make: builds it, untrained. length: tokens of a prompt; None: the family's usual.
+    pipeline: class of its pipeline, where the family has several.
     """
 
     backbone: str
     make: Callable[[], nn.Module]
     length: int | None = None
+    pipeline: str | None = None
+
+    @property
+    def kind(self) -> Any:
+        """Its adapter's class."""
+        return family(self.backbone).of(self.pipeline)
 
 
 @dataclass(frozen=True)
@@ -194,11 +201,10 @@ def available() -> int:
 @cache
 def trace(design: Design, lora: LoraSettings | None, checkpointed: bool) -> Traced:
     """Build the denoiser of fake tensors and send two batches through it."""
-    kind = family(design.backbone)
     with torch.device("meta"):
         net = design.make()
         if lora is not None:
-            attach(net, lora, kind.lora_targets, 0)
+            attach(net, lora, design.kind.lora_targets, 0)
     with FakeTensorMode(), device():
         # Not `to_empty`, which reads the meta tensors; built fake, PEFT could not move them.
         net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype))  # type: ignore[no-untyped-call]
@@ -218,7 +224,7 @@ def trace(design: Design, lora: LoraSettings | None, checkpointed: bool) -> Trac
 def forward_pass(design: Design, net: Any, rows: int, checkpointed: bool) -> tuple[int, int] | None:
     """Bytes that a forward pass of `rows` samples saves, and its operations; None: conditions unknown."""
     # Only asked how its network is called, which depends on no schedule.
-    backbone = family(design.backbone)({}, RectifiedFlow(), Prediction.FLOW)
+    backbone = design.kind({}, RectifiedFlow(), Prediction.FLOW)
     conditions = backbone.example_conditions(net, rows, design.length)
     if conditions is None:
         return None

@@ -11,13 +11,20 @@ from jinja2.meta import find_referenced_templates
 
 from fewstep.report.page import templates
 from tests.imports import ROOT, SRC, closure, says_nothing
+from tests.pipelines import MAKERS, backbone_of
 
-FOLDER_OF_PHOTOS = {
-    "data": {"source": "folder", "path": "photos", "resolution": 32},
-    "judge": {"train": []},
-    "teacher": {"backbone": "sd", "train": [], "load": ["somewhere"], "adopt": []},
-    "encode_data": {"train": {"dtype": "float16"}},
-}
+
+def folder_of_photos(backbone: str) -> dict[str, object]:
+    """One's own pictures and an imported teacher of this family."""
+    return {
+        "data": {"source": "folder", "path": "photos", "resolution": 32},
+        "judge": {"train": []},
+        "teacher": {"backbone": backbone, "train": [], "load": ["somewhere"], "adopt": []},
+        "encode_data": {"train": {"dtype": "float16"}},
+    }
+
+
+FAMILIES = sorted({backbone_of(family) for family in MAKERS})
 OWN_MODEL = {
     "teacher": {"backbone": "custom", "train": [], "load": [], "adopt": ["package.module:build"]},
     "export": {},
@@ -78,10 +85,10 @@ def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -
     ("changes", "teacher"),
     [
         ({}, {"train_teacher"}),
-        (FOLDER_OF_PHOTOS, {"import_teacher"}),
         (OWN_MODEL, {"collect_code", "adopt_teacher"}),
+        *((folder_of_photos(family), {"import_teacher"}) for family in FAMILIES),
     ],
-    ids=["default", "folder and imported teacher", "own model"],
+    ids=["default", "own model", *FAMILIES],
 )
 def test_dependencies_are_the_transitive_imports(
     changes: dict[str, object], teacher: set[str], tmp_path: Path

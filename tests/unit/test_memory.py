@@ -11,7 +11,6 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.backbones.base import family
 from fewstep.check import design, trainings, work
 from fewstep.config.chain import load_chain
 from fewstep.config.training import TrainingConfig
@@ -35,7 +34,7 @@ from fewstep.objectives.lora import LoraSettings
 from fewstep.training.method import Player
 from fewstep.training.optimization import optimizers_of
 from tests.imports import ROOT
-from tests.pipelines import make, pixart_transformer, unet
+from tests.pipelines import backbone_of, make, pixart_transformer, unet
 
 ROWS = 4
 ADAMW = Setup(rows=ROWS, optimizer="adamw", ema=False, start=True)
@@ -61,7 +60,7 @@ def default() -> Design:
 def really_saved(designed: Design, checkpointed: bool = False) -> int:
     """Bytes that autograd saves in a forward pass of the real network."""
     net: Any = designed.make()
-    backbone = family(designed.backbone)({}, RectifiedFlow(), Prediction.FLOW)
+    backbone = designed.kind({}, RectifiedFlow(), Prediction.FLOW)
     conditions = backbone.example_conditions(net, ROWS, designed.length)
     x = torch.zeros(ROWS, net.config.in_channels, net.config.sample_size, net.config.sample_size)
     with computing():
@@ -72,7 +71,11 @@ def really_saved(designed: Design, checkpointed: bool = False) -> int:
 def test_activations_are_a_real_networks(default: Design, checkpointed: bool) -> None:
     for designed in (
         default,
-        Design("pixart_sigma", partial(pixart_transformer, use_additional_conditions=False)),
+        Design(
+            "pixart",
+            partial(pixart_transformer, use_additional_conditions=False),
+            pipeline="PixArtSigmaPipeline",
+        ),
     ):
         setup = Setup(ROWS, "adamw", False, True, None, checkpointed)
         assert need(designed, setup).activations == pytest.approx(
@@ -82,7 +85,7 @@ def test_activations_are_a_real_networks(default: Design, checkpointed: bool) ->
 
 def test_operations_are_a_real_networks_in_both_directions(default: Design) -> None:
     net: Any = default.make()
-    backbone = family(default.backbone)({}, RectifiedFlow(), Prediction.FLOW)
+    backbone = default.kind({}, RectifiedFlow(), Prediction.FLOW)
     conditions = backbone.example_conditions(net, ROWS, default.length)
     x = torch.zeros(ROWS, net.config.in_channels, net.config.sample_size, net.config.sample_size)
     with FlopCounterMode(display=False) as counter:
@@ -157,7 +160,12 @@ def test_a_low_rank_students_state_is_small() -> None:
 def test_a_teacher_that_lies_there_is_known(family: str, tmp_path: Path) -> None:
     make(family, tmp_path / "stock")
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
-    params["teacher"] = {"backbone": family, "train": [], "load": [str(tmp_path / "stock")], "adopt": []}
+    params["teacher"] = {
+        "backbone": backbone_of(family),
+        "train": [],
+        "load": [str(tmp_path / "stock")],
+        "adopt": [],
+    }
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     chain = load_chain(tmp_path / "params.yaml")
     designed = design(chain)

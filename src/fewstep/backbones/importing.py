@@ -11,7 +11,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import family, teacher_facts
-from fewstep.backbones.pipeline import INDEX, LEFT_OUT, forget_origin, parts_of
+from fewstep.backbones.pipeline import INDEX, LEFT_OUT, class_in, forget_origin, parts_of
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.errors import UserError
 
@@ -25,8 +25,9 @@ def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folde
     The folder holds no trace of the place it came from: a teacher's hash is its content's. Of a hub
     repository the facts keep the id and the commit. Raises UserError with the way out when it cannot be had.
     """
-    adopted = family(backbone)
+    known = family(backbone)
     source, origin = locate(where, config)
+    adopted = known.of(class_in(source))
     pipeline = load_pipeline(getattr(diffusers, adopted.pipeline_class), source, config)
     pipeline.save_pretrained(folder)
     forget_origin(folder)
@@ -95,9 +96,7 @@ def check_index(folder: Path, wanted: str) -> None:
     """Raises UserError when the folder is no such pipeline, or has parts whose code is not a library's."""
     if not (folder / INDEX).is_file():
         raise UserError(f"{folder}: no diffusers pipeline ({INDEX} is missing)")
-    index = read_json(folder / INDEX)
-    found = index.get("_class_name")
-    if found != wanted:
+    if (found := class_in(folder)) != wanted:
         raise UserError(
             f"{folder}: is a {found}, this teacher.backbone takes a {wanted}; choose the other family"
         )

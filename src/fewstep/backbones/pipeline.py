@@ -55,10 +55,15 @@ class DiffusersBackbone:
         self.parts, self.schedule, self.prediction = parts, schedule, prediction
 
     @classmethod
+    def of(cls, pipeline: str | None) -> type[Self]:
+        """The family's adapter to pipelines of this class; None, or one it does not know: its usual one."""
+        return cls
+
+    @classmethod
     def open(cls, folder: Path) -> Self:
         """A teacher's folder, which is a pipeline's as diffusers writes it."""
         parts = parts_of(folder)
-        return cls(parts, *schedule_of(parts["scheduler"]().config))
+        return cls.of(class_in(folder))(parts, *schedule_of(parts["scheduler"]().config))
 
     def module(self, name: str) -> Any:
         """A network, on the device and frozen."""
@@ -186,6 +191,11 @@ def component_names(kind: type) -> list[str]:
     """The parts a pipeline class is made of, those it can do without left out."""
     expected, optional = kind._get_signature_keys(kind)  # type: ignore[attr-defined]
     return sorted(set(expected) - set(optional))
+
+
+def class_in(folder: Path) -> str | None:
+    """The class of the pipeline that lies there; None where none does."""
+    return read_json(folder / INDEX).get("_class_name") if (folder / INDEX).is_file() else None
 
 
 def parts_of(folder: Path) -> dict[str, Callable[[], Any]]:

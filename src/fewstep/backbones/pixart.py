@@ -1,7 +1,7 @@
-"""PixArt-alpha: T5 text with its mask, `PixArtTransformer2DModel`."""
+"""PixArt-alpha and PixArt-Sigma: T5 text with its mask, `PixArtTransformer2DModel`."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,10 @@ class PixArt(DiffusersBackbone):
         *("proj_in", "proj_out", "proj", "linear", "linear_1", "linear_2", "ff.net.0.proj", "ff.net.2"),
     )
     prompt_length = 120
+
+    @classmethod
+    def of(cls, pipeline: str | None) -> type[Self]:
+        return PixArtSigma if pipeline == PixArtSigma.pipeline_class else cls  # type: ignore[return-value]
 
     @property
     def stock_call(self) -> dict[str, Any]:
@@ -72,6 +76,13 @@ class PixArt(DiffusersBackbone):
             return raw[:, : x.shape[1]]
 
         return run
+
+
+class PixArtSigma(PixArt):
+    """PixArt-alpha with longer prompts and SDXL's autoencoder (Chen et al. 2024); without size conditions."""
+
+    pipeline_class = "PixArtSigmaPipeline"
+    prompt_length = 300
 
 
 Adapter = PixArt
