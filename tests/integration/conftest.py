@@ -1,30 +1,48 @@
 """One miniature chain, run once; tests that change it work on a copy."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from tests.integration.project import Project
 from tests.integration.server import Server, serving
 
+FIRST = ("test_bad_input", "test_photographs", "test_flows", "test_chain", "test_cluster")
+"""The longest begin first, so that no process of pytest-xdist is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The miniature chain after `dvc repro`."""
-    project = Project(tmp_path_factory.mktemp("chain") / "project")
-    project.repro()
-    return project
+    """The miniature chain after `dvc repro`, the same for all processes of pytest-xdist."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    with FileLock(shared / "chain.lock"):
+        if (shared / "chain.made").exists():
+            return Project.at(shared / "chain")
+        project = Project(shared / "chain")
+        project.repro()
+        (shared / "chain.made").touch()
+        return project
 
 
 @pytest.fixture
 def copied(finished: Project, tmp_path: Path) -> Project:
     """A copy of the finished chain, with its cache, that a test may change."""
-    project = Project.__new__(Project)
-    project.folder = tmp_path / "copy"
-    shutil.copytree(finished.folder, project.folder, symlinks=True)
-    return project
+    # Not what comes and goes while another test looks at it.
+    passing = shutil.ignore_patterns("tmp", "__pycache__")
+    shutil.copytree(finished.folder, tmp_path / "copy", symlinks=True, ignore=passing)
+    return Project.at(tmp_path / "copy")
 
 
 @pytest.fixture

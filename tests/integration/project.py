@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 
@@ -37,6 +37,13 @@ class Project:
             ["dvc", "config", "core.analytics", "false"],
         ):
             subprocess.run(command, cwd=folder, env=self.environment(), check=True)
+
+    @classmethod
+    def at(cls, folder: Path) -> Self:
+        """The project that is there."""
+        project = cls.__new__(cls)
+        project.folder = folder
+        return project
 
     def environment(self, **extra: str) -> dict[str, str]:
         """This process's, with the project's own code first."""

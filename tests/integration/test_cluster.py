@@ -37,10 +37,9 @@ def shared(copied: Project) -> Project:
 
 def cloned(project: Project, name: str) -> Project:
     """What another host has: the code alone."""
-    clone = Project.__new__(Project)
-    clone.folder = project.folder.parent / name
-    subprocess.run(["git", "clone", "-q", project.folder, clone.folder], check=True)
-    return clone
+    folder = project.folder.parent / name
+    subprocess.run(["git", "clone", "-q", project.folder, folder], check=True)
+    return Project.at(folder)
 
 
 @dataclass(frozen=True)
