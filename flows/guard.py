@@ -15,13 +15,15 @@ import sys
 import threading
 import time
 
-SOFT, HARD = 6.0, 2.0
+SOFT, HARD = 6.0, 1.0
 """Seconds for a training to save its state after SIGINT; after SIGTERM."""
 
 
 def main() -> int:
     """The command's exit status, as a shell gives it."""
     pipe, leases = int(sys.argv[1]), [int(number) for number in sys.argv[2].split(",") if number]
+    # A shell's background jobs ignore it, and so would all that is started here.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(sys.argv[3:], start_new_session=True, pass_fds=leases)
     threading.Thread(target=end_with, args=(pipe, child), daemon=True).start()
     status = child.wait()

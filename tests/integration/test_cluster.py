@@ -1,11 +1,13 @@
 """The chain on several workers, each with a clone of its own, and a directory as the DVC remote."""
 
 import re
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -79,6 +81,8 @@ def working(project: Project, server: Server, **environment: str) -> Iterator[Ho
             env=project.environment(**server.environment, **own, **environment, FEWSTEP_SLOTS="2"),
             stdout=file,
             stderr=subprocess.STDOUT,
+            # Where it is ignored, as in a shell's background jobs, Prefect's worker cannot be ended.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         try:
             yield Host(psutil.Process(process.pid), log)
