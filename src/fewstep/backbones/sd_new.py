@@ -111,7 +111,10 @@ def new_stable_diffusion(
 def new_scheduler() -> DPMSolverMultistepScheduler:
     """The scheduler a stock pipeline samples the teacher with."""
     return DPMSolverMultistepScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        timestep_spacing="trailing",
+        steps_offset=1,  # of another spacing; the stock pipeline warns of any other value
     )
 
 

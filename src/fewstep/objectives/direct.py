@@ -25,7 +25,7 @@ from fewstep.objectives.perceptual import perceptual_distance
 from fewstep.training.method import Method, Player, Rows
 
 NEAR = 0.02
-"""A sample's mean absolute error, of latents of unit variance, from which on `log_l1` is nearly linear."""
+"""A sample's mean absolute error, of latents of unit variance, below which `log_l1` is nearly linear."""
 
 
 class Config(ObjectiveConfig):
