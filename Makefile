@@ -16,7 +16,6 @@ repro: .venv/ready  ## run the whole chain
 
 # The page is at http://127.0.0.1:4200; the server stays when the worker is stopped (`prefect server stop`).
 ui worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
-ui worker: export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
 ui worker: export FEWSTEP_CLONE := $(CURDIR)
 ui: .venv/ready  ## watch and start the chain in a browser
 	python -m flows.server

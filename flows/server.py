@@ -9,6 +9,7 @@ import sys
 import time
 from datetime import timedelta
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 SECONDS = 60
@@ -37,18 +38,34 @@ def main() -> None:
 
 
 def begin(url: str) -> None:
-    """Start a server and wait for it."""
-    # One that was killed leaves its PID file, for which no other is started.
-    subprocess.run(["prefect", "server", "stop"], capture_output=True, check=False)
-    # A session of its own: Ctrl-C is for the worker.
-    subprocess.run(["prefect", "server", "start", "--background"], check=True, start_new_session=True)
+    """Start a server that outlives this process, and wait for it; `prefect server stop` ends it.
+
+    Not by `prefect server start --background`: its server writes into pipes that nobody reads, and ends with
+    the first line that it logs.
+    """
+    from prefect.settings import get_current_settings
+
+    home = get_current_settings().home
+    home.mkdir(parents=True, exist_ok=True)
+    log = home / "server.log"
+    port = [] if (port := urlsplit(url).port) is None else ["--port", str(port)]
+    with log.open("a") as out:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "prefect", "server", "start", *port],
+            env={"PREFECT_SERVER_ANALYTICS_ENABLED": "false", **os.environ},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,  # Ctrl-C is for the worker.
+        )
+    (home / "server.pid").write_text(str(server.pid))
     limit = time.monotonic() + SECONDS
     while not answers(url):
-        if time.monotonic() > limit:
-            sys.exit(
-                f"error: no server answers at {url} after {SECONDS} s; run `prefect server start` to see why"
-            )
+        if server.poll() is not None or time.monotonic() > limit:
+            server.terminate()
+            sys.exit(f"error: no server answers at {url}; {log} tells why")
         time.sleep(0.5)
+    print(f"a server at {url}; it writes {log}")
 
 
 def mind_lost_runs() -> None:

@@ -1,8 +1,10 @@
 """The command line: `fewstep check | sample | evaluate | report`."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 
@@ -42,10 +44,10 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--enlarge", type=int, default=1, help="whole-number factor of the written picture")
     add.add_argument("--out", type=Path, default=Path("sample.png"))
 
-    add = commands.add_parser("evaluate", help="measure models on as many pictures as asked for; print JSON")
+    add = commands.add_parser("evaluate", help="measure models; print JSON, one object each")
     add.set_defaults(command=evaluate)
     add.add_argument("--model", action="append", required=True, metavar="NAME:STEPS", help="e.g. one_step:1")
-    add.add_argument("--pictures", type=int, default=2000)
+    add.add_argument("--pictures", type=int, default=2000, help="how many of each")
 
     add = commands.add_parser("report", help="write reports/index.html anew from what is there")
     add.set_defaults(command=report)
@@ -115,6 +117,7 @@ def sample(chosen: argparse.Namespace) -> None:
 def evaluate(chosen: argparse.Namespace) -> None:
     """`fewstep evaluate`."""
     from fewstep.evaluation.full import evaluate_fully
+    from fewstep.evaluation.record import rounded
 
     wanted: dict[str, list[int]] = {}
     for item in chosen.model:
@@ -122,8 +125,10 @@ def evaluate(chosen: argparse.Namespace) -> None:
         if not steps.isdecimal() or int(steps) < 1:
             raise UserError(f"--model {item}: expected NAME:STEPS, e.g. one_step:1")
         wanted.setdefault(name, []).append(int(steps))
-    for metrics in evaluate_fully(wanted, chosen.pictures):
-        print(metrics.model_dump_json(indent=2))
+    out = sys.stdout
+    with redirect_stdout(sys.stderr):  # progress
+        for metrics in evaluate_fully(wanted, chosen.pictures):
+            print(json.dumps(rounded(metrics.model_dump(mode="json")), indent=2), file=out, flush=True)
 
 
 def report(chosen: argparse.Namespace) -> None:

@@ -58,12 +58,18 @@ class Server:
         return {found["key"]: found for found in self.ask("artifacts/filter", one)}
 
 
+def free_port() -> int:
+    """Of the loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 @contextmanager
 def serving(home: Path) -> Iterator[Server]:
     """Start a server on a free port of the loopback, its data in `home`."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     server = Server(f"http://127.0.0.1:{port}/api", home)
     with (home / "server.log").open("w") as log:
         process = subprocess.Popen(

@@ -155,6 +155,13 @@ def test_sample_draws_with_any_model(
     assert Image.open(out).size == (2 * 32 + 3 * 2, 32 + 2 * 2)
 
 
+def test_evaluate_prints_what_the_stage_writes_and_nothing_but_json(finished: Project) -> None:
+    pictures = finished.params["evaluation_set"]["pictures"]
+    result = finished.run("fewstep", "evaluate", "--model", "one_step:1", "--pictures", str(pictures))
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == json.loads((finished.folder / "metrics/one_step.json").read_text())
+
+
 def test_check_prints_the_plan(finished: Project) -> None:
     result = finished.run("fewstep", "check")
     assert result.returncode == 0, result.stderr

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -205,14 +204,6 @@ def test_variants_share_their_ancestors_and_become_experiments(copied: Project, 
     again = [{key: values[0] for key, values in VARIED.items()}]
     assert_ended(start(copied, server, {}, ABLATION, variants=again, targets=chosen["targets"]))
     assert set(server.tasks().values()) == {"Cached"}
-
-
-def test_a_server_that_is_there_is_taken_and_minds_lost_runs(copied: Project, server: Server) -> None:
-    for _ in range(2):
-        found = copied.run(sys.executable, "-m", "flows.server", **server.environment)
-        assert found.returncode == 0 and f"there is a server at {server.url}" in found.stdout, found.stderr
-    (automation,) = server.ask("automations/filter", {})
-    assert automation["enabled"] and automation["actions"][0]["state"] == "CRASHED"
 
 
 GREEDY = """

@@ -54,6 +54,17 @@ def disturb(net: nn.Module) -> None:
                 weight.add_(0.3 * torch.randn(weight.shape, generator=generator))
 
 
+def saved(backbone: Backbone) -> nn.Module:
+    """The merged network of a disturbed adapter; `models/low` has both."""
+    net = deepcopy(backbone.net)
+    attach(net, SETTINGS, backbone.lora_targets, 0)
+    disturb(net)
+    adapter = detach(net)
+    student = replace(open_model(TEACHER, backbone), name="low", net=net)
+    save_model(MODELS / "low", student, backbone, "reflow", {"teacher": TEACHER}, adapter)
+    return net
+
+
 def test_a_new_adapter_changes_nothing_and_alone_is_trained(backbone: Backbone) -> None:
     net = deepcopy(backbone.net)
     attach(net, SETTINGS, QKV, 0)
@@ -112,12 +123,7 @@ def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
 
 
 def test_it_leaves_with_kohyas_names_and_its_own_alpha(backbone: Backbone, tmp_path: Path) -> None:
-    net = deepcopy(backbone.net)
-    attach(net, SETTINGS, QKV, 0)
-    disturb(net)
-    adapter = detach(net)
-    student = replace(open_model(TEACHER, backbone), name="low", net=net)
-    save_model(MODELS / "low", student, backbone, "reflow", {"teacher": TEACHER}, adapter)
+    net = saved(backbone)
     assert export_adapter(MODELS / "low", tmp_path / "out")
     found = load_file(tmp_path / "out" / KOHYA)
     stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -133,12 +139,7 @@ def test_it_leaves_with_kohyas_names_and_its_own_alpha(backbone: Backbone, tmp_p
 def test_the_stock_pipeline_loads_it(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     backbone = import_miniature(family)
-    net = deepcopy(backbone.net)
-    attach(net, SETTINGS, backbone.lora_targets, 0)
-    disturb(net)
-    adapter = detach(net)
-    student = replace(open_model(TEACHER, backbone), name="low", net=net)
-    save_model(MODELS / "low", student, backbone, "reflow", {"teacher": TEACHER}, adapter)
+    net = saved(backbone)
     stock = DiffusionPipeline.from_pretrained("stock")
     stock.load_lora_weights(MODELS / "low" / "lora", weight_name=FILE)
     part = backbone.net_part
@@ -153,12 +154,7 @@ def test_it_leaves_with_names_that_are_read_elsewhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     backbone = import_miniature(family)
-    net = deepcopy(backbone.net)
-    attach(net, SETTINGS, backbone.lora_targets, 0)
-    disturb(net)
-    adapter = detach(net)
-    student = replace(open_model(TEACHER, backbone), name="low", net=net)
-    save_model(MODELS / "low", student, backbone, "reflow", {"teacher": TEACHER}, adapter)
+    net = saved(backbone)
     export_adapter(MODELS / "low", tmp_path / "out")
     names = {name.partition(".")[0] for name in load_file(tmp_path / "out" / KOHYA)}
     flat = {name.replace(".", "_") for name, _ in net.named_modules()}
