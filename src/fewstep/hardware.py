@@ -66,9 +66,11 @@ def computing() -> Iterator[None]:
 def attention() -> Iterator[None]:
     """The kernel of attention, also where activations are computed again on the way back.
 
-    On CPUs the plain one: the fused one is many times slower in a bfloat16 backward pass.
+    On CPUs the fused one is faster without gradients, a third on the default chain's U-Net, and many times
+    slower in a bfloat16 backward pass: there the plain one.
     """
-    with sdpa_kernel(SDPBackend.MATH) if device().type == "cpu" else nullcontext():
+    plain = device().type == "cpu" and torch.is_grad_enabled()
+    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
         yield
 
 

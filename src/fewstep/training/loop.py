@@ -89,7 +89,7 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
     parts = []
     for few, share in portions(positions):
-        with computing(), torch.no_grad():
+        with torch.no_grad(), computing():
             parts.append((share, method.prepare(method.batch(Rows(step, few)))))
     losses: dict[str, float] = {}
     logged: dict[str, float] = {}
