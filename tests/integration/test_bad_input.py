@@ -2,16 +2,19 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fewstep import objectives
 from fewstep.cli import main
+from fewstep.objectives.learn import objective_module
 from tests.integration.project import Project
 
 WRONG: list[tuple[str, Any, str]] = [
     ("students.one_step.from", "halve-3", "students.one_step.from = 'halve-3': no such model"),
-    ("students.one_step.method", "magic", "method 'magic' is unknown"),
+    ("students.one_step.method", "magic", "students.one_step.method = 'magic': no such method"),
     ("reflow.reflow.training.learning_rate", -1, "reflow.reflow.training.learning_rate = -1"),
     ("reflow.reflow.trainig", {}, "reflow.reflow.trainig = {}: no such parameter"),
     ("halve.4.from", "halve-2", "would be made from itself"),
@@ -50,6 +53,15 @@ def test_check_names_the_key_its_value_and_what_is_allowed(
         main(["check"])
     assert ended.value.code == 1
     assert message in capsys.readouterr().err
+
+
+def test_what_a_new_method_lacks_is_not_taken_for_a_method_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "new.py").write_text("import nowhere_to_be_found")
+    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
+        objective_module("new")
 
 
 def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(new_project: Callable[..., Project]) -> None:

@@ -63,7 +63,11 @@ def load_chain(path: Path = PARAMS) -> Chain:
         where = f"students.{name}"
         if not isinstance(values, Mapping) or "method" not in values:
             raise UserError(f"{path}: {where}.method is missing")
-        students[name] = validate(objective_module(str(values["method"])).Config, values, where, path)
+        try:
+            method = objective_module(str(values["method"]))
+        except UserError as error:
+            raise UserError(f"{path}: {where}.method = {error}") from None
+        students[name] = validate(method.Config, values, where, path)
     chain = chain.model_copy(update={"students": students})
     faults = list(inconsistencies(chain))
     if faults:

@@ -17,13 +17,16 @@ from fewstep.workspace import finished, workspace
 
 def objective_module(name: str) -> Any:
     """`fewstep.objectives.<name>`: its `Config` and `build`. Raises UserError on an unknown name."""
+    whole = f"fewstep.objectives.{name}"
     try:
-        module = importlib.import_module(f"fewstep.objectives.{name}")
-        module.Config, module.build  # noqa: B018
-    except (ModuleNotFoundError, AttributeError):
-        raise UserError(
-            f"method {name!r} is unknown: no src/fewstep/objectives/{name}.py with Config and build"
-        ) from None
+        module = importlib.import_module(whole)
+    except ModuleNotFoundError as error:
+        if not whole.startswith(str(error.name)):
+            raise  # something that the method needs
+        module = None
+    if not (hasattr(module, "Config") and hasattr(module, "build")):
+        file = f"src/fewstep/objectives/{name}.py"
+        raise UserError(f"{name!r}: no such method; a method is a file {file} with Config and build")
     return module
 
 
