@@ -47,22 +47,23 @@ def begin(url: str) -> None:
 
     home = get_current_settings().home
     home.mkdir(parents=True, exist_ok=True)
-    log = home / "server.log"
-    port = [] if (port := urlsplit(url).port) is None else ["--port", str(port)]
+    log, pid = home / "server.log", home / "server.pid"
+    port = urlsplit(url).port
     with log.open("a") as out:
         server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", *port],
+            [sys.executable, "-m", "prefect", "server", "start", *(["--port", str(port)] if port else [])],
             env={"PREFECT_SERVER_ANALYTICS_ENABLED": "false", **os.environ},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
             start_new_session=True,  # Ctrl-C is for the worker.
         )
-    (home / "server.pid").write_text(str(server.pid))
+    pid.write_text(str(server.pid))
     limit = time.monotonic() + SECONDS
     while not answers(url):
         if server.poll() is not None or time.monotonic() > limit:
             server.terminate()
+            pid.unlink()
             sys.exit(f"error: no server answers at {url}; {log} tells why")
         time.sleep(0.5)
     print(f"a server at {url}; it writes {log}")

@@ -1,4 +1,4 @@
-"""What every stage script has in common: readable failures, honest exit codes."""
+"""What every stage script has in common: quiet libraries, readable failures, honest exit codes."""
 
 import os
 import shlex
@@ -24,6 +24,8 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     Exit status: 0 done; 1 a UserError or too little memory, printed without a traceback; 130 interrupted
     (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
+    for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
+        os.environ.setdefault(name, "1")
     for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
         # The libraries would read weights in the first process only, and leave them empty in the others.
         os.environ[name] = "false"

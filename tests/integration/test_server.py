@@ -52,3 +52,4 @@ def test_a_server_that_cannot_start_is_told_with_its_log(tmp_path: Path) -> None
     )
     assert done.returncode == 1 and f"no server answers at {server.url}" in done.stderr, done.stderr
     assert str(tmp_path / "server.log") in done.stderr
+    assert not (tmp_path / "server.pid").exists()
