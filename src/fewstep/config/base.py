@@ -4,10 +4,10 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from fewstep.errors import UserError
 
@@ -15,6 +15,15 @@ PARAMS = Path("params.yaml")
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 """Of a URL: `user:password`, before the host."""
 T = TypeVar("T")
+
+
+def local_path(value: Path) -> Path:
+    """A path of params.yaml as the stages open it: `~` is the home folder."""
+    return value.expanduser()
+
+
+LocalPath = Annotated[Path, AfterValidator(local_path)]
+"""The type of every path in params.yaml: one rule for what `fewstep check` looks for and a stage opens."""
 
 
 class Section(BaseModel):

@@ -43,6 +43,19 @@ class Unreadable:
         return f"{self.name}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """Something of the source that is no sample and was not meant as one, or that no table lists.
+
+    It costs no sample and no share of the quarantine, but it is counted, so that nothing is lost unseen.
+
+    name: where it is, as in Unreadable. reason: a fixed phrase, by which it is counted ("format not decoded").
+    """
+
+    name: str
+    reason: str
+
+
 def parse_object(encoded: str | bytes) -> Mapping[str, Any]:
     """A JSON object. Raises ValueError saying what is wrong."""
     value = json.loads(encoded)
