@@ -3,13 +3,32 @@
 import io
 import warnings
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+import numpy as np
+import simplejpeg
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+from fewstep.preparation.colour import to_srgb
+from fewstep.preparation.containers import READERS, Parts
+from fewstep.preparation.orientation import upright
+from fewstep.preparation.png_rows import complete, sixteen_bit_rgb
+from fewstep.preparation.signatures import format_of, no_image, other_format
+
+FORMATS = tuple(READERS)
+CORRUPT, NOT_DECODED, BOMB = "corrupt picture", "format not decoded", "decompression bomb"
+"""The reasons of a BadPicture."""
+
+JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
+JPEG_DAMAGE = {
+    "premature end": "image data end early",
+    "bad huffman code": "image data damaged",
+    "bad arithmetic code": "image data damaged",
+    "instead of rst": "image data damaged",
+}
+"""Warnings of libjpeg that mean lost pixels; others, such as extraneous bytes, do not."""
 
 
 class BadPicture(Exception):
-    """A file that is no usable picture; `reason` is a fixed phrase, `detail` says more."""
+    """A file that is no usable image; `reason` is a fixed phrase, `detail` says more."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -17,33 +36,123 @@ class BadPicture(Exception):
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """The picture as RGB, turned as its EXIF orientation says, transparency laid on white.
+    """The image as sRGB, upright, transparency composited on white, mode RGB.
 
-    Only jpeg, png and webp are tried, so that no exotic decoder meets foreign bytes. Raises
-    BadPicture for anything else, for a corrupt or truncated file, and for more pixels than
-    `PIL.Image.MAX_IMAGE_PIXELS`, which is found from the header, before memory is taken.
+    - Formats: JPEG, PNG and WebP by content, so that no exotic decoder meets foreign bytes. Of an animation
+      or a stereo pair the first frame.
+    - Colour: an embedded ICC profile is converted to sRGB, or a PNG's cICP, sRGB, gAMA and cHRM chunks in
+      that order of precedence (see `colour`). Samples in PQ or HLG are refused.
+    - Depth: 16 bits are reduced to 8 before the colour conversion, by their high byte.
+    - Metadata that cannot be parsed are passed over; the orientation is that of EXIF, else of XMP.
+    - Image data that end early raise, wherever the file claims to end. A JPEG is decoded once, by
+      simplejpeg, which reports what libjpeg warns of and which Pillow hides; it costs nothing beside the
+      decoding. A PNG is inflated a second time if its last row is zero or it is interlaced.
+
+    Raises BadPicture, and nothing else, for anything that is not decoded, for corrupt or truncated data, and
+    for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, which is found from the header, before memory is taken.
     """
+    kind = format_of(encoded)
+    if kind is None:
+        if name := other_format(encoded):
+            raise BadPicture(NOT_DECODED, name)
+        raise BadPicture(CORRUPT, no_image(encoded) or "no jpeg, png or webp file")
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        return flat(ImageOps.exif_transpose(image))
+            parts = READERS[kind](encoded)
+            if parts.hdr:
+                raise BadPicture(NOT_DECODED, f"a {kind} file with PQ or HLG samples")
+            return upright(flat(pixels_of(parts), parts.profile), parts.exif, parts.xmp)
+    except BadPicture:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadPicture("decompression bomb", str(error)) from None
+        raise BadPicture(BOMB, str(error)) from None
     except UnidentifiedImageError:
-        raise BadPicture("corrupt picture", "no jpeg, png or webp file") from None
+        raise BadPicture(CORRUPT, f"a {kind} file with a damaged or unknown header") from None
     except Exception as error:
-        raise BadPicture("corrupt picture", str(error)) from None
+        message = str(error)
+        raise BadPicture(CORRUPT, type(error).__name__ if " at 0x" in message else message) from None
 
 
-def flat(image: Image.Image) -> Image.Image:
-    """`image` as 8-bit RGB."""
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+def pixels_of(parts: Parts) -> Image.Image:
+    """The decoded pixels in the mode of the file. Raises BadPicture when they end early."""
+    image = Image.open(io.BytesIO(parts.pixels), formats=FORMATS)
+    if image.format == "JPEG":
+        return jpeg_pixels(parts.pixels, image)
+    if image.format == "PNG":
+        return png_pixels(parts.pixels, image)
+    image.load()
+    return image
+
+
+def jpeg_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
+    """The pixels of an opened JPEG: those Pillow decodes, which ignores where data are missing."""
+    try:
+        decoded = simplejpeg.decode_jpeg(encoded, JPEG_COLOURS[image.mode])
+    except ValueError as error:
+        warning = str(error).lower()
+        if detail := next((detail for part, detail in JPEG_DAMAGE.items() if part in warning), None):
+            raise BadPicture(CORRUPT, detail) from None
+        image.load()
+        return image
+    if image.mode == "CMYK":  # stored inverted, as Adobe does
+        decoded = 255 - decoded
+    return Image.fromarray(decoded[..., 0] if image.mode == "L" else decoded, image.mode)
+
+
+def png_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
+    """The pixels of an opened PNG; 16-bit colour with a transparent colour as RGBA."""
+    sixteen_bit_colour = image.tile[0].args == "RGB;16B"  # what is stored, the mode being RGB
+    image.load()
+    # Pillow leaves rows that never came at zero.
+    suspect = "interlace" in image.info or last_row_is_zero(image)
+    if suspect and not complete(encoded):
+        raise BadPicture(CORRUPT, "image data end early")
+    if sixteen_bit_colour and "transparency" in image.info:
+        return keyed_sixteen_bit(encoded, image.info["transparency"])
+    return image
+
+
+def last_row_is_zero(image: Image.Image) -> bool:
+    """Whether all channels are; the last pixel, which is quick to look at, settles most images."""
+    width, height = image.size
+    if image.getpixel((width - 1, height - 1)) not in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
+        return False
+    return image.crop((0, height - 1, width, height)).getbbox() is None
+
+
+def keyed_sixteen_bit(encoded: bytes, transparent: tuple[int, int, int]) -> Image.Image:
+    """A 16-bit RGB PNG with a transparent colour, which only 16 bits can tell from its neighbours."""
+    rgb = sixteen_bit_rgb(encoded)
+    alpha = np.uint8(255) * (rgb != transparent).any(-1, keepdims=True)
+    return Image.fromarray(np.concatenate([(rgb >> 8).astype(np.uint8), alpha], -1))
+
+
+def flat(image: Image.Image, profile: bytes = b"") -> Image.Image:
+    """`image` as 8-bit sRGB on white; `profile`: the ICC profile of its numbers, b"" for sRGB."""
+    colour, alpha = separate(image)
+    rgb = to_srgb(colour, profile)
+    if alpha is None:
+        return rgb
+    rgb.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgb).convert("RGB")
+
+
+def separate(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colour (mode L, RGB or CMYK) and alpha (mode L), None where all is opaque."""
     if image.mode.startswith("I"):  # 16-bit gray, which convert() would clip instead of scale
-        image = image.point(lambda value: value / 256).convert("L")
-    return image.convert("RGB")
+        values = np.asarray(image).astype(np.int64)
+        transparent = image.info.get("transparency")
+        alpha = None if transparent is None else Image.fromarray(np.uint8(255) * (values != transparent))
+        return Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8)), alpha
+    gray = image.mode in ("1", "L", "LA", "La", "F")
+    if not image.has_transparency_data:
+        if image.mode in ("L", "RGB", "CMYK"):
+            return image, None
+        return image.convert("L" if gray else "RGB"), None
+    rgba = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return rgba.getchannel("R") if gray else rgba.convert("RGB"), rgba.getchannel("A")
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
