@@ -1,4 +1,4 @@
-"""prepare_data: a source's pictures and captions, checked, resized, split, written as shards."""
+"""prepare_data: a source's images and captions, checked, resized, split, written as shards."""
 
 from fewstep.config.base import read
 from fewstep.config.data import DataConfig
@@ -12,7 +12,8 @@ def main() -> None:
     """params.yaml `data` -> artifacts/data."""
     config = read(DataConfig, "data")
     with progress("prepare_data", config.count) as report:
-        prepare(config, read(int, "seed"), DATA, report)
+        outcome = prepare(config, read(int, "seed"), DATA, report)
+    print(f"prepare_data: {outcome}", flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ def normalised(text: str) -> str:
     Captions, prompts of a file or of the command line, and negative prompts all pass through here, so that
     two spellings of one text are one prompt.
     """
-    lines = text.removeprefix(BYTE_ORDER_MARK).replace("\r\n", "\n").replace("\r", "\n")
+    lines = text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", lines).strip()
 
 

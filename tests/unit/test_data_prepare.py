@@ -3,21 +3,30 @@
 import hashlib
 import json
 import os
+import shutil
 import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from stages.prepare_data import main as prepare_data
 
 from fewstep.artifacts.folder import read_json
 from fewstep.config.data import DataConfig
 from fewstep.data.shards import SPLITS, Picture, captions, open_pictures, read_index, read_shard
+from fewstep.data.stream import Stream
 from fewstep.errors import UserError
+from fewstep.evaluation.evaluation_set import distinct
 from fewstep.keyed import Key
-from fewstep.preparation.prepare import prepare
-from fewstep.sources import shapes
+from fewstep.preparation.filters import Duplicates
+from fewstep.preparation.prepare import Prepared, examine, prepare
+from fewstep.sampling.triplets import prompts_of
+from fewstep.sources import folder, shapes
+from fewstep.sources.sample import Sample, Skipped, Unreadable
 from tests.photos import make_photo_folder
 
 SHAPES = DataConfig(source="shapes", count=120, resolution=16, heldout=0.3, shard_size=25)
@@ -64,6 +73,7 @@ def test_two_runs_are_byte_identical(photos: Path, shapes_data: Path, tmp_path: 
         os.utime(photos / "000.jpg")
         prepare(of_folder(photos), len(name), tmp_path / name)
         (photos / "broken.jpg").unlink()
+        (photos / "broken.txt").unlink()
     assert everything(tmp_path / "one") == everything(tmp_path / "two")
     assert str(photos).encode() not in b"".join(everything(tmp_path / "one").values())
 
@@ -122,9 +132,11 @@ def test_photographs_of_every_kind(photos: Path, tmp_path: Path) -> None:
     prepare(of_folder(photos), 0, tmp_path / "data", told.append)
     statistics = read_json(tmp_path / "data" / "statistics.json")
     assert (statistics["kept"], statistics["quarantined"], statistics["rejected"]) == (24, {}, {})
+    assert statistics["skipped"] == {}
     assert told == list(range(1, 25))
     assert read_index(tmp_path / "data").labels is None
-    assert (tmp_path / "data" / "quarantine.jsonl").read_text() == ""
+    for name in ("quarantine.jsonl", "skipped.jsonl"):
+        assert (tmp_path / "data" / name).read_text() == ""
 
 
 def test_rejected_and_quarantined_are_told_apart(photos: Path, tmp_path: Path) -> None:
@@ -134,7 +146,9 @@ def test_rejected_and_quarantined_are_told_apart(photos: Path, tmp_path: Path) -
         (source / path.name).write_bytes(path.read_bytes())
     whole = (photos / "000.jpg").read_bytes()
     (source / "copy.jpg").write_bytes(whole)
-    (source / "copy.txt").write_text("the same picture, another caption")
+    (source / "copy.txt").write_text((photos / "000.txt").read_text() + "\r\n")
+    (source / "other.jpg").write_bytes(whole)
+    (source / "other.txt").write_text("the same image, another caption")
     (source / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     (source / "cut.txt").write_text("half a picture")
     (source / "silent.jpg").write_bytes(whole)
@@ -145,7 +159,7 @@ def test_rejected_and_quarantined_are_told_apart(photos: Path, tmp_path: Path) -
     filters = {"min_side": 32, "max_quarantined_share": 0.1}
     prepare(of_folder(source, filters=filters), 0, tmp_path / "data")
     statistics = read_json(tmp_path / "data" / "statistics.json")
-    assert statistics["samples"] == 24 + 5
+    assert (statistics["samples"], statistics["kept"]) == (24 + 6, 25)
     assert statistics["rejected"] == {"caption too short": 1, "duplicate": 1, "too small": 1}
     assert statistics["quarantined"] == {"corrupt picture": 1, "no caption": 1}
     lines = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
@@ -165,7 +179,7 @@ def test_too_much_quarantine_fails_names_the_first_and_keeps_the_list(tmp_path: 
         prepare(of_folder(source), 0, tmp_path / "data")
     message = str(caught.value)
     assert message.startswith("5 of 9 samples cannot be read")
-    assert "bad0.jpg: corrupt picture (no jpeg, png or webp file)" in message
+    assert "bad0.jpg: corrupt picture (" in message
     assert "bad3.jpg" not in message
     assert "logs/quarantine.jsonl" in message
     assert "data.filters.max_quarantined_share = 0.05" in message
@@ -197,9 +211,173 @@ def test_a_failure_leaves_the_old_data_set_as_it_was(tmp_path: Path) -> None:
     assert everything(tmp_path) == {f"data/{name}": content for name, content in before.items()}
 
 
-def test_count_takes_the_first(photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("count", "more"), [(10, True), (24, False), (25, False), (None, False)])
+def test_count_takes_the_first_and_reports_whether_there_are_more(
+    photos: Path, tmp_path: Path, count: int | None, more: bool
+) -> None:
+    outcome = prepare(of_folder(photos, count=count, heldout=0.5), 0, tmp_path / "data")
+    assert read_json(tmp_path / "data" / "statistics.json")["samples"] == min(count or 24, 24)
+    said = "; stopped after data.count = 10 samples, the source has more"
+    assert str(outcome).endswith(said) == more
+
+
+def test_at_most_one_sample_beyond_count_is_read(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counted(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
+        for entry in folder_samples(config, seed):
+            read.append(entry.name)
+            yield entry
+
+    folder_samples = folder.samples
+    monkeypatch.setattr(folder, "samples", counted)
     prepare(of_folder(photos, count=10, heldout=0.5), 0, tmp_path / "data")
-    assert read_json(tmp_path / "data" / "statistics.json")["samples"] == 10
+    assert len(read) == 11
+
+
+def test_the_last_line_accounts_for_everything(photos: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(photos, source)
+    for i in range(2):
+        (source / f"old{i}.avif").write_bytes(b"")
+    (source / ".DS_Store").write_bytes(b"")
+    (source / "zz.jpg").write_bytes(b"")
+    (source / "zz.txt").write_text("empty")
+    (source / "0copy.jpg").write_bytes((source / "000.jpg").read_bytes())
+    (source / "0copy.txt").write_bytes((source / "000.txt").read_bytes())
+    outcome = prepare(of_folder(source), 0, tmp_path / "data")
+    train, heldout = outcome.splits["train"], outcome.splits["heldout"]
+    assert str(outcome) == (
+        f"26 samples: 24 kept ({train} train, {heldout} heldout), 1 rejected (1 duplicate), "
+        "1 quarantined (1 corrupt picture); skipped 3 files (2 format not decoded (.avif), 1 hidden file)"
+    )
+    lines = (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"name": ".DS_Store", "reason": "hidden file"},
+        {"name": "old0.avif", "reason": "format not decoded (.avif)"},
+        {"name": "old1.avif", "reason": "format not decoded (.avif)"},
+    ]
+    skipped = read_json(tmp_path / "data" / "statistics.json")["skipped"]
+    assert skipped == {"format not decoded (.avif)": 2, "hidden file": 1}
+
+
+def test_the_stage_reads_below_the_home_folder_and_ends_with_that_line(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(photos.parent))
+    data = {"source": "folder", "path": "~/photos", "resolution": 32, "heldout": 0.3, "count": 20}
+    (tmp_path / "params.yaml").write_text(json.dumps({"seed": 0, "data": data}))
+    prepare_data()
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("prepare_data: 20 samples: 20 kept (")
+    assert last.endswith("; stopped after data.count = 20 samples, the source has more")
+
+
+def test_skipped_files_are_no_samples(photos: Path, tmp_path: Path) -> None:
+    """Neither of `count` nor of the share that may be in quarantine."""
+    source = tmp_path / "source"
+    shutil.copytree(photos, source)
+    for i in range(100):
+        (source / f"000{i}.gif").write_bytes(b"")
+    (source / "zz.jpg").write_bytes(b"")
+    (source / "zz.txt").write_text("empty")
+    outcome = prepare(of_folder(source, count=25), 0, tmp_path / "data")
+    assert (outcome.samples, outcome.splits.total(), outcome.skipped.total()) == (25, 24, 100)
+    with pytest.raises(UserError, match="1 of 25 samples cannot be read"):
+        prepare(of_folder(source, filters={"max_quarantined_share": 0.03}), 0, tmp_path / "data")
+
+
+@pytest.mark.parametrize("split_by", ["image", "caption"])
+def test_every_caption_of_an_image_is_a_sample(photos: Path, tmp_path: Path, split_by: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    rows = []
+    for path in sorted(photos.glob("*.jpg")):
+        (source / path.name).write_bytes(path.read_bytes())
+        rows += [{"file_name": path.name, "caption": f"{path.stem}, number {i}"} for i in range(3)]
+    rows += rows[:2]
+    (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    outcome = prepare(of_folder(source, split_by=split_by), 0, tmp_path / "data")
+    assert outcome.rejected == {"duplicate": 2}
+    sides = [pictures_of(tmp_path / "data", split) for split in SPLITS]
+    captions = [picture.caption for side in sides for picture in side.values()]
+    assert sorted(captions) == sorted(row["caption"] for row in rows[:-2])
+    assert all("." not in key for side in sides for key in side)
+    by_image: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, picture in [item for side in sides for item in side.items()]:
+        image, _, ordinal = key.partition("-")
+        by_image[image][ordinal] = picture.caption.rpartition(" ")[2]
+    assert all(numbers == {"": "0", "1": "1", "2": "2"} for numbers in by_image.values())
+    if split_by == "image":
+        assert not {key[:32] for key in sides[0]} & {key[:32] for key in sides[1]}
+
+
+def test_the_reference_of_the_evaluation_has_each_image_once() -> None:
+    def picture(key: str) -> Picture:
+        return Picture(key, np.zeros((8, 8, 3), np.uint8), key, None)
+
+    keys = [f"{image:032x}{caption}" for image in range(7) for caption in ("", "-1", "-2")]
+    stream = Stream([len(keys)], lambda _: [picture(key) for key in keys], Key(0, "order"))
+    for count, found in ((5, 5), (7, 7), (100, 7)):
+        images = [row.key[:32] for row in distinct(stream, count)]
+        assert len(images) == len(set(images)) == found
+    single = Stream([9], lambda _: [picture(str(i)) for i in range(9)], Key(0, "order"))
+    assert [p.key for p in distinct(single, 4)] == [p.key for p in single.rows(range(4))]
+
+
+@pytest.mark.parametrize(
+    ("stored", "caption"),
+    [
+        (b"\xef\xbb\xbfa dog\r\n", "a dog"),
+        (b"two\rlines\r", "two\nlines"),
+        (b"two\r\nlines", "two\nlines"),
+        ("Cafe\u0301 ".encode(), "Caf\u00e9"),
+        ("\ufeff\ufeffa dog".encode(), "a dog"),
+    ],
+)
+def test_captions_are_stored_normalised(stored: bytes, caption: str, photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(stored)
+    (tmp_path / "a.jpg").write_bytes((photos / "000.jpg").read_bytes())
+    config = of_folder(tmp_path)
+    (sample,) = folder.samples(config, 0)
+    assert isinstance(sample, Sample)
+    prepared = examine(sample, config, Duplicates())
+    assert isinstance(prepared, Prepared)
+    assert prepared.record.caption == caption
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbfa dog\na cat\n",
+        b"a dog\r\n\r\na cat",
+        b"a dog\ra cat\r",
+        b" a dog \n\n\t\na cat\n\n",
+        b"a dog\n\xef\xbb\xbfa cat\n",
+    ],
+)
+def test_prompts_of_a_file_are_normalised(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_bytes(content)
+    assert sorted(prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2))) == ["a cat", "a dog"]
+
+
+def test_prompts_of_two_compositions_are_one(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("Caf\u00e9\nCafe\u0301\u2028x", encoding="utf-8")
+    found = sorted(prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2)))
+    assert found == ["Caf\u00e9", "Caf\u00e9\u2028x"]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("a dog".encode("utf-16"), "not UTF-8; save it as UTF-8"), (None, "No such file or directory")],
+)
+def test_prompts_that_cannot_be_read(content: bytes | None, said: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "prompts.txt").write_bytes(content)
+    with pytest.raises(UserError, match=rf"triplets\.prompts = .*prompts\.txt: cannot be read: {said}"):
+        prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2))
 
 
 # Strict reading

@@ -17,7 +17,7 @@ from PIL import Image
 from fewstep.config.data import DataConfig, KeysConfig
 from fewstep.errors import UserError
 from fewstep.sources import folder, webdataset
-from fewstep.sources.sample import Sample, Unreadable
+from fewstep.sources.sample import Sample, Skipped, Unreadable
 
 HEADER = 512
 
@@ -28,11 +28,11 @@ def png(shade: int) -> bytes:
     return stream.getvalue()
 
 
-def read_folder(path: Path) -> list[Sample | Unreadable]:
+def read_folder(path: Path) -> list[Sample | Unreadable | Skipped]:
     return list(folder.samples(DataConfig(source="folder", path=str(path), resolution=8), 0))
 
 
-def read_tars(pattern: str, **keys: Any) -> list[Sample | Unreadable]:
+def read_tars(pattern: str, **keys: Any) -> list[Sample | Unreadable | Skipped]:
     config = DataConfig(source="webdataset", path=pattern, resolution=8, keys=KeysConfig(**keys))
     return list(webdataset.samples(config, 0))
 
@@ -56,7 +56,7 @@ def members(count: int, first: int = 0) -> dict[str, bytes]:
 # A folder
 
 
-def test_text_files_beside_pictures_at_any_depth(tmp_path: Path) -> None:
+def test_text_files_beside_images_at_any_depth(tmp_path: Path) -> None:
     (tmp_path / "b" / "c").mkdir(parents=True)
     for name in ("b/c/2.PNG", "a.png", "b/1.png", ".hidden.png", "notes.md"):
         (tmp_path / name).write_bytes(png(1))
@@ -68,12 +68,18 @@ def test_text_files_beside_pictures_at_any_depth(tmp_path: Path) -> None:
         ("b/1.png", "one"),
         ("b/c/2.PNG", None),
     ]
+    assert [entry for entry in found if isinstance(entry, Skipped)] == [
+        Skipped(".hidden.png", "hidden file"),
+        Skipped("notes.md", "not an image"),
+    ]
 
 
 def test_caption_that_is_no_utf8_is_quarantined(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "a.txt").write_bytes("Bär".encode("latin-1"))
-    assert read_folder(tmp_path) == [Unreadable("a.png", "broken metadata", "its .txt: not UTF-8")]
+    assert read_folder(tmp_path) == [
+        Unreadable("a.png", "broken metadata", "its .txt: not UTF-8; save it as UTF-8")
+    ]
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_json_lines(tmp_path: Path) -> None:
     found = read_folder(tmp_path)
     assert found[:2] == [Sample("a.png", png(1), "one", 5.0), Sample("a.png", png(1), "two")]
     assert [str(entry).partition(" (")[0] for entry in found[2:]] == [
-        "gone.png: picture not readable",
+        "gone.png: image not readable",
         "a.png: broken metadata",
         "a.png: broken metadata",
         "a.png: broken metadata",
@@ -122,12 +128,12 @@ def test_csv_without_file_names_is_refused(tmp_path: Path) -> None:
 
 
 def test_folder_that_does_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path = .*nowhere: no such folder; expected pictures"):
+    with pytest.raises(UserError, match=r"data\.path = .*nowhere: no such folder; expected images"):
         read_folder(tmp_path / "nowhere")
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"data\.path = .*: nothing found there; expected pictures \(\.jpg"):
+    with pytest.raises(UserError, match=r"data\.path = .*: nothing found there; expected images \(\.jpg"):
         read_folder(tmp_path)
 
 
@@ -183,12 +189,12 @@ def test_incomplete_samples_are_named(tmp_path: Path) -> None:
         "d.json": b"[]",
     }
     write_tar(tmp_path / "a.tar", {**odd, **members(1)})
-    a, b, c, d, whole = read_tars(str(tmp_path / "a.tar"))
-    assert a == Unreadable("a.tar/a", "no picture", "none of jpg, jpeg, png, webp")
-    assert b == Sample("a.tar/b", png(1)), "without a caption"
+    c, d, whole, a, b = read_tars(str(tmp_path / "a.tar"))
     assert isinstance(c, Unreadable)
     assert d == Unreadable("a.tar/d", "broken metadata", ".json: no JSON object")
     assert isinstance(whole, Sample)
+    assert a == Unreadable("a.tar/a", "no image", "none of jpg, jpeg, png, webp")
+    assert b == Unreadable("a.tar/b", "no caption", "no .json beside its .png")
 
 
 def test_wherever_an_archive_is_cut_what_came_before_is_kept_and_the_cut_is_told(tmp_path: Path) -> None:
@@ -208,14 +214,15 @@ def test_wherever_an_archive_is_cut_what_came_before_is_kept_and_the_cut_is_told
         assert str(tmp_path) not in str(told)
 
 
-def test_damaged_header_inside_an_archive_is_told(tmp_path: Path) -> None:
+def test_damaged_header_costs_one_sample(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", members(40))
     content = bytearray((tmp_path / "a.tar").read_bytes())
     content[4096 : 4096 + HEADER] = b"x" * HEADER
     (tmp_path / "a.tar").write_bytes(content)
-    *kept, last = read_tars(str(tmp_path / "a.tar"))
-    assert 0 < len(kept) < 40
-    assert isinstance(last, Unreadable)
+    *kept, half, archive = read_tars(str(tmp_path / "a.tar"))
+    assert [s.name for s in kept if isinstance(s, Sample)] == [f"a.tar/{i:03d}" for i in range(40) if i != 2]
+    assert half == Unreadable("a.tar/002", "no caption", "no .json beside its .png")
+    assert archive == Unreadable("a.tar", "broken archive", "it holds a damaged header; 40 samples found")
 
 
 def test_archive_that_does_not_exist(tmp_path: Path) -> None:

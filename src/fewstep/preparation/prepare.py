@@ -4,23 +4,23 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 
 from fewstep.artifacts.folder import whole_folder, write_json
 from fewstep.config.data import DataConfig
 from fewstep.data.shards import INDEX, SPLITS, Index, Record
 from fewstep.errors import UserError
-from fewstep.preparation import quarantine
 from fewstep.preparation.filters import Duplicates, aesthetic_fault, caption_fault, size_fault
 from fewstep.preparation.pictures import BadPicture, decode, encode, fit
-from fewstep.preparation.quarantine import Quarantine
+from fewstep.preparation.quarantine import QUARANTINE, SKIPPED, Listing, check
 from fewstep.preparation.shard_writer import ShardWriter
 from fewstep.preparation.split import digest_of, split_of
 from fewstep.preparation.statistics import Statistics
-from fewstep.sources.sample import Sample, Unreadable
+from fewstep.sources.sample import NO_CAPTION, Sample, Skipped, Unreadable
+from fewstep.text import normalised
 
 STATISTICS = "statistics.json"
+DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,11 @@ class Rejected:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A sample as it goes into a shard; `size`: (width, height) of the original."""
+    """A sample as it goes into a shard.
+
+    key: hash of the pixels; further captions of the same pixels have `-1`, `-2` ... behind it.
+    size: (width, height) of the original.
+    """
 
     key: str
     split: str
@@ -43,27 +47,37 @@ class Prepared:
 
 def prepare(
     config: DataConfig, seed: int, out: Path, progress: Callable[[int], None] = lambda samples: None
-) -> None:
-    """Make the data set `out`: shards, index.json, statistics.json, quarantine.jsonl.
+) -> Statistics:
+    """Make the data set `out`: shards, index.json, statistics.json, quarantine.jsonl, skipped.jsonl.
 
     The same config, seed and source give the same bytes. Samples stream through; memory holds one of
-    them, the hashes of those before (see Duplicates) and one line per shard. `progress` is told the
-    number of samples read so far.
+    them, the hashes of those before (see Duplicates) and one line per shard. After `config.count` samples
+    one more is asked for, to report whether there are more. `progress` is called with the number of samples
+    read so far. Returns what came of the source, as statistics.json has it.
 
     Raises UserError when the source has nothing to read, too much of it is unreadable, or a split
     would be empty; `out` is then left as it was.
     """
     source = import_module(f"fewstep.sources.{config.source}")
     statistics, duplicates = Statistics(), Duplicates()
-    with whole_folder(out) as folder, Quarantine(folder / quarantine.NAME) as unreadable:
+    with whole_folder(out) as folder:
         with ExitStack() as stack:
+            quarantine = stack.enter_context(Listing(folder / QUARANTINE))
+            skipped = stack.enter_context(Listing(folder / SKIPPED))
+            statistics.quarantined, statistics.skipped = quarantine.reasons, skipped.reasons
             writers = {
                 split: stack.enter_context(ShardWriter(folder, split, config.shard_size)) for split in SPLITS
             }
-            for entry in islice(source.samples(config, seed), config.count):
+            for entry in source.samples(config, seed):
+                if isinstance(entry, Skipped):
+                    skipped.add(entry)
+                    continue
+                if statistics.samples == config.count:
+                    statistics.cut = True
+                    break
                 match examine(entry, config, duplicates):
                     case Unreadable() as outcome:
-                        unreadable.add(outcome)
+                        quarantine.add(outcome)
                     case Rejected(reason):
                         statistics.rejected[reason] += 1
                     case Prepared() as outcome:
@@ -71,7 +85,7 @@ def prepare(
                         statistics.keep(outcome.split, outcome.record, outcome.size)
                 statistics.samples += 1
                 progress(statistics.samples)
-        unreadable.check(statistics.samples, config.filters.max_quarantined_share)
+        check(quarantine, statistics.samples, config.filters.max_quarantined_share)
         demand_both_splits(config, statistics)
         index = Index(
             resolution=config.resolution,
@@ -79,7 +93,8 @@ def prepare(
             splits={split: tuple(writer.shards) for split, writer in writers.items()},
         )
         write_json(folder / INDEX, index.model_dump(mode="json"))
-        write_json(folder / STATISTICS, statistics.summary(unreadable.reasons))
+        write_json(folder / STATISTICS, statistics.summary())
+    return statistics
 
 
 def examine(
@@ -89,8 +104,8 @@ def examine(
     if isinstance(entry, Unreadable):
         return entry
     if entry.caption is None:
-        return Unreadable(entry.name, "no caption")
-    caption = entry.caption.strip()
+        return Unreadable(entry.name, NO_CAPTION)
+    caption = normalised(entry.caption)
     fault = caption_fault(caption, config.filters) or aesthetic_fault(entry.aesthetic_score, config.filters)
     if fault:
         return Rejected(fault)
@@ -100,15 +115,16 @@ def examine(
         return Unreadable(entry.name, error.reason, error.detail)
     if fault := size_fault(original.size, config.filters):
         return Rejected(fault)
-    picture = fit(original, config.resolution)
-    digest = digest_of(picture.tobytes())
-    if fault := duplicates.fault(digest):
-        return Rejected(fault)
+    image = fit(original, config.resolution)
+    digest = digest_of(image.tobytes())
+    ordinal = duplicates.ordinal(digest, caption)
+    if ordinal is None:
+        return Rejected(DUPLICATE)
     decisive = digest if config.split_by == "image" else digest_of(caption.encode())
     return Prepared(
-        key=digest.hex(),
+        key=f"{digest.hex()}-{ordinal}" if ordinal else digest.hex(),
         split=split_of(decisive, config.heldout),
-        png=encode(picture),
+        png=encode(image),
         record=Record(caption=caption, labels=entry.labels, aesthetic_score=entry.aesthetic_score),
         size=original.size,
     )

@@ -31,11 +31,16 @@ class Range:
 
 @dataclass
 class Statistics:
-    """The counts of one run; `samples` = kept + rejected + quarantined."""
+    """The counts of one run; `samples` = kept + rejected + quarantined, without what was skipped."""
 
     samples: int = 0
     splits: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)
+    quarantined: Counter[str] = field(default_factory=Counter)
+    skipped: Counter[str] = field(default_factory=Counter)
+    """Reason -> count, of each."""
+    cut: bool = False
+    """Whether the source has more than `data.count`; in no file."""
     caption_length: Range = field(default_factory=Range)
     """Characters, of kept samples."""
     width: Range = field(default_factory=Range)
@@ -57,15 +62,35 @@ class Statistics:
         """Attribute -> its sorted values; None when no kept sample has labels."""
         return {attribute: tuple(sorted(met)) for attribute, met in self.values.items()} or None
 
-    def summary(self, quarantined: Counter[str]) -> dict[str, Any]:
-        """The content of statistics.json; `quarantined`: reason -> count."""
+    def __str__(self) -> str:
+        """What came of everything, in one line."""
+        kept = ", ".join(f"{count} {split}" for split, count in self.splits.items())
+        outcome = (
+            f"{self.samples} samples: {self.splits.total()} kept{f' ({kept})' if kept else ''}, "
+            f"{listed(self.rejected, 'rejected')}, {listed(self.quarantined, 'quarantined')}"
+        )
+        if self.skipped:
+            outcome += f"; skipped {listed(self.skipped, 'file' if self.skipped.total() == 1 else 'files')}"
+        if self.cut:
+            outcome += f"; stopped after data.count = {self.samples} samples, the source has more"
+        return outcome
+
+    def summary(self) -> dict[str, Any]:
+        """The content of statistics.json."""
         return {
             "samples": self.samples,
             "kept": self.splits.total(),
             "splits": dict(self.splits),
             "rejected": dict(self.rejected),
-            "quarantined": dict(quarantined),
+            "quarantined": dict(self.quarantined),
+            "skipped": dict(self.skipped),
             "caption_length": self.caption_length.summary(),
             "width": self.width.summary(),
             "height": self.height.summary(),
         }
+
+
+def listed(reasons: Counter[str], what: str) -> str:
+    """E.g. "3 rejected (2 too small, 1 duplicate)", the most frequent reason first."""
+    why = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+    return f"{reasons.total()} {what}" + (f" ({why})" if why else "")

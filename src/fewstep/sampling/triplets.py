@@ -23,6 +23,7 @@ from fewstep.keyed import Key
 from fewstep.processes import is_main, own, wait
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
+from fewstep.text import normalised, read_text
 
 
 def write_triplets(
@@ -85,9 +86,10 @@ def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:
     if where.is_dir():
         return [picture.caption for picture in open_pictures(where, "train", key).rows(indices)]
     try:
-        lines = [line.strip() for line in where.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [prompt for line in read_text(where).split("\n") if (prompt := normalised(line))]
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"params.yaml: triplets.prompts = {where}: cannot be read: {error}") from None
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8; save it as UTF-8"
+        raise UserError(f"params.yaml: triplets.prompts = {where}: cannot be read: {why}") from None
     if not lines:
         raise UserError(f"params.yaml: triplets.prompts = {where}: has no line; it needs one prompt on each")
     return Stream([len(lines)], lambda _: lines, key).rows(indices)

@@ -1,12 +1,23 @@
-"""What a source gives: samples, what cannot become one, and how captions and scores are read."""
+"""What a source gives: samples, what cannot become one, and how captions and scores are read.
 
+The readers of captions, scores and labels raise nothing but ValueError, whatever a user's file holds, with a
+message that depends on nothing else and quotes no value: it is written to the quarantine list.
+"""
+
+import codecs
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fewstep.errors import UserError
+
+NO_CAPTION = "no caption"
+NOT_ADJACENT = "members not adjacent"
+EXACT_DIGITS = 300
+"""Whole numbers with more are read as floats, which may be infinite."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,7 @@ class Skipped:
 
     It costs no sample and no share of the quarantine, but it is counted, so that nothing is lost unseen.
 
-    name: where it is, as in Unreadable. reason: a fixed phrase, by which it is counted ("format not decoded").
+    name: where it is, as in Unreadable. reason: a fixed phrase, by which it is counted ("hidden file").
     """
 
     name: str
@@ -57,11 +68,35 @@ class Skipped:
 
 
 def parse_object(encoded: str | bytes) -> Mapping[str, Any]:
-    """A JSON object. Raises ValueError saying what is wrong."""
-    value = json.loads(encoded)
+    """A JSON object, in UTF-8, UTF-16 or UTF-32; a byte-order mark is dropped.
+
+    Raises ValueError saying what is wrong.
+    """
+    if not encoded.strip():
+        raise ValueError("empty")
+    if isinstance(encoded, bytes):
+        encoded = decoded(encoded)
+    try:
+        value = json.loads(encoded.removeprefix("\ufeff"), parse_int=whole_number)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     if isinstance(value, Mapping):
         return value
     raise ValueError("no JSON object")
+
+
+def decoded(encoded: bytes) -> str:
+    """JSON's text. Raises ValueError when it is in no encoding that JSON may have."""
+    encoding = json.detect_encoding(encoded)
+    try:
+        return codecs.decode(encoded, encoding)
+    except UnicodeDecodeError:
+        raise ValueError(f"not {encoding.removesuffix('-sig').upper()}") from None
+
+
+def whole_number(digits: str) -> int | float:
+    """Python refuses to read whole numbers of some thousand digits."""
+    return int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
 
 
 def caption_in(record: Mapping[str, Any], *names: str) -> str | None:
@@ -71,19 +106,31 @@ def caption_in(record: Mapping[str, Any], *names: str) -> str | None:
         if value is not None:
             if not isinstance(value, str):
                 raise ValueError(f"`{name}` is no text")
-            value.encode()  # JSON can spell half a surrogate pair, which nothing can store
+            demand_characters(name, value)
             return value
     return None
 
 
+def demand_characters(name: str, *texts: str) -> None:
+    """Raises ValueError at half a surrogate pair: JSON can spell it, nothing can store it."""
+    try:
+        for text in texts:
+            text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"`{name}` holds half a surrogate pair") from None
+
+
 def score_in(record: Mapping[str, Any], name: str) -> float | None:
-    """The finite number at `name`; None when absent or empty. Raises ValueError otherwise."""
+    """The finite number at `name`, also as text; None when absent or blank. Raises ValueError otherwise."""
     value = record.get(name)
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         return None
     try:
-        score = float(value)
-    except TypeError:
+        # bool is an int to Python, but `true` is no score.
+        score = (
+            float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+        )
+    except (ValueError, OverflowError):
         score = math.nan
     if not math.isfinite(score):
         raise ValueError(f"`{name}` is no number")
@@ -97,23 +144,37 @@ def labels_in(record: Mapping[str, Any], name: str) -> dict[str, str] | None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(label, str) for label in value.values()):
         raise ValueError(f"`{name}` does not map attributes to texts")
+    demand_characters(name, *value, *value.values())
     return dict(value)
 
 
 def demand_captions(
-    entries: Iterable[Sample | Unreadable], where: str | None, expected: str
-) -> Iterator[Sample | Unreadable]:
-    """`entries`, and at their end a UserError when there were none, or not one of them had a caption."""
-    found = samples = captioned = 0
+    entries: Iterable[Sample | Unreadable | Skipped], where: str | None, expected: str
+) -> Iterator[Sample | Unreadable | Skipped]:
+    """`entries`, and at their end a UserError when there were none, or not one of them had a caption.
+
+    Skipped entries count as none; the error says how many there were, and why.
+    """
+    found = captioned = silent = 0
+    skipped: Counter[str] = Counter()
+    apart = ""
     for entry in entries:
         yield entry
+        match entry:
+            case Skipped():
+                skipped[entry.reason] += 1
+                continue
+            case Sample():
+                captioned += entry.caption is not None
+                silent += entry.caption is None
+            case Unreadable():
+                silent += entry.reason in (NO_CAPTION, NOT_ADJACENT)
+                apart = apart or (str(entry) if entry.reason == NOT_ADJACENT else "")
         found += 1
-        if isinstance(entry, Sample):
-            samples += 1
-            captioned += entry.caption is not None
     if not found:
-        raise UserError(f"data.path = {where}: nothing found there; expected {expected}")
-    if samples and not captioned:
-        raise UserError(
-            f"data.path = {where}: none of its {samples} samples has a caption; expected {expected}"
-        )
+        why = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        nothing = f"nothing but {skipped.total()} skipped files ({why})" if skipped else "nothing"
+        raise UserError(f"data.path = {where}: {nothing} found there; expected {expected}")
+    if silent and not captioned:
+        fault = f"can be read, e.g. {apart}" if apart else f"has a caption; expected {expected}"
+        raise UserError(f"data.path = {where}: none of its {silent} samples {fault}")

@@ -9,6 +9,7 @@ import io
 import math
 from collections.abc import Iterator
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -79,6 +80,16 @@ def draw(
     else:
         pen.polygon([((x + radius * u) * side, (y + radius * v) * side) for u, v in outline(shape)], fill=ink)
     return image.resize((resolution, resolution), Image.Resampling.BOX)
+
+
+def inputs(config: DataConfig) -> list[Path]:
+    """Nothing lies outside the project."""
+    return []
+
+
+def count(config: DataConfig) -> int | None:
+    """As many as are asked for."""
+    return config.count
 
 
 def samples(config: DataConfig, seed: int) -> Iterator[Sample]:

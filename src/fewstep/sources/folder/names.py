@@ -1,0 +1,97 @@
+"""What a file of a folder is, by its name alone: an image, a caption of one, or neither."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp")
+"""Of the images that are read; in whatever case."""
+CAPTIONS = (".txt", ".caption")
+"""Of caption files; in whatever case, the first preferred."""
+NOT_DECODED = (
+    ".avif", ".avifs", ".heic", ".heif", ".hif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".jxl", ".jp2",
+    ".j2k", ".svg", ".svgz", ".ico", ".icns", ".psd", ".psb", ".xcf", ".tga", ".dds", ".exr", ".hdr", ".ppm",
+    ".pgm", ".pbm", ".pnm", ".pcx", ".qoi", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
+    ".jpx", ".rw2", ".raw", ".srw", ".pef",
+)  # fmt: skip
+"""Of images in formats that are not read."""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is read as an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def is_caption(name: str) -> bool:
+    """Whether a file of this name may be an image's caption."""
+    return name.lower().endswith(CAPTIONS)
+
+
+def is_not_decoded(name: str) -> bool:
+    """Whether a file of this name is an image of a format that is not read."""
+    return Path(name).suffix.lower() in NOT_DECODED
+
+
+def reason_to_skip(path: Path) -> str:
+    """Why a file that is neither an image to read nor a caption is skipped; one of a few fixed phrases."""
+    if is_not_decoded(path.name):
+        return f"format not decoded ({path.suffix.lower()})"
+    return "broken link" if path.is_symlink() and not path.exists() else "not an image"
+
+
+class Captions:
+    """Which caption file belongs to which image, among the names of one folder.
+
+    `a.jpg` has `a.txt`, `a.caption`, `a.jpg.txt` or `a.jpg.caption`; the first of them that is there counts.
+    Where none is, a name that differs in case (or in Unicode composition) will do, unless it belongs to
+    another image by its exact name, or could belong to several.
+
+    Memory: some 200 bytes per caption file of the folder.
+    """
+
+    def __init__(self, images: Sequence[str], texts: Sequence[str]) -> None:
+        self._texts = frozenset(texts)
+        self._claimed = {text for image in images for text in candidates(image) if text in self._texts}
+        self._alike: defaultdict[str, list[str]] = defaultdict(list)
+        for text in sorted(self._texts - self._claimed):
+            self._alike[folded(text)].append(text)
+        self._stems: defaultdict[str, set[str]] = defaultdict(set)
+        for image in images if self._alike else ():
+            self._stems[folded(stem(image))].add(stem(image))
+        self._used: set[str] = set()
+
+    def of(self, image: str) -> str | None:
+        """The caption file of `image`, None where it has none; remembers that it is used."""
+        found = [text for text in candidates(image) if text in self._texts] or self._similar(image)
+        self._used.update(found[:1])
+        self._claimed.update(found)
+        return found[0] if found else None
+
+    def left(self) -> list[tuple[str, str]]:
+        """The caption files that no call of `of` returned, sorted, each with the reason."""
+        reasons = ("caption without an image", "further caption file of an image")
+        return [(text, reasons[text in self._claimed]) for text in sorted(self._texts - self._used)]
+
+    def _similar(self, image: str) -> list[str]:
+        """Names that differ from the candidates in case only, those with the very stem before the others."""
+        if not self._alike:
+            return []
+        found = [text for name in candidates(image) for text in self._alike.get(folded(name), ())]
+        own = [text for text in found if stem(text) in (stem(image), image)]
+        return own or (found if len(self._stems[folded(stem(image))]) == 1 else [])
+
+
+def candidates(image: str) -> list[str]:
+    """The exact names under which a caption of `image` is looked for, in order."""
+    return [f"{base}{suffix}" for base in (stem(image), image) for suffix in CAPTIONS]
+
+
+def stem(name: str) -> str:
+    """`name` without its last suffix."""
+    return name.rpartition(".")[0]
+
+
+def folded(name: str) -> str:
+    """Equal for names that a file system without case would take for one."""
+    return unicodedata.normalize("NFC", name).casefold()
