@@ -1,7 +1,7 @@
 """FLUX.1 dev and schnell: CLIP and T5 text, `FluxTransformer2DModel`, rectified flow."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -9,7 +9,9 @@ from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor
 
-from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.configurations import Configurations, channels, must_be, square
+from fewstep.backbones.pipeline import CLIP_TOKENIZERS, T5_TOKENIZERS, DiffusersBackbone
+from fewstep.backbones.schedulers import FLOW_MATCH
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
 
@@ -29,10 +31,46 @@ class Flux(DiffusersBackbone):
     net_part = "transformer"
     net_class = "FluxTransformer2DModel"
     tokenizer_part = "tokenizer_2"
+    text_classes: ClassVar = {
+        "text_encoder": ("CLIPTextModel",),
+        "text_encoder_2": ("T5EncoderModel",),
+        "tokenizer": CLIP_TOKENIZERS,
+        "tokenizer_2": T5_TOKENIZERS,
+    }
+    schedulers = (FLOW_MATCH,)
+    dynamic_shifting = True
+    vae_values: ClassVar = {}
+    single_file_parts: ClassVar = {
+        "transformer": "model.diffusion_model.",
+        "vae": "vae.",
+        "text_encoder": "text_encoders.clip_l.",
+        "text_encoder_2": "text_encoders.t5xxl.",
+    }
     lora_targets = (
         *DiffusersBackbone.lora_targets,
         *("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out"),
     )
+
+    @classmethod
+    def fit(cls, configurations: Configurations) -> Iterator[str]:
+        yield from square(configurations, "vae")
+        yield from channels(configurations, "transformer", tokens=4)
+        number = configurations.number
+        rules = (
+            ("pooled_projection_dim", number("text_encoder", "hidden_size"), "must be CLIP's hidden_size"),
+            ("joint_attention_dim", number("text_encoder_2", "d_model"), "must be T5's d_model"),
+        )
+        for key, value, why in rules:
+            yield from must_be(configurations, "transformer", key, value, why)
+
+    def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
+        packed = FluxPipeline._pack_latents(noise, *noise.shape)
+        drawn = super().stock_latents(pipeline, packed, steps, **call)
+        unpacked: Tensor = FluxPipeline._unpack_latents(drawn, *noise.shape[2:], 1)
+        return unpacked
+
+    def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
+        return {**super().stock_prompt(conditions), "pooled_prompt_embeds": conditions["pooled"]}
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -63,8 +101,7 @@ class Flux(DiffusersBackbone):
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         shift = calculate_shift((self.latent_shape[1] // 2) ** 2, *(scheduler.config[name] for name in names))
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
-        times: list[float] = scheduler.sigmas.double().tolist()
-        return times
+        return [1.0, *scheduler.sigmas[1:].double().tolist()]
 
     def network(self, net: Any) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:

@@ -1,21 +1,25 @@
 """Brings a foreign teacher into the chain: a diffusers folder, hub repository or single-file checkpoint."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
-import diffusers
-import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import family, teacher_facts
-from fewstep.backbones.pipeline import INDEX, LEFT_OUT, class_in, forget_origin, parts_of
+from fewstep.backbones.configurations import INDEX, read_object
+from fewstep.backbones.loading import load_folder, load_single_file, set_prediction
+from fewstep.backbones.pipeline import DiffusersBackbone, forget_origin
+from fewstep.backbones.proof import prove
+from fewstep.backbones.single_file import Marks, marks_of
+from fewstep.backbones.understood import config_faults, teacher_faults
+from fewstep.backbones.weight_files import read_header
 from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.diffusion.denoiser import Prediction
 from fewstep.errors import UserError
 
-SINGLE_FILE = ".safetensors"
 CARD = "README.md"
 
 
@@ -23,15 +27,50 @@ def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folde
     """Write the teacher into `folder`. Returns its manifest's facts.
 
     The folder holds no trace of the place it came from: a teacher's hash is its content's. Of a hub
-    repository the facts keep the id and the commit. Raises UserError with the way out when it cannot be had.
+    repository the facts keep the id and the commit. The teacher encodes and draws once before it is taken.
+    Raises UserError with the way out when it cannot be had, is not understood or does not draw.
     """
     known = family(backbone)
     source, origin = locate(where, config)
-    adopted = known.of(class_in(source))
-    pipeline = load_pipeline(getattr(diffusers, adopted.pipeline_class), source, config)
+    if faults := teacher_faults(source, backbone, config):
+        raise UserError("\n".join(faults))
+    adopted, marks = write(source, known, config, folder)
+    if faults := config_faults(folder, adopted, ImportTeacherConfig(without=config.without)):
+        raise UserError("\n".join(line.replace(str(folder), str(source)) for line in faults))
+    opened = adopted.open(folder)
+    weights = config.weights if source.is_file() else config.variant or "plain"
+    other = "; it also has averages, import_teacher.weights: ema" if marks.averages else ""
+    by = f" ({marks.source})" if marks.source else ""
+    print(
+        f"weights: {weights}{other if weights == 'plain' else ''}; prediction: {opened.prediction}{by}; "
+        f"proof: {prove(opened, source)}",
+        flush=True,
+    )
+    facts = {"origin": origin, "licence": licence_of(source), "weights": weights}
+    return teacher_facts(backbone, opened) | facts
+
+
+def write(
+    source: Path, known: type[DiffusersBackbone], config: ImportTeacherConfig, folder: Path
+) -> tuple[type[DiffusersBackbone], Marks]:
+    """Load the pipeline and save it. Returns its adapter and what a single file says of itself.
+
+    The weights are let go of before anything else is loaded.
+    """
+    if source.is_dir():
+        adopted = known.of(read_object(source / INDEX).get("_class_name"))
+        said = config.prediction
+        marks = Marks(Prediction(said), source="import_teacher.prediction") if said else Marks()
+        pipeline = load_folder(adopted, source, config)
+    else:
+        adopted, marks = known, marks_of(read_header(source), config.prediction)
+        pipeline = load_single_file(adopted, source, config)
+    set_prediction(pipeline, marks.prediction, marks.zero_snr)
     pipeline.save_pretrained(folder)
     forget_origin(folder)
-    return teacher_facts(backbone, adopted.open(folder)) | {"origin": origin, "licence": licence_of(source)}
+    del pipeline
+    gc.collect()
+    return adopted, marks
 
 
 def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str] | None]:
@@ -49,6 +88,7 @@ def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str
                 variant=config.variant,
                 local_files_only=config.local_files_only,
                 use_safetensors=True,
+                **dict.fromkeys(config.without),
             )
         )
     except GatedRepoError as error:
@@ -70,37 +110,6 @@ def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str
 def refused(where: str, way_out: str) -> UserError:
     """What to say of a repository that cannot be had."""
     return UserError(f"params.yaml: teacher.load = [{where}]: cannot be loaded: {way_out}")
-
-
-def load_pipeline(kind: Any, source: Path, config: ImportTeacherConfig) -> Any:
-    """The pipeline that lies there, safetensors only. Raises UserError when it is another or broken."""
-    options = {"dtype": getattr(torch, config.dtype), "local_files_only": True}
-    try:
-        if source.is_dir():
-            check_index(source, kind.__name__)
-            without = {name: None for name in LEFT_OUT if name in read_json(source / INDEX)}
-            return kind.from_pretrained(
-                source, use_safetensors=True, variant=config.variant, **options, **without
-            )
-        if source.suffix != SINGLE_FILE:
-            raise UserError(f"{source}: a single file must be {SINGLE_FILE}; others may run code when loaded")
-        return kind.from_single_file(
-            source, config=config.config, **options | {"local_files_only": config.config is not None}
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{source}: cannot be loaded as a {kind.__name__}: {reason}") from error
-
-
-def check_index(folder: Path, wanted: str) -> None:
-    """Raises UserError when the folder is no such pipeline, or has parts whose code is not a library's."""
-    if not (folder / INDEX).is_file():
-        raise UserError(f"{folder}: no diffusers pipeline ({INDEX} is missing)")
-    if (found := class_in(folder)) != wanted:
-        raise UserError(
-            f"{folder}: is a {found}, this teacher.backbone takes a {wanted}; choose the other family"
-        )
-    parts_of(folder)
 
 
 def licence_of(source: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,17 +12,24 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from fewstep.artifacts.folder import read_json
+from fewstep.backbones.configurations import INDEX as INDEX
+from fewstep.backbones.configurations import Configurations, channels, square
+from fewstep.backbones.schedulers import VP_SCHEDULERS
+from fewstep.backbones.schedulers import is_flow as is_flow
+from fewstep.backbones.schedulers import schedule_of as schedule_of
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network, Prediction
-from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
+from fewstep.diffusion.schedules import DiscreteVP, Schedule
 from fewstep.diffusion.solvers import trailing
 from fewstep.errors import UserError
 from fewstep.hardware import device, exactly, placed
 
-INDEX = "model_index.json"
 EMBEDDED_GUIDANCE, GUIDANCE_WIDTH = "time_cond_proj_dim", 256
 """Of a network's configuration; and how wide latent consistency models have it."""
 CLIP_LENGTH = 77
 """Tokens that CLIP's text encoders read."""
+ANY_TOKENIZER = ("AutoTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
+CLIP_TOKENIZERS = ("CLIPTokenizer", *ANY_TOKENIZER)
+T5_TOKENIZERS = ("T5Tokenizer", *ANY_TOKENIZER)
 LIBRARIES = ("diffusers", "transformers")
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of stock pipelines that draw nothing from a prompt."""
@@ -50,6 +57,26 @@ class DiffusersBackbone:
     tokenizer_part: ClassVar[str] = "tokenizer"
     """Name of the tokenizer whose text encoder reads furthest."""
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
+    vae_class: ClassVar[str] = "AutoencoderKL"
+    """The autoencoder's class in diffusers; empty for a family without."""
+    text_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Further parts, text encoders and tokenizers -> the classes of transformers that they may be."""
+    optional_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Parts that `import_teacher.without` may name -> what goes with them."""
+    schedulers: ClassVar[tuple[str, ...]] = VP_SCHEDULERS
+    """Classes of diffusers' that describe a schedule of this family's; see schedulers.py."""
+    dynamic_shifting: ClassVar[bool] = False
+    """Whether the stock pipeline shifts its times by the size of the image, where its scheduler says so."""
+    net_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Settings of the denoiser -> what they must be in this family, beside those in networks.py."""
+    vae_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {"shift_factor": (None, 0.0)}
+    """The same for the autoencoder."""
+    learned_variance: ClassVar[bool] = False
+    """Whether the network may give a variance beside its prediction, which the adapter drops."""
+    single_file_parts: ClassVar[Mapping[str, str]] = {}
+    """Part -> how its weights' names begin in a single file; empty: this family is read from folders only."""
+    settings: Mapping[str, Any] = {}
+    """What the pipeline's index says beside its parts."""
 
     def __init__(self, parts: Parts, schedule: Schedule, prediction: Prediction) -> None:
         self.parts, self.schedule, self.prediction = parts, schedule, prediction
@@ -63,7 +90,28 @@ class DiffusersBackbone:
     def open(cls, folder: Path) -> Self:
         """A teacher's folder, which is a pipeline's as diffusers writes it."""
         parts = parts_of(folder)
-        return cls.of(class_in(folder))(parts, *schedule_of(parts["scheduler"]().config))
+        opened = cls.of(class_in(folder))(parts, *schedule_of(parts["scheduler"]().config))
+        opened.settings = {k: v for k, v in read_json(folder / INDEX).items() if not isinstance(v, list)}
+        return opened
+
+    @classmethod
+    def fit(cls, configurations: Configurations) -> Iterator[str]:
+        """Faults of parts that do not fit each other, as `configurations.fault` words them."""
+        yield from square(configurations, cls.net_part)
+        yield from channels(configurations, cls.net_part, variance=cls.learned_variance)
+
+    @classmethod
+    def part_classes(cls) -> dict[str, tuple[str, ...]]:
+        """Every part of the pipeline that is read -> the classes that it may be, without `Fast`."""
+        vae = {"vae": (cls.vae_class,)} if cls.vae_class else {}
+        return {"scheduler": cls.schedulers, cls.net_part: (cls.net_class,), **vae, **cls.text_classes}
+
+    @classmethod
+    def networks(cls) -> list[str]:
+        """Names of the parts that have weights."""
+        return [
+            name for name in cls.part_classes() if name != "scheduler" and not name.startswith("tokenizer")
+        ]
 
     def module(self, name: str) -> Any:
         """A network, on the device and frozen."""
@@ -108,6 +156,28 @@ class DiffusersBackbone:
     def stock_call(self) -> dict[str, Any]:
         """Arguments with which the stock pipeline asks the network as this adapter does, without guidance."""
         return {"guidance_scale": 0.0}
+
+    def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
+        """What the family's stock pipeline draws from this noise; call: its prompt and further arguments."""
+        drawn: Tensor = pipeline(
+            latents=noise.clone(),
+            num_inference_steps=steps,
+            output_type="latent",
+            **{**self.stock_call, **call},
+        ).images
+        return drawn
+
+    def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
+        """Conditions as arguments of the stock pipeline, in the place of a prompt."""
+        return {"prompt_embeds": conditions["text"]}
+
+    @property
+    def smallest_latent(self) -> tuple[int, ...]:
+        """Shape of the smallest latent that the network takes, no larger than its own."""
+        count, side, _ = self.latent_shape
+        levels = len(self.net.config.get("block_out_channels", [1]))
+        side = min(side, max(8, 2 ** (levels - 1)))
+        return count, side, side
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -223,21 +293,6 @@ def load(kind: Any, folder: Path) -> Any:
         return kind.from_pretrained(folder, local_files_only=True, **weights)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: cannot be loaded as {kind.__name__}: {error}") from error
-
-
-def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
-    """What a diffusers scheduler's configuration says its network was trained with."""
-    if is_flow(scheduler):
-        return RectifiedFlow(), Prediction.FLOW
-    from diffusers import DDIMScheduler
-
-    known = DDIMScheduler.from_config(dict(scheduler))
-    return DiscreteVP(tuple(known.alphas_cumprod.double().tolist())), Prediction(known.config.prediction_type)
-
-
-def is_flow(scheduler: Mapping[str, Any]) -> bool:
-    """Whether a diffusers scheduler is for rectified flows."""
-    return "FlowMatch" in scheduler["_class_name"] or bool(scheduler.get("use_flow_sigmas"))
 
 
 def forget_origin(folder: Path) -> None:

@@ -1,12 +1,13 @@
 """PixArt-alpha and PixArt-Sigma: T5 text with its mask, `PixArtTransformer2DModel`."""
 
-from collections.abc import Sequence
-from typing import Any, Self
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.configurations import Configurations, must_be
+from fewstep.backbones.pipeline import T5_TOKENIZERS, DiffusersBackbone
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device
 
@@ -29,6 +30,14 @@ class PixArt(DiffusersBackbone):
         *("proj_in", "proj_out", "proj", "linear", "linear_1", "linear_2", "ff.net.0.proj", "ff.net.2"),
     )
     prompt_length = 120
+    learned_variance = True
+    text_classes: ClassVar = {"text_encoder": ("T5EncoderModel",), "tokenizer": T5_TOKENIZERS}
+
+    @classmethod
+    def fit(cls, configurations: Configurations) -> Iterator[str]:
+        yield from super().fit(configurations)
+        width = configurations.number("text_encoder", "d_model")
+        yield from must_be(configurations, "transformer", "caption_channels", width, "must be T5's d_model")
 
     @classmethod
     def of(cls, pipeline: str | None) -> type[Self]:
@@ -37,6 +46,13 @@ class PixArt(DiffusersBackbone):
     @property
     def stock_call(self) -> dict[str, Any]:
         return {**super().stock_call, "clean_caption": False}
+
+    def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
+        # Binning would replace the size that the network is told by one of a list.
+        return super().stock_latents(pipeline, noise, steps, use_resolution_binning=False, **call)
+
+    def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
+        return {**super().stock_prompt(conditions), "prompt_attention_mask": conditions["mask"]}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         text, mask, _, _ = self.prompter.encode_prompt(

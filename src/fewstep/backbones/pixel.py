@@ -4,12 +4,13 @@ The classic case of progressive distillation (Salimans & Ho 2022). A class-condi
 classes' numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fewstep.backbones.configurations import Configurations, fault, must_be, square
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.errors import UserError
@@ -25,6 +26,30 @@ class Pixel(DiffusersBackbone):
     pipeline_class = "DDPMPipeline"
     net_class = "UNet2DModel"
     prompt_length = 0
+    vae_class = ""
+
+    @classmethod
+    def fit(cls, configurations: Configurations) -> Iterator[str]:
+        yield from square(configurations, "unet")
+        count = configurations.number("unet", "in_channels", 3)
+        if count not in (1, 3):
+            yield fault(
+                configurations.file("unet"), "in_channels", count, "expected 3 colours, or 1 for gray"
+            )
+        if configurations.number("unet", "out_channels") != 2 * (count or 0):  # twice: a learned variance
+            yield from must_be(configurations, "unet", "out_channels", count, "must be in_channels")
+
+    def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
+        """As DDIMPipeline draws, which has no noise of the caller's, and no classes."""
+        scheduler, x = pipeline.scheduler, noise
+        scheduler.set_timesteps(steps)
+        for t in scheduler.timesteps:
+            raw = pipeline.unet(x, t, **call).sample[:, : x.shape[1]]
+            x = scheduler.step(raw, t, x).prev_sample
+        return x
+
+    def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
+        return {"class_labels": conditions["label"].long()} if conditions else {}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         classes = self.net.config.num_class_embeds

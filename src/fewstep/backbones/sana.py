@@ -1,12 +1,14 @@
 """Sana: Gemma text with its mask, `SanaTransformer2DModel`, rectified flow on latents of 32 x compression."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.configurations import Configurations, must_be
+from fewstep.backbones.pipeline import ANY_TOKENIZER, DiffusersBackbone
+from fewstep.backbones.schedulers import FLOW_MATCH, FLOW_SOLVERS, flow_times
 from fewstep.diffusion.denoiser import Conditions, Network
 from fewstep.hardware import device, exactly
 
@@ -24,12 +26,33 @@ class Sana(DiffusersBackbone):
     net_part = "transformer"
     net_class = "SanaTransformer2DModel"
     prompt_length = 300
+    learned_variance = True
+    vae_class = "AutoencoderDC"
+    vae_values: ClassVar = {}
+    text_classes: ClassVar = {
+        "text_encoder": ("Gemma2Model",),
+        "tokenizer": ("GemmaTokenizer", *ANY_TOKENIZER),
+    }
+    schedulers = (FLOW_MATCH, *FLOW_SOLVERS)
+
+    @classmethod
+    def fit(cls, configurations: Configurations) -> Iterator[str]:
+        yield from super().fit(configurations)
+        width = configurations.number("text_encoder", "hidden_size")
+        why = "must be Gemma's hidden_size"
+        yield from must_be(configurations, "transformer", "caption_channels", width, why)
 
     @property
     def stock_call(self) -> dict[str, Any]:
         side = self.net.config.sample_size * VAE_FACTOR
         plain = {"clean_caption": False, "complex_human_instruction": None}
         return {**super().stock_call, "height": side, "width": side, **plain}
+
+    def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
+        return super().stock_latents(pipeline, noise, steps, use_resolution_binning=False, **call)
+
+    def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
+        return {**super().stock_prompt(conditions), "prompt_attention_mask": conditions["mask"]}
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         text, mask, _, _ = self.prompter.encode_prompt(
@@ -43,13 +66,8 @@ class Sana(DiffusersBackbone):
         return {"text": text, "mask": torch.zeros(batch, length)}
 
     def times(self, steps: int) -> list[float]:
-        """As the teacher's own scheduler spaces them, but from pure noise.
-
-        Stock DPM-Solver starts at 0.9997, and truncates what the network is told to whole 1/1000.
-        """
-        scheduler = self.parts["scheduler"]()
-        scheduler.set_timesteps(steps)
-        return [1.0, *scheduler.sigmas[1:].double().tolist()]
+        """As the teacher's own scheduler spaces them, but from pure noise."""
+        return flow_times(self.parts["scheduler"](), steps)
 
     def encode(self, pictures: Tensor) -> Tensor:
         with exactly(self.vae.config.get("force_upcast", False)):
