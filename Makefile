@@ -17,6 +17,12 @@ repro: .venv/ready  ## run the whole chain
 # The page is at http://127.0.0.1:4200; the server stays when the worker is stopped (`prefect server stop`).
 ui worker: export PREFECT_API_URL ?= http://127.0.0.1:4200/api
 ui worker: export FEWSTEP_CLONE := $(CURDIR)
+# Prefect's clients would ask a proxy of the environment for the loopback, too.
+comma := ,
+NOT_BY_PROXY := $(if $(no_proxy),$(no_proxy),$(NO_PROXY))
+NOT_BY_PROXY := $(if $(NOT_BY_PROXY),$(NOT_BY_PROXY)$(comma))localhost,127.0.0.1,::1
+ui worker: export NO_PROXY := $(NOT_BY_PROXY)
+ui worker: export no_proxy := $(NOT_BY_PROXY)
 ui: .venv/ready  ## watch and start the chain in a browser
 	python -m flows.server
 	prefect work-pool create fewstep --type process --overwrite

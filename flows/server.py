@@ -4,74 +4,83 @@ PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.server
 """
 
 import os
-import subprocess
 import sys
-import time
+import warnings
+from contextlib import redirect_stderr
 from datetime import timedelta
-from urllib.error import URLError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
+from io import StringIO
 
-SECONDS = 60
-"""How long a new one may take until it answers."""
+from packaging.version import Version
+from pydantic import ValidationError
+
+from fewstep.config.base import describe
+from fewstep.errors import UserError
+from flows.addresses import api_address, avoid_proxies_on_loopback, next_port, shown
+
 MISSED = 3
 """Heartbeats that must be missing until a run is held for lost."""
 
 
-def answers(url: str) -> bool:
-    """Whether there is a server at this API address."""
-    try:
-        with urlopen(f"{url}/health", timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (URLError, OSError):
-        return False
-
-
 def main() -> None:
-    """Return once a server answers at PREFECT_API_URL and minds lost runs."""
-    url = os.environ["PREFECT_API_URL"]
-    if answers(url):
-        print(f"there is a server at {url}")
-    else:
-        begin(url)
-    mind_lost_runs()
+    """Return once a server answers at PREFECT_API_URL and minds lost runs.
 
-
-def begin(url: str) -> None:
-    """Start a server that outlives this process, and wait for it; `prefect server stop` ends it.
-
-    Not by `prefect server start --background`: its server writes into pipes that nobody reads, and ends with
-    the first line that it logs.
+    Exit status 1, and one line, when none does and none can be started.
     """
-    from prefect.settings import get_current_settings
+    try:
+        avoid_proxies_on_loopback()
+        url = api_address(os.environ.get("PREFECT_API_URL", ""))
+        require_settings()
+        print(there(url))
+        mind_lost_runs(url)
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
-    home = get_current_settings().home
-    home.mkdir(parents=True, exist_ok=True)
-    log, pid = home / "server.log", home / "server.pid"
-    port = urlsplit(url).port
-    with log.open("a") as out:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "prefect", "server", "start", *(["--port", str(port)] if port else [])],
-            env={"PREFECT_SERVER_ANALYTICS_ENABLED": "false", **os.environ},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,  # Ctrl-C is for the worker.
+
+def require_settings() -> None:
+    """Read Prefect's settings. Raises UserError with what is wrong in them."""
+    try:
+        # What it prints of them it raises, too, or `begin` does.
+        with warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO()):
+            from prefect.settings import get_current_settings
+
+            get_current_settings()
+    except ValidationError as error:
+        raise UserError(f"settings of Prefect: {'; '.join(describe(error, error.title))}") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"settings of Prefect: {error}") from None
+
+
+def there(url: str) -> str:
+    """Find the server, or begin one. Returns what to tell of it; raises UserError when there can be none."""
+    # These read Prefect's settings when they are imported.
+    from prefect import __version__
+
+    from flows.background import begin
+    from flows.probing import NothingThereError, version_of
+
+    try:
+        version = version_of(url)
+    except NothingThereError as error:
+        return f"a server at {shown(url)}; it writes {begin(url, str(error))}"
+    ours = Version(__version__)
+    if version.major != ours.major:
+        raise UserError(
+            f"the server at {shown(url)} is Prefect {version}, this environment has {ours}: use one version, "
+            f"or another port, PREFECT_API_URL={next_port(url)}"
         )
-    pid.write_text(str(server.pid))
-    limit = time.monotonic() + SECONDS
-    while not answers(url):
-        if server.poll() is not None or time.monotonic() > limit:
-            server.terminate()
-            pid.unlink()
-            sys.exit(f"error: no server answers at {url}; {log} tells why")
-        time.sleep(0.5)
-    print(f"a server at {url}; it writes {log}")
+    older = f"; it is Prefect {version}, older than {ours} here: better update it" if version < ours else ""
+    return f"there is a server at {shown(url)}{older}"
 
 
-def mind_lost_runs() -> None:
-    """A run whose host is gone says no more: without heartbeats it has crashed."""
+def mind_lost_runs(url: str) -> None:
+    """A run whose host is gone says no more: without heartbeats it has crashed.
+
+    Raises UserError with the server's words when it does not take the automation.
+    """
     # They read the server's address when they are imported.
+    from httpx import HTTPError
     from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -85,12 +94,7 @@ def mind_lost_runs() -> None:
     ends = {
         f"prefect.flow-run.{state}" for state in ("Completed", "Cached", "Failed", "Cancelled", "Crashed")
     }
-    try:
-        if Automation.read(name=name):
-            return
-    except ValueError:
-        pass
-    Automation(
+    automation = Automation(
         name=name,
         trigger=EventTrigger(
             after={beat},
@@ -102,7 +106,25 @@ def mind_lost_runs() -> None:
             within=timedelta(seconds=MISSED * between),
         ),
         actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its worker is lost")],
-    ).create()
+    )
+    try:
+        if not exists(name):
+            automation.create()
+    except (HTTPError, RuntimeError) as error:
+        words = str(error).splitlines()[0]
+        raise UserError(
+            f"the server at {shown(url)} does not take the automation {name!r}: {words}"
+        ) from None
+
+
+def exists(automation: str) -> bool:
+    """Whether the server has an automation of this name."""
+    from prefect.automations import Automation
+
+    try:
+        return bool(Automation.read(name=automation))
+    except ValueError:
+        return False
 
 
 if __name__ == "__main__":
