@@ -41,12 +41,28 @@ def tried(path: Path, overrides: Mapping[str, Any]) -> Chain:
 
 
 def put(values: Any, key: str, value: Any) -> None:
-    """Set a dotted key that exists. Raises UserError, naming what there is, where it does not."""
-    place, *rest = key.split(".", 1)
-    if not isinstance(values, Mapping) or place not in values:
-        known = ", ".join(map(str, values)) if isinstance(values, Mapping) else "no keys"
-        raise UserError(f"overrides: {key!r}: no such parameter; there are {known}")
-    if rest:
-        put(values[place], rest[0], value)
-    else:
-        values[place] = value  # type: ignore[index]
+    """Set a dotted key that exists.
+
+    Raises UserError, naming what there is, where it does not exist, and where an anchor of YAML makes it a
+    value of other keys too.
+    """
+    place, where = values, ""
+    for part in key.split("."):
+        if not isinstance(place, Mapping) or part not in place:
+            known = ", ".join(map(str, place)) if isinstance(place, Mapping) else "no keys"
+            inside = f" in {where}" if where else ""
+            raise UserError(f"overrides: {key!r}: no such parameter; there are {known}{inside}")
+        if others := [other for other in places(values, place) if other != where]:
+            raise UserError(
+                f"overrides: {key!r}: an anchor makes it part of {', '.join(others)} too; write it out there"
+            )
+        holder, place, where = place, place[part], f"{where}.{part}".lstrip(".")
+    holder[part] = value  # type: ignore[index]
+
+
+def places(values: Any, wanted: Any, where: str = "") -> list[str]:
+    """Dotted keys of a mapping; several where an anchor repeats it."""
+    found = [where] if values is wanted else []
+    for key, value in values.items() if isinstance(values, Mapping) else ():
+        found += places(value, wanted, f"{where}.{key}".lstrip("."))
+    return found

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fewstep.config.base import switch
 from fewstep.errors import UserError
+from fewstep.quiet import quiet
 
 OUT_OF_MEMORY = "the device is out of memory"
 WAY_OUT = "see FEWSTEP_MICRO_BATCH and FEWSTEP_BATCH in docs/machine.md; `fewstep check` estimates"
@@ -24,8 +25,7 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     Exit status: 0 done; 1 a UserError or too little memory, printed without a traceback; 130 interrupted
     (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
-    for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_PROGRESS_BARS"):
-        os.environ.setdefault(name, "1")
+    quiet()
     for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
         # The libraries would read weights in the first process only, and leave them empty in the others.
         os.environ[name] = "false"

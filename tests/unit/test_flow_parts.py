@@ -106,8 +106,8 @@ def test_an_override_is_written_with_the_comments_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ({"students.nobody.from": "reflow"}, "'nobody.from': no such parameter; there are one_step"),
-        ({"seed.more": 1}, "'more': no such parameter; there are no keys"),
+        ({"students.nobody.from": "reflow"}, "nobody.from': no such parameter; there are one_step"),
+        ({"seed.more": 1}, "'seed.more': no such parameter; there are no keys in seed"),
         ({"students.one_step.from": "halve@4"}, "no such model; there are teacher, reflow, halve-4"),
     ],
 )

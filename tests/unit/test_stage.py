@@ -1,13 +1,22 @@
-"""How a stage ends: its exit status and what it says."""
+"""How a stage ends, its exit status, and that it alone says something."""
 
+import os
+import pty
+import subprocess
+import sys
+import termios
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import indent
 
 import pytest
 import torch
+import yaml
 
 from fewstep.errors import UserError
 from fewstep.stage import run
+from tests.imports import ROOT
+from tests.pipelines import make
 
 
 def no_memory_on_the_gpu() -> None:
@@ -54,3 +63,68 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         run(bug, writes=Path("artifacts"))
+
+
+LIBRARIES = (
+    "import transformers.utils.logging as t, diffusers.utils as d, huggingface_hub.utils as h, tqdm.auto"
+)
+TALK = """
+for bar in (t.tqdm, d.logging.tqdm, tqdm.auto.tqdm):
+    list(bar([1, 2], desc="Loading weights"))
+d.logging.get_logger("diffusers.pipelines.flux.pipeline_flux").warning("your input was truncated")
+t.get_logger("transformers.tokenization_utils_base").warning("Token indices sequence length is longer")
+warnings.warn("will be removed", FutureWarning)
+list(h.tqdm([1], desc="model.safetensors", disable=None))
+d.logging.get_logger("diffusers.pipelines.pipeline_utils").warning("a part of the weights")
+t.get_logger("transformers.modeling_utils").warning("newly initialised weights")
+warnings.warn("a number is not finite")
+"""
+
+
+def on_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> str:
+    """What a command says when its output and errors are a terminal's."""
+    ours, its = pty.openpty()
+    termios.tcsetwinsize(its, (24, 100))
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its, stdin=its):
+        os.close(its)
+        said = b""
+        try:
+            while more := os.read(ours, 4096):
+                said += more
+        except OSError:  # Linux's way to say that nobody is there any more.
+            pass
+        os.close(ours)
+    return said.decode().replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_libraries_print_no_bars_of_their_own_but_warn_of_what_matters(early: bool, tmp_path: Path) -> None:
+    """Imported before the stage begins or after."""
+    first, then = (LIBRARIES, "") if early else ("", LIBRARIES)
+    body = indent(f"{then}{TALK}", "    ")
+    start = "import warnings\nfrom pathlib import Path\nfrom fewstep.stage import run"
+    (tmp_path / "talk.py").write_text(f"{first}\n{start}\ndef main():\n{body}\nrun(main, writes=Path('x'))")
+    command, environment = [sys.executable, "talk.py"], {**os.environ, "TERM": "dumb"}
+    piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert piped.stdout == "talk: writes x\n"
+    for matters in ("a part of the weights", "newly initialised weights", "is not finite"):
+        assert matters in piped.stderr
+    for noise in ("Loading", "truncated", "Token indices", "removed", "%"):
+        assert noise not in piped.stderr
+    if not early:
+        return
+    shown = on_a_terminal(command, tmp_path, environment)
+    assert "model.safetensors: 100%" in shown, "the bar of a download, which may take an hour"
+    assert "Loading" not in shown and "truncated" not in shown and "removed" not in shown
+
+
+def test_a_real_import_says_the_lines_of_its_stage_alone(tmp_path: Path) -> None:
+    make("sd", tmp_path / "stock")
+    teacher = {"backbone": "sd", "train": [], "load": ["./stock"], "adopt": []}
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump({"teacher": teacher, "import_teacher": {}}))
+    command = [sys.executable, str(ROOT / "stages/import_teacher.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert piped.stderr == "" and piped.stdout.startswith("import_teacher: writes artifacts/models/teacher\n")
+    assert "it/s" not in piped.stdout
+    assert on_a_terminal(command, tmp_path, environment) == piped.stdout

@@ -132,6 +132,49 @@ def test_each_optimizer_learns_and_resumes_where_it_was(
     assert (whole.net.weight - whole.goal.weight).norm().item() < 0.7 * before
 
 
+class Shown(Fit):
+    """Notes what is on disk when its images are drawn; is ended while it draws the first ones."""
+
+    def __init__(self, states: Path, ends: bool = False) -> None:
+        super().__init__("adamw")
+        self.states, self.ends, self.seen = states, ends, list[str]()
+
+    def preview(self) -> torch.Tensor:
+        self.seen += [folder.name for folder in self.states.glob("fit/step-*")]
+        if self.ends:
+            raise KeyboardInterrupt
+        return torch.zeros(1, 3, 8, 8)
+
+
+def test_what_was_trained_is_on_disk_before_images_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "tensorboard")
+    monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
+    whole, ended, resumed = Shown(Path("whole")), Shown(Path("torn"), ends=True), Shown(Path("torn"))
+    train(whole, "fit", 0, Path("whole"))
+    with pytest.raises(KeyboardInterrupt):
+        train(ended, "fit", 0, Path("torn"))
+    train(resumed, "fit", 0, Path("torn"))
+    assert whole.seen == [f"step-{step:08d}" for step in (8, 16, 24, 32, 40)]
+    assert ended.seen == whole.seen[:1] and resumed.seen == whole.seen[1:]
+    assert torch.equal(whole.net.weight, resumed.net.weight)
+
+
+def test_without_trackers_nothing_is_drawn_for_them_and_nothing_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+    monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
+    shown = Shown(tmp_path, ends=True)
+    train(shown, "fit", 0, tmp_path)
+    assert shown.seen == [] and [folder.name for folder in tmp_path.glob("fit/*")] == ["step-00000040"]
+    assert not [said for said in recwarn if "log_with" in str(said.message)]
+
+
 def test_an_optimizer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match="adamw_8bit: `pip install bitsandbytes` first"):

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.benchmark import Timer
 
 from fewstep.evaluation.schema import Speed
 
@@ -35,6 +34,8 @@ def measure_speed(
 
 def median_seconds(draw: Callable[[int], Any], pictures: int, seconds: float) -> float:
     """Median duration of `draw(pictures)`, the device's queue included."""
+    from torch.utils.benchmark import Timer  # where CUDA_HOME is set it prints that there is no GPU
+
     draw(pictures)
     timer = Timer(
         "draw(pictures)",

@@ -39,7 +39,8 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     accelerator = Accelerator(
         # Precision is ours: the networks that are not trained need it as much.
         mixed_precision="no",
-        log_with=[tracker for tracker in switch("TRACKERS", "tensorboard").split(",") if tracker],
+        # None: of an empty list it warns.
+        log_with=[tracker for tracker in switch("TRACKERS", "tensorboard").split(",") if tracker] or None,
         project_dir=LOGS,
     )
     training = next(iter(method.players.values())).training
@@ -60,18 +61,24 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                     with unless_it_fails(accelerator):
                         accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
-                if state.step % max(training.steps // PREVIEWS, 1) == 0:
-                    show(state, accelerator)
                 # What all must do at once, none decides alone.
-                arrived, due = any_of(interrupted(), time.monotonic() - saved > patience)
+                arrived, due, shown = any_of(
+                    interrupted(),
+                    time.monotonic() - saved > patience,
+                    is_main() and bool(accelerator.trackers),
+                )
                 stop = arrived and state.step < training.steps
-                if stop or due or state.step == training.steps:
+                shown &= state.step % max(training.steps // PREVIEWS, 1) == 0
+                # Images may take minutes: what was trained is on disk before they are begun.
+                if stop or due or shown or state.step == training.steps:
                     state.save()
                     saved = time.monotonic()
                 if stop:
                     # Ending early, a process would have the launcher end the one that still writes.
                     wait()
                     raise KeyboardInterrupt
+                if shown:
+                    show(state, accelerator)
     finally:
         # Not `end_training`: it would also part the processes, which a next training needs together.
         with unless_it_fails(accelerator):
@@ -145,17 +152,16 @@ def unless_it_fails(accelerator: Accelerator) -> Iterator[None]:
 
 
 def show(state: State, accelerator: Accelerator) -> None:
-    """Hand the method's pictures to the trackers that take pictures; the main process does.
+    """Hand the method's images to the trackers that take images; the main process does.
 
-    All draw them, for a network in shards answers only all at once.
+    All draw them, for a network in shards answers only all at once. A training that resumes does not make up
+    for images that it was ended in: what ended it may be they, and no result depends on them.
     """
-    if not any(any_of(is_main() and bool(accelerator.trackers))):
-        return
     with torch.no_grad(), computing():
-        pictures = state.method.preview()
-    if pictures is None or not is_main():
+        images = state.method.preview()
+    if images is None or not is_main():
         return
-    pixels = ((pictures.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
+    pixels = ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
     with unless_it_fails(accelerator):
         for tracker in accelerator.trackers:
             if hasattr(tracker, "log_images"):

@@ -1,0 +1,96 @@
+"""The params files have the form that DVC's writer gives them: a change of one value is one line."""
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
+from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
+from flows.overrides import override, put
+
+from fewstep.errors import UserError
+from tests.imports import ROOT
+
+FILES = sorted(
+    path.relative_to(ROOT)
+    for pattern in ("params.yaml", "params/*.yaml", "examples/*/params.yaml")
+    for path in ROOT.glob(pattern)
+)
+APART = 8
+"""One value of so many is changed at a time: neighbours may be on one line."""
+each_file = pytest.mark.parametrize("file", FILES, ids=str)
+
+
+def leaves(values: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Keys and value of every scalar that is not in a list."""
+    if isinstance(values, dict):
+        for key, value in values.items():
+            yield from leaves(value, (*path, key))
+    elif not isinstance(values, list):
+        yield path, values
+
+
+def another(value: Any) -> Any:
+    """A value of the kind, somewhat longer."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return 10 * value + 1001
+    if isinstance(value, float):
+        return value + 0.0625
+    return f"{value or 'other'}-2"
+
+
+def changes(before: str, after: str) -> list[str]:
+    """The lines of a diff, `-old` and `+new`."""
+    found = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    return [line for line in found if not line.startswith(("---", "+++", "@@"))]
+
+
+@each_file
+def test_a_file_that_is_not_changed_stays_as_it_is(file: Path, tmp_path: Path) -> None:
+    text, copy = (ROOT / file).read_text(), tmp_path / "params.yaml"
+    copy.write_text(text)
+    with modify_yaml(str(copy)):
+        pass
+    assert changes(text, copy.read_text()) == []
+
+
+@each_file
+@pytest.mark.parametrize("turn", range(APART))
+def test_a_value_that_a_flow_overrides_is_one_line(file: Path, turn: int, tmp_path: Path) -> None:
+    text, copy = (ROOT / file).read_text(), tmp_path / "params.yaml"
+    copy.write_text(text)
+    chosen = list(leaves(yaml.safe_load(text)))[turn::APART]
+    with modify_yaml(str(copy)) as kept:
+        for keys, value in chosen:
+            put(kept, ".".join(keys), another(value))
+    found = changes(text, copy.read_text())
+    assert [sum(line[0] == sign for line in found) for sign in "-+"] == [len(chosen)] * 2, found
+
+
+@each_file
+@pytest.mark.parametrize("key", ["seed", "data.resolution", "sampling.guidance"])
+def test_a_value_that_dvc_exp_run_sets_is_one_line(file: Path, key: str, tmp_path: Path) -> None:
+    """`dvc exp run -S` gives every list back anew, without what was written about it."""
+    text, copy = (ROOT / file).read_text(), tmp_path / "params.yaml"
+    copy.write_text(text)
+    apply_overrides(str(copy), [f"{key}=7"])
+    found = changes(text, copy.read_text())
+    assert [line[0] for line in found] == ["-", "+"], found
+
+
+def test_a_value_that_several_entries_share_is_not_overridden_in_one(tmp_path: Path) -> None:
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    values["halve"]["2"]["training"] = values["halve"]["4"]["training"]
+    text = yaml.safe_dump(values)
+    assert "&id" in text
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(
+        UserError, match=r"halve\.4\.training\.steps': an anchor .* of halve\.2\.training too"
+    ):
+        override(tmp_path, {"halve.4.training.steps": 5})
+    assert (tmp_path / "params.yaml").read_text() == text
