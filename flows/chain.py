@@ -8,7 +8,7 @@ off anywhere and gone on with by either.
 
 import fcntl
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,23 @@ def chain(
     with alone_in(root):
         asked = override(root, overrides or {})
         stages = stages_of(root, targets or [])
-        idle = set() if force else unchanged(root, stages)
         arguments = [*(["--force"] if force else []), *(["--pull"] if pull else [])]
         tasks: dict[str, PrefectFuture[Any]] = {}
         with finish(tasks):
-            for stage in stages:
+            look_outside(root, stages, tasks)
+            idle = set() if force else unchanged(root, stages)
+            for stage in (each for each in stages if not each.always):
                 before = [tasks[name] for name in stage.needs]
                 given = (stage, root, stage.name in idle, arguments)
                 tasks[stage.name] = named(run, stage.name).submit(*given, wait_for=before)
         publish(root, asked.evaluate.models)
+
+
+def look_outside(root: Path, stages: Sequence[Stage], tasks: dict[str, PrefectFuture[Any]]) -> None:
+    """Run the stages that look at what lies outside the project: only then is it known what changed."""
+    for stage in (each for each in stages if each.always):
+        tasks[stage.name] = named(run, stage.name).submit(stage, root, False, [])
+    wait(list(tasks.values()))
 
 
 def named(what: Task[Any, Any], name: str) -> Task[Any, Any]:

@@ -7,6 +7,8 @@ needs it pulls it from there; no clone is shared and nothing is committed in bet
 has the results and the whole dvc.lock.
 """
 
+import json
+import os
 import threading
 from pathlib import Path
 from typing import Any, cast
@@ -25,8 +27,9 @@ from prefect.states import Cancelled, Cancelling, Completed, Failed
 
 from fewstep.config.base import PARAMS
 from fewstep.errors import UserError
+from fewstep.layout import INPUTS
 from flows.attempts import attempt, delay
-from flows.chain import STOP, THREADS, alone_in, finish, named
+from flows.chain import STOP, THREADS, alone_in, finish, look_outside, named
 from flows.code import commit_of, follow
 from flows.graph import Stage, stages_of, unchanged
 from flows.overrides import override
@@ -35,6 +38,8 @@ from flows.publish import publish
 
 DEPLOYMENT = "stage/stage"
 """Of `on_worker`, from prefect.yaml; its workers are those of the pool `fewstep-stages`."""
+SEEN = "FEWSTEP_INPUTS"
+"""Switch of the stage `watch_inputs`."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at a stage's run."""
 
@@ -48,19 +53,27 @@ def cluster(targets: list[str] | None = None, overrides: dict[str, Any] | None =
         commit = commit_of(root)
         asked, params = override(root, overrides or {}), (root / PARAMS).read_text()
         stages = stages_of(root, targets or [])
-        idle = unchanged(root, stages)
         tasks: dict[str, PrefectFuture[Any]] = {}
         with finish(tasks):
+            look_outside(root, stages, tasks)
+            idle = unchanged(root, stages)
+            os.environ[SEEN] = seen(root)
             there = [stage.name for stage in stages if stage.makes and stage.name in idle]
             first = named(share, "share").submit(root, there)
             tasks["share"] = first
-            for stage in (each for each in stages if each.makes):
-                before = [tasks[name] for name in stage.needs] or [first]
-                arguments = (stage, stage.name in idle, params, commit)
+            for stage in (each for each in stages if each.makes and not each.always):
+                before = [*(tasks[name] for name in stage.needs), first]
+                arguments = (stage, stage.name in idle, params, commit, os.environ[SEEN])
                 tasks[stage.name] = named(place, stage.name).submit(*arguments, wait_for=before)
             everything = list(tasks.values())
             tasks["gather"] = named(gather, "gather").submit(root, targets or [], wait_for=everything)
         publish(root, asked.evaluate.models)
+
+
+def seen(root: Path) -> str:
+    """What `watch_inputs` found on this host, as JSON."""
+    records = {file.stem: json.loads(file.read_text()) for file in sorted((root / INPUTS).glob("*.json"))}
+    return json.dumps(records)
 
 
 def require_remote(root: Path) -> None:
@@ -84,13 +97,13 @@ def gather(root: Path, targets: list[str]) -> None:
 
 
 @task(cache_policy=NO_CACHE)
-def place(stage: Stage, idle: bool, params: str, commit: str) -> State:
+def place(stage: Stage, idle: bool, params: str, commit: str, inputs: str) -> State:
     """One stage, on some worker; on another when that one is lost."""
     if idle:
         return Completed(name="Cached", message="nothing it depends on has changed")
     failures = 0
     while True:
-        asked = {"name": stage.name, "params": params, "commit": commit}
+        asked = {"name": stage.name, "params": params, "commit": commit, "inputs": inputs}
         child = run_deployment(DEPLOYMENT, parameters=asked, timeout=0, flow_run_name=stage.name)
         end = ended(cast(FlowRun, child).id)
         if STOP.is_set():
@@ -123,9 +136,13 @@ def ended(run: UUID) -> State:
 
 
 @flow(name="stage", flow_run_name="{name}")
-def on_worker(name: str, params: str, commit: str) -> State:
-    """One stage in this worker's clone, with the code of `commit` and the text `params` of params.yaml."""
+def on_worker(name: str, params: str, commit: str, inputs: str) -> State:
+    """One stage in this worker's clone, with the code of `commit` and the text `params` of params.yaml.
+
+    inputs: what the first host saw outside the project; this one need not have it.
+    """
     root = Path.cwd()
+    os.environ[SEEN] = inputs
     with alone_in(root, patient=True):
         follow(root, commit)
         (root / PARAMS).write_text(params)

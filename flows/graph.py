@@ -28,13 +28,15 @@ class Stage:
     """One stage.
 
     name: as `dvc repro -s` takes it. needs: what it waits for, without what that implies. makes: whether
-    anything comes of it that others may take; a rendering has no outs.
+    anything comes of it that others may take; a rendering has no outs. always: it runs each time, for it
+    looks at what lies outside the project.
     """
 
     name: str
     needs: tuple[str, ...]
     makes: bool
     demands: Demands
+    always: bool = False
 
 
 def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
@@ -46,6 +48,7 @@ def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
         graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.name)
         demands = {stage.name: stage.meta or {} for stage in repo.index.graph}
         making = {stage.name for stage in repo.index.graph if stage.outs}
+        always = {stage.name for stage in repo.index.graph if stage.always_changed}
     wanted = set(targets) or set(graph)
     if unknown := sorted(wanted - set(graph)):
         raise UserError(f"targets: {', '.join(unknown)}: no such stage; there are {', '.join(sorted(graph))}")
@@ -58,16 +61,21 @@ def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
             tuple(sorted(edges.successors(name))),
             name in making,
             validate(Demands, demands[name], f"{name}.meta", Path("dvc.yaml")),
+            name in always,
         )
         for name in ordered
     ]
 
 
 def unchanged(root: Path, stages: Iterable[Stage]) -> set[str]:
-    """The stages that neither changed nor come after one that did: nothing of theirs would run."""
+    """The stages that neither changed nor come after one that did: nothing of theirs would run.
+
+    Those that run each time count as unchanged: they have run before this is asked.
+    """
     ordered = list(stages)
     with Repo(str(root)) as repo:
-        changed = set(repo.status(targets=[stage.name for stage in ordered]))
+        status = repo.status(targets=[stage.name for stage in ordered])
+    changed = {name for name, changes in status.items() if changes != ["always changed"]}
     idle: set[str] = set()
     for stage in ordered:
         if stage.name not in changed and idle.issuperset(stage.needs):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 DATA = Path("artifacts/data")
+INPUTS = Path("artifacts/inputs")
 JUDGE = Path("artifacts/judge")
 CODE = Path("artifacts/code")
 ENCODED = Path("artifacts/encoded")

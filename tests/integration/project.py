@@ -16,6 +16,15 @@ import yaml
 ROOT = Path(__file__).parents[2]
 MINIATURE = Path(__file__).with_name("miniature.yaml")
 BIN = Path(sys.executable).parent
+LOOKS = "watch_inputs"
+"""The stage that looks at what lies outside the project: it runs each time, and changes nothing by itself."""
+UP_TO_DATE = f"{LOOKS}:\n\talways changed"
+"""What `dvc status` says where nothing changed."""
+
+
+def ran(output: str) -> list[str]:
+    """The stages that DVC ran, but for the look outside."""
+    return [stage for stage in re.findall(r"Running stage '(.*)'", output) if stage != LOOKS]
 
 
 class Project:
@@ -78,10 +87,10 @@ class Project:
         )
 
     def repro(self, *arguments: str, **environment: str) -> set[str]:
-        """`dvc repro`, which must succeed. Returns the stages that ran."""
+        """`dvc repro`, which must succeed. Returns the stages that ran, but for the look outside."""
         result = self.run("dvc", "repro", *arguments, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
-        return set(re.findall(r"Running stage '(.*)'", result.stdout))
+        return set(ran(result.stdout))
 
     def fail(self, *arguments: str) -> str:
         """`dvc repro`, which must fail. Returns what it said."""

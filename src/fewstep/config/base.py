@@ -7,23 +7,39 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 
 from fewstep.errors import UserError
 
 PARAMS = Path("params.yaml")
+INPUTS = "inputs"
+"""Section of params.yaml that names places of this machine; no stage depends on it, only on what is there."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 """Of a URL: `user:password`, before the host."""
 T = TypeVar("T")
 
 
-def local_path(value: Path) -> Path:
-    """A path of params.yaml as the stages open it: `~` is the home folder."""
-    return value.expanduser()
+def place(value: str, info: ValidationInfo) -> str:
+    """What a parameter that names a place means: a name of the section `inputs` is what stands there.
+
+    `~` is the home folder; a URL, a pipe and a hub id stay as they are.
+    """
+    inputs = info.context if isinstance(info.context, Mapping) else {}
+    named = str(inputs.get(value, value))
+    return str(Path(named).expanduser()) if named.startswith("~") else named
 
 
-LocalPath = Annotated[Path, AfterValidator(local_path)]
-"""The type of every path in params.yaml: one rule for what `fewstep check` looks for and a stage opens."""
+def project_path(value: Path) -> Path:
+    """A path that is a dependency in dvc.yaml. Raises ValueError where DVC would look elsewhere."""
+    if value.parts[:1] and value.parts[0].startswith("~"):
+        raise ValueError("DVC reads this path as it stands; link or copy the file into the project")
+    return value
+
+
+Place = Annotated[str, AfterValidator(place)]
+"""Type of a parameter that names a folder, file or URL of the user's: one rule for all who open it."""
+ProjectPath = Annotated[Path, AfterValidator(project_path)]
+"""Type of a parameter that dvc.yaml lists as a dependency."""
 
 
 class Section(BaseModel):
@@ -59,19 +75,25 @@ def read(kind: type[T], *keys: str, path: Path = PARAMS) -> T:
 
     Raises UserError naming the key's full path, its value and what is allowed.
     """
-    value: Any = load_params(path)
+    params = load_params(path)
+    value: Any = params
     for depth, key in enumerate(keys):
         if not isinstance(value, Mapping) or key not in value:
             known = ", ".join(map(str, value)) if isinstance(value, Mapping) else "nothing"
             raise UserError(f"{path}: {'.'.join(keys[: depth + 1])} is missing (found there: {known})")
         value = value[key]
-    return validate(kind, value, ".".join(keys), path)
+    return validate(kind, value, ".".join(keys), path, params.get(INPUTS))
 
 
-def validate(kind: type[T], value: Any, where: str, path: Path = PARAMS) -> T:
-    """`value` as `kind`; every wrong key is reported, each on its own line. Raises UserError."""
+def validate(
+    kind: type[T], value: Any, where: str, path: Path = PARAMS, inputs: Mapping[str, str] | None = None
+) -> T:
+    """`value` as `kind`; every wrong key is reported, each on its own line. Raises UserError.
+
+    inputs: name -> place, see `Place`.
+    """
     try:
-        return TypeAdapter(kind).validate_python(value)
+        return TypeAdapter(kind).validate_python(value, context=inputs)
     except ValidationError as error:
         raise UserError("\n".join(f"{path}: {line}" for line in describe(error, where))) from None
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fewstep.config.base import PARAMS, Section, load_params, validate
+from fewstep.config.base import INPUTS, PARAMS, ProjectPath, Section, load_params, validate
 from fewstep.config.data import DataConfig
 from fewstep.config.encode import EncodeConfig
 from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
@@ -14,6 +14,7 @@ from fewstep.config.export import ExportConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig, TrainTeacherConfig
+from fewstep.config.training import TrainingConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.errors import UserError
 from fewstep.layout import JUDGE, TEACHER
@@ -33,9 +34,11 @@ class Chain(Section):
     """Every section, as written."""
 
     seed: int = Field(ge=0)
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """Name -> folder, file or URL; the name stands for it in `data.path` and `teacher.load`."""
     data: DataConfig
     judge: JudgeSwitch
-    features: Path
+    features: ProjectPath
     teacher: TeacherConfig
     sampling: SamplingConfig
     encode_data: dict[str, EncodeConfig]
@@ -54,10 +57,30 @@ class Chain(Section):
         """Model -> its objective's parameters, for every model that is learned from another."""
         return self.reflow | {f"halve-{name}": c for name, c in self.halve.items()} | self.students
 
+    def trainings(self) -> dict[str, TrainingConfig]:
+        """Section of params.yaml -> settings of every training of the chain."""
+        found = {section(self, name): config.training for name, config in self.objectives().items()}
+        if self.judge.train and self.train_judge:
+            found["train_judge"] = self.train_judge.training
+        if self.teacher.train and self.train_teacher:
+            found |= {
+                "train_teacher.vae": self.train_teacher.vae.training,
+                "train_teacher": self.train_teacher.training,
+            }
+        return found
+
+    def method_of(self, name: str) -> str:
+        """The file of `objectives/` that makes a model."""
+        if name in self.reflow:
+            return "reflow"
+        return "halve" if name.startswith("halve-") else str(self.students[name].method)
+
 
 def load_chain(path: Path = PARAMS) -> Chain:
     """params.yaml, all of it valid and consistent. Raises UserError with one line per fault."""
-    chain = validate(Chain, load_params(path), "", path)
+    params = load_params(path)
+    inputs = validate(dict[str, str], params.get(INPUTS) or {}, INPUTS, path)
+    chain = validate(Chain, params, "", path, inputs)
     students = {}
     for name, values in chain.students.items():
         where = f"students.{name}"
@@ -67,7 +90,7 @@ def load_chain(path: Path = PARAMS) -> Chain:
             method = objective_module(str(values["method"]))
         except UserError as error:
             raise UserError(f"{path}: {where}.method = {error}") from None
-        students[name] = validate(method.Config, values, where, path)
+        students[name] = validate(method.Config, values, where, path, inputs)
     chain = chain.model_copy(update={"students": students})
     faults = list(inconsistencies(chain))
     if faults:
@@ -110,8 +133,10 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
             yield f"export.{name}: an export's card tells its figures; evaluate.models has no {name}"
     if chain.features == JUDGE and not chain.judge.train:
         yield f"features = {JUDGE}: judge.train is [], so there is none; use {TEACHER} or an Inception file"
+    if not chain.evaluate.models:
+        yield "evaluate.models is empty, so there is nothing to report; name at least one model"
     if chain.judge.train and chain.data.source == "folder":
-        table = Path(chain.data.path or "").expanduser() / "metadata.jsonl"
+        table = Path(chain.data.path or "") / "metadata.jsonl"
         if not table.is_file():
             yield f"judge.train: there is no {table} with labels to train a judge on; set it to []"
     for place, wanted in (("judge", chain.judge.train), ("teacher", chain.teacher.train)):

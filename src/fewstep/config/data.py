@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from fewstep.config.base import CREDENTIALS, Section
+from fewstep.config.base import CREDENTIALS, Place, Section
 
 
 class FilterConfig(Section):
@@ -44,8 +44,9 @@ class DataConfig(Section):
     """The `data` section."""
 
     source: Literal["shapes", "folder", "webdataset"]
-    path: str | None = None
-    """folder: the directory. webdataset: a tar, brace pattern (`{000..009}.tar`) or URL."""
+    path: Place | None = None
+    """folder: the directory. webdataset: a tar, brace pattern (`{000..009}.tar`) or URL. May be a name of
+    `inputs`, which no stage depends on."""
     count: int | None = Field(default=None, ge=1)
     """shapes: how many pictures. Others: the first so many; null: all."""
     resolution: int = Field(ge=8, le=4096, multiple_of=8)
@@ -53,7 +54,8 @@ class DataConfig(Section):
     heldout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the samples that no training sees."""
     split_by: Literal["caption", "image"] = "image"
-    """Whose hash decides the side: with `caption`, a held-out prompt was never trained on."""
+    """Whose hash decides the side: with `caption`, a held-out prompt was never trained on, but an image with
+    several captions may be on both sides."""
     shard_size: int = Field(default=2000, ge=1)
     """Samples per shard. A training holds two shards decoded: 6 x resolution^2 x shard_size bytes."""
     filters: FilterConfig = FilterConfig()

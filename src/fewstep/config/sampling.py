@@ -1,9 +1,12 @@
 """`sampling:` how the teacher's ODE is solved, wherever the teacher is asked for a picture."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from fewstep.config.base import Section
 from fewstep.diffusion.solvers import Solver
+from fewstep.text import normalised
 
 
 class SamplingConfig(Section):
@@ -13,4 +16,4 @@ class SamplingConfig(Section):
     steps: int = Field(32, ge=1)
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale w; 1: none."""
-    negative_prompt: str = ""
+    negative_prompt: Annotated[str, AfterValidator(normalised)] = ""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from fewstep.config.base import Section
+from fewstep.config.base import Place, Section
 from fewstep.config.training import TrainingConfig
 
 
@@ -26,8 +26,9 @@ class TeacherConfig(Section):
     """Model family, a file of src/fewstep/backbones."""
     train: tuple[str, ...] = ()
     """[NAME]: train it here, as `train_teacher` says."""
-    load: tuple[str, ...] = ()
-    """[WHERE]: a diffusers folder, hub id or .safetensors checkpoint to import instead."""
+    load: tuple[Place, ...] = ()
+    """[WHERE]: a diffusers folder, hub id or .safetensors checkpoint to import instead. May be a name of
+    `inputs`, so that no stage is called by a path of this machine."""
     adopt: tuple[Annotated[str, AfterValidator(factory_name)], ...] = ()
     """[package.module:factory]: a model of one's own instead; its backbone is `custom`.
 
@@ -115,10 +116,16 @@ class ImportTeacherConfig(Section):
     revision: str | None = None
     """Commit of a hub repository; null: the newest."""
     variant: str | None = None
-    """Weights variant of a diffusers folder, e.g. `fp16`."""
+    """Weights variant of a diffusers folder, e.g. `fp16`, `non_ema`."""
+    weights: Literal["plain", "ema"] = "plain"
+    """Of a single file that holds both: the trained weights, or their running average."""
+    prediction: Literal["epsilon", "v_prediction"] | None = None
+    """What the network predicts, where the teacher's own configuration or marks are wrong or silent."""
+    without: tuple[str, ...] = ()
+    """Parts to leave out, which their family can do without: SD3's `text_encoder_3` (T5)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type in which the weights are kept on disk; they are computed with as the machine says."""
-    config: str | None = None
+    config: Place | None = None
     """For a single file: folder or hub id of a pipeline of the same kind, where the weights do not tell."""
     local_files_only: bool = False
     """Take a hub repository from the local cache only."""

@@ -1,11 +1,10 @@
 """`triplets:` how many teacher pictures the students learn from."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, field_validator
 
-from fewstep.config.base import Section
+from fewstep.config.base import ProjectPath, Section
 
 
 class TripletsConfig(Section):
@@ -17,7 +16,7 @@ class TripletsConfig(Section):
     """Triplets per shard: shard s holds the indices `s * shard_size ... (s + 1) * shard_size - 1`."""
     steps: int = Field(ge=1)
     """Solver steps per triplet; the solver is `sampling`'s."""
-    prompts: Path
+    prompts: ProjectPath
     """A data set, whose training captions are taken, or a text file with a prompt on each line."""
     guidance: tuple[float, float] | None = None
     """Each triplet's own, uniform between the two; null: `sampling.guidance` for all."""
