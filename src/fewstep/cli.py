@@ -9,10 +9,12 @@ from datetime import timedelta
 from pathlib import Path
 
 from fewstep.errors import UserError
+from fewstep.quiet import quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit status 1, and one readable message, when a UserError says what is wrong."""
+    quiet()
     chosen = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = chosen.command
     try:
@@ -61,12 +63,15 @@ def check(chosen: argparse.Namespace) -> None:
     from rich.table import Table
 
     from fewstep.check import check as check_chain
-    from fewstep.check import design, trainings, work
+    from fewstep.check import warnings
+    from fewstep.checks.plan import plan, trainings, work
+    from fewstep.checks.teacher import design
     from fewstep.config.chain import load_chain
     from fewstep.memory import advice, available, need, speed
 
     chain = load_chain()
-    stages, denoiser, memory, rate = check_chain(chain), design(chain), available(), speed()
+    check_chain(chain)
+    stages, denoiser, memory, rate = plan(chain), design(chain), available(), speed()
     times = {name: n / rate for name, n in (work(chain, denoiser) if denoiser else {}).items() if n}
     table = Table("stage", "samples", "steps", "disk", "at least", title="the plan")
     for stage in stages:
@@ -93,6 +98,8 @@ def check(chosen: argparse.Namespace) -> None:
             if hint := advice(denoiser, setup, memory):
                 hints.append(f"warning: {name} does not fit; what helps: {hint}")
         console.print(estimates, *hints, sep="\n", markup=False)
+    for warning in warnings(chain):
+        console.print(f"warning: {warning}", markup=False)
     console.print("params.yaml, inputs, versions and disk are in order")
 
 

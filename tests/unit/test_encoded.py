@@ -71,6 +71,8 @@ def test_finished_shards_are_not_encoded_again(
     encode, calls = backbone.encode, []
 
     def counted(pictures: torch.Tensor) -> torch.Tensor:
+        if len(pictures) == 1:  # whose shape is looked at before the first shard
+            return encode(pictures)
         calls.append(len(pictures))
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -91,7 +93,7 @@ def test_pictures_of_another_size_than_the_teachers_are_refused(
 ) -> None:
     backbone, _, made_from = made
     prepare(DataConfig(source="shapes", count=40, resolution=32, heldout=0.5), 0, tmp_path / "small")
-    with pytest.raises(UserError, match=r"data\.resolution: pictures of 32 are latents of 4.*are of 8"):
+    with pytest.raises(UserError, match=r"data\.resolution: images of 32 are latents of 4.*are of 8"):
         encode_split(
             tmp_path / "out", backbone, tmp_path / "small", "train", "float32", tmp_path / "work", made_from
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import Backbone, Model, open_model
-from fewstep.check import missing_inputs
+from fewstep.checks.data import faults as data_faults
 from fewstep.config.chain import load_chain
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
@@ -187,8 +187,8 @@ def test_a_useless_file_of_prompts_is_named(content: bytes, said: str, tmp_path:
 def test_a_file_of_prompts_that_is_not_there_is_named_before_any_compute() -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    assert missing_inputs(load_chain()) == []
+    assert list(data_faults(load_chain())) == []
     params["triplets"]["prompts"] = "prompts.txt"
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    (fault,) = missing_inputs(load_chain())
+    (fault,) = data_faults(load_chain())
     assert "triplets.prompts = prompts.txt: no such file" in fault

@@ -11,7 +11,8 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.check import design, trainings, work
+from fewstep.checks.plan import trainings, work
+from fewstep.checks.teacher import design
 from fewstep.config.chain import load_chain
 from fewstep.config.training import TrainingConfig
 from fewstep.diffusion.denoiser import Prediction

@@ -13,7 +13,7 @@ from fewstep.diffusion.solvers import straightness
 from fewstep.evaluation.accuracy import PromptAccuracy, prompt_accuracy
 from fewstep.evaluation.agreement import teacher_rmse, teacher_similarity
 from fewstep.evaluation.evaluation_set import EvaluationSet, draw, features_of_uint8
-from fewstep.evaluation.frechet import frechet_distance, kernel_distance
+from fewstep.evaluation.frechet import demand_enough, frechet_distance, kernel_distance
 from fewstep.evaluation.precision_recall import precision_recall
 from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
 from fewstep.evaluation.speed import machine, measure_speed, memory_counter
@@ -30,6 +30,7 @@ def measure(
     sampler: Sampler, identity: str, steps: Sequence[int], on: EvaluationSet, features: FeatureNetwork
 ) -> tuple[Metrics, dict[int, Tensor]]:
     """The model's figures, and its pictures per step count, uint8 `[N, H, W, 3]`."""
+    demand_enough(len(on.prompts), *on.reference.shape)
     pictures = {n: pictures_of(sampler, on, n) for n in steps}
     metrics = Metrics(
         model=sampler.model.name,

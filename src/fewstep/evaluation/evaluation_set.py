@@ -19,11 +19,13 @@ from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8, picture_batch, to_uint8
-from fewstep.data.shards import open_pictures
+from fewstep.data.shards import Picture, open_pictures
+from fewstep.data.stream import Stream
 from fewstep.errors import UserError
+from fewstep.evaluation.frechet import demand_enough
 from fewstep.evaluation.grid import write_strip
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import device, in_parts, pictures_at_once
+from fewstep.hardware import computing, device, in_parts, pictures_at_once
 from fewstep.keyed import Key
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
@@ -63,17 +65,43 @@ def make(
     held_out = open_pictures(data, "heldout", Key(seed, "evaluation/prompts"))
     chosen = held_out.rows(range(config.pictures))
     prompts = Prompts([p.caption for p in chosen], [p.labels for p in chosen], Key(seed, "evaluation/noise"))
-    real = held_out.rows(range(min(config.reference, held_out.total)))
+    grid = torch.stack([torch.from_numpy(p.pixels) for p in chosen[: config.grid]])
+    demand_resolution(teacher, grid.shape[1])
+    real = distinct(held_out, config.reference)
+    (width,) = features_of(features, picture_batch(real[:1])).shape[1:]
+    demand_enough(config.pictures, len(real), width)
     reference = torch.cat(
         [features_of(features, picture_batch(some)) for some in in_parts(real, pictures_at_once())]
     )
     pictures = draw(teacher, prompts, teacher.sampling.steps)
-    grid = torch.stack([torch.from_numpy(p.pixels) for p in chosen[: config.grid]])
-    if pictures.shape[1:] != grid.shape[1:]:
-        (_, drawn, _, _), (_, given, _, _) = pictures.shape, grid.shape
-        raise UserError(f"params.yaml: data.resolution = {given}: this teacher draws at {drawn}; set it so")
     made = EvaluationSet(prompts, reference, pictures, features_of_uint8(features, pictures), config.grid)
     return made, grid
+
+
+@torch.no_grad()
+def demand_resolution(teacher: Sampler, resolution: int) -> None:
+    """Decode one latent. Raises UserError where the teacher's images have another side than the data's."""
+    backbone = teacher.backbone
+    with computing():
+        drawn = backbone.decode(torch.zeros(1, *backbone.latent_shape, device=device())).shape[-1]
+    if drawn != resolution:
+        raise UserError(
+            f"params.yaml: data.resolution = {resolution}: this teacher draws at {drawn}; set it so"
+        )
+
+
+def distinct(images: Stream[Picture], count: int) -> list[Picture]:
+    """The first `count` images of an epoch, each once; fewer when there are fewer.
+
+    Captions of one image after the first have its key with `-1`, `-2` ... behind it.
+    """
+    found: dict[str, Picture] = {}
+    for position in range(images.total):
+        (row,) = images.rows([position])
+        found.setdefault(row.key.partition("-")[0], row)
+        if len(found) == count:
+            break
+    return list(found.values())
 
 
 def draw(sampler: Sampler, prompts: Prompts, steps: int) -> Tensor:

@@ -32,17 +32,22 @@ def frechet_distance(features: Tensor, reference: Tensor, key: Key, resamples: i
     Raises UserError on features that are not finite or fewer pictures than dimensions.
     """
     x, y = checked(features, "generated"), checked(reference, "reference")
-    for rows, whose in ((x, "generated"), (y, "reference")):
-        if len(rows) <= rows.shape[1]:
-            raise UserError(
-                f"Frechet distance: {len(rows)} {whose} pictures cannot fill {rows.shape[1]} features; "
-                f"evaluate more than {rows.shape[1]} pictures or choose smaller features (the judge's)"
-            )
+    demand_enough(len(x), len(y), x.shape[1])
     distance = distance_to(*moments(y))
     value = distance(*moments(x)).item()
     spread = torch.stack([distance(*moments(x, resampled(key, i, len(x)))) for i in range(resamples)])
     low, high = (spread.quantile(q).item() - spread.mean().item() for q in (0.025, 0.975))
     return Interval(value=max(value, 0.0), low=max(value + low, 0.0), high=max(value + high, 0.0))
+
+
+def demand_enough(generated: int, reference: int, width: int) -> None:
+    """Raises UserError when so many images have no Frechet distance; known before any is drawn."""
+    for count, whose in ((generated, "generated"), (reference, "reference")):
+        if count <= width:
+            raise UserError(
+                f"Frechet distance: {count} {whose} pictures cannot fill {width} features; evaluate more "
+                f"than {width} pictures or choose smaller features (the judge's)"
+            )
 
 
 def distance_to(mean: Tensor, covariance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fewstep.artifacts.manifest import sha256
 from fewstep.errors import UserError
 
-FILE = "inception-2015-12-05.pt"
+FILE, WIDTH = "inception-2015-12-05.pt", 2048
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"
 SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 

@@ -24,6 +24,8 @@ from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConf
 from fewstep.objectives.perceptual import perceptual_distance
 from fewstep.training.method import Method, Player, Rows
 
+PROBE = 32
+"""Side in pixels of the image on which a feature network is tried."""
 NEAR = 0.02
 """A sample's mean absolute error, of latents of unit variance, below which `log_l1` is nearly linear."""
 
@@ -43,10 +45,19 @@ class Config(ObjectiveConfig):
     perceptual_from: int = Field(0, ge=0)
     """First step of the perceptual phase; before it, latents alone."""
 
+    @property
+    def needs_feature_maps(self) -> bool:
+        return self.perceptual_weight > 0
+
+
+def student_of(config: Config, start: Model) -> Model:
+    """The start on the straight path, in one step."""
+    return replace(start, denoiser=start.denoiser.on(RectifiedFlow()), steps=1)
+
 
 def build(config: Config, given: Ingredients) -> Objective:
     """One-step distillation of the start model."""
-    student = replace(given.student, denoiser=given.student.denoiser.on(RectifiedFlow()), steps=1)
+    student = student_of(config, given.student)
     return Objective(Direct(config, given, student), student)
 
 
@@ -63,6 +74,8 @@ class Direct(Method):
         if config.perceptual_weight > 0:
             assert given.features is not None, "a perceptual loss needs a feature network"
             self.features = open_features(given.features).to(device())
+            # Whether it gives maps at all, before the first phase of the training is over.
+            self.features.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))
 
     def batch(self, rows: Rows) -> tuple[int, TripletBatch]:
         """The step and its triplets."""

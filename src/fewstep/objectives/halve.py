@@ -29,9 +29,14 @@ class Config(ObjectiveConfig):
     """Guidance baked into the teacher's steps; 1: none (the start has it already)."""
 
 
+def student_of(config: Config, start: Model) -> Model:
+    """The start on its own path, at this round's steps."""
+    return replace(start, steps=config.steps)
+
+
 def build(config: Config, given: Ingredients) -> Objective:
     """One halving round from the start model."""
-    student = replace(given.student, steps=config.steps)
+    student = student_of(config, given.student)
     return Objective(Halve(config, given, student), student)
 
 

@@ -40,6 +40,11 @@ class ObjectiveConfig(Section):
     guidance_embedding: bool = False
     """The student takes guidance as a condition; it learns from triplets whose `guidance` varies."""
 
+    @property
+    def needs_feature_maps(self) -> bool:
+        """Whether the loss compares maps of the network `features`."""
+        return False
+
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if self.lora is not None and self.guidance_embedding:

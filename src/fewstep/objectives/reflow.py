@@ -33,13 +33,18 @@ class Config(ObjectiveConfig):
     """improved: U-shaped times, pseudo-Huber. plain: uniform times, L2."""
 
 
-def build(config: Config, given: Ingredients) -> Objective:
-    """Reflow of the start model."""
-    student, flow = given.student, RectifiedFlow()
-    denoiser = student.denoiser.on(flow)
+def student_of(config: Config, start: Model) -> Model:
+    """The start on the straight path, at any number of steps."""
+    flow = RectifiedFlow()
+    denoiser = start.denoiser.on(flow)
     if config.init == "raw":
         denoiser = replace(denoiser, schedule=flow, prediction=Prediction.FLOW)
-    student = replace(student, denoiser=denoiser, steps=None)
+    return replace(start, denoiser=denoiser, steps=None)
+
+
+def build(config: Config, given: Ingredients) -> Objective:
+    """Reflow of the start model."""
+    student = student_of(config, given.student)
     return Objective(Reflow(config, given, student), student)
 
 

@@ -7,6 +7,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.base import Backbone
@@ -15,6 +17,7 @@ from fewstep.data.latents import latents_of
 from fewstep.data.prompted import save_prompted
 from fewstep.data.shards import read_index, read_verified
 from fewstep.errors import UserError
+from fewstep.hardware import computing, device
 from fewstep.progress import progress
 
 
@@ -31,7 +34,9 @@ def encode_split(
 
     dtype: of latents and conditions on disk. Each distinct caption of a shard is encoded once.
     """
-    shards = read_index(data).splits[split]
+    index = read_index(data)
+    demand_resolution(backbone, index.resolution)
+    shards = index.splits[split]
     files = [f"{Path(shard.shard).stem}.safetensors" for shard in shards]
     done = 0
     with progress(f"encode_data {split}", sum(shard.samples for shard in shards)) as report:
@@ -39,11 +44,6 @@ def encode_split(
             if not (work / file).exists():
                 pictures = read_verified(data, shard)
                 latents = latents_of(pictures, backbone.encode)
-                if latents.shape[1:] != backbone.latent_shape:
-                    raise UserError(
-                        f"params.yaml: data.resolution: pictures of {len(pictures[0].pixels)} are latents of "
-                        f"{latents.shape[-1]}, this teacher's are of {backbone.latent_shape[-1]}"
-                    )
                 table, row = encode_distinct(backbone, [picture.caption for picture in pictures])
                 save_prompted(work / file, latents, row, table, dtype, {})
             done += shard.samples
@@ -58,3 +58,15 @@ def encode_split(
             "files": files,
         }
         Manifest.seal(staging, "encoded", facts, made_from)
+
+
+@torch.no_grad()
+def demand_resolution(backbone: Backbone, resolution: int) -> None:
+    """Encode one gray image. Raises UserError where the teacher's latents have another shape than its."""
+    with computing():
+        latent = backbone.encode(torch.zeros(1, 3, resolution, resolution, device=device()))
+    if latent.shape[1:] != backbone.latent_shape:
+        raise UserError(
+            f"params.yaml: data.resolution: images of {resolution} are latents of {latent.shape[-1]}, this "
+            f"teacher's are of {backbone.latent_shape[-1]}"
+        )

@@ -18,6 +18,7 @@ from fewstep.hardware import deterministic, device
 from fewstep.keyed import Key
 from fewstep.layout import TEACHER
 from fewstep.sampling.draw import Sampler
+from fewstep.text import normalised
 
 
 def save_grid(
@@ -47,7 +48,8 @@ def save_grid(
     steps = steps or opened.steps or (sampling.steps if opened.is_teacher else None)
     if steps is None:
         raise UserError(f"{model}: runs at any number of steps; say how many with --steps")
-    conditions, row = encode_distinct(backbone, [prompt for prompt in prompts for _ in range(count)])
+    texts = [normalised(prompt) for prompt in prompts for _ in range(count)]
+    conditions, row = encode_distinct(backbone, texts)
     noise = noise_of(Key(seed, "sample"), [*range(count)] * len(prompts), backbone.latent_shape).to(device())
     pictures = Sampler(opened, backbone, sampling, clip).pictures(picked(conditions, row), noise, steps)
     shown = torch.nn.functional.interpolate(pictures.cpu(), scale_factor=enlarge, mode="nearest")

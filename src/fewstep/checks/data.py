@@ -1,0 +1,69 @@
+"""The images and prompts that params.yaml names: whether they are there, and look as they should."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import islice
+
+from fewstep.config.chain import Chain
+from fewstep.config.data import DataConfig
+from fewstep.errors import UserError
+from fewstep.keyed import Key
+from fewstep.layout import DATA
+from fewstep.sampling.triplets import prompts_of
+from fewstep.sources.sample import Sample, Skipped, Unreadable
+
+LOOKED_AT = 16
+"""Entries of the source that are read: enough to see whether captions are where they are looked for."""
+
+
+def faults(chain: Chain) -> Iterator[str]:
+    """Inputs that are missing or cannot be read, as the stages themselves would say it."""
+    source = import_module(f"fewstep.sources.{chain.data.source}")
+    missing = [place for place in source.inputs(chain.data) if not place.exists()]
+    if missing:
+        yield f"params.yaml: data.path = {chain.data.path!r}: no such file or folder: {missing[0]}"
+    elif source.inputs(chain.data):
+        # Not a URL, which would have to be fetched.
+        try:
+            first_entries(chain)
+        except UserError as error:
+            yield f"params.yaml: {error}"
+    prompts = chain.triplets.prompts
+    if prompts == DATA:
+        return
+    if not prompts.is_file():
+        yield f"params.yaml: triplets.prompts = {prompts}: no such file; {DATA} takes the training captions"
+        return
+    try:
+        prompts_of(prompts, Key(chain.seed, "check"), range(1))
+    except UserError as error:
+        yield str(error)
+
+
+def warnings(chain: Chain) -> Iterator[str]:
+    """What looks wrong in the first entries of the source."""
+    source = import_module(f"fewstep.sources.{chain.data.source}")
+    if not source.inputs(chain.data):
+        return
+    asked, there = chain.data.count, source.count(chain.data)
+    if asked is not None and there is not None and there > asked:
+        yield f"data.count = {asked}: the source has about {there} images; null takes them all"
+    first = first_entries(chain)
+    if first and not any(isinstance(entry, Sample) and entry.caption for entry in first):
+        yield f"data.path: none of its first {len(first)} entries is an image with a caption, e.g. {first[0]}"
+
+
+def first_entries(chain: Chain) -> list[Sample | Unreadable]:
+    """The first few of the source, without what it skips. Raises UserError as the source does."""
+    source = import_module(f"fewstep.sources.{chain.data.source}")
+    entries = source.samples(chain.data, chain.seed)
+    return list(islice((entry for entry in entries if not isinstance(entry, Skipped)), LOOKED_AT))
+
+
+def images_of(config: DataConfig) -> int | None:
+    """About how many images the source has, by names alone; None where only reading tells."""
+    source = import_module(f"fewstep.sources.{config.source}")
+    if not all(place.exists() for place in source.inputs(config)):
+        return None
+    known: list[int] = [n for n in (source.count(config), config.count) if n is not None]
+    return min(known, default=None)

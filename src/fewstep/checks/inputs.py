@@ -1,0 +1,40 @@
+"""The teacher and the code that params.yaml names: whether they are there and can be taken."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+
+from fewstep.backbones.own_code import own_modules
+from fewstep.backbones.pipeline import INDEX
+from fewstep.backbones.understood import teacher_faults
+from fewstep.checks.teacher import is_local
+from fewstep.config.chain import Chain
+from fewstep.errors import UserError
+
+
+def faults(chain: Chain) -> Iterator[str]:
+    """What `import_teacher` or `adopt_teacher` would refuse, from names and headers alone."""
+    for where in chain.teacher.load:
+        if is_local(where):
+            yield from refused(Path(where), chain)
+        elif chain.import_teacher.local_files_only and not isinstance(
+            try_to_load_from_cache(where, INDEX), str
+        ):
+            yield (
+                f"params.yaml: import_teacher.local_files_only: {where} is not in the cache; run "
+                f"`hf download {where}` first"
+            )
+    for factory in chain.teacher.adopt:
+        try:
+            own_modules(factory.partition(":")[0])
+        except UserError as error:
+            yield str(error)
+
+
+def refused(teacher: Path, chain: Chain) -> Iterator[str]:
+    """What is wrong with a folder or file, as `import_teacher` will say it."""
+    if not teacher.is_file() and not (teacher / INDEX).is_file():
+        yield f"params.yaml: teacher.load = [{teacher}]: no diffusers folder ({INDEX}) there"
+    else:
+        yield from teacher_faults(teacher, chain.teacher.backbone, chain.import_teacher)

@@ -1,0 +1,96 @@
+"""Whether this machine can run the chain: git and DVC, the installed versions, the disk, its switches."""
+
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from fewstep.checks.plan import plan
+from fewstep.config.base import count_of, switch
+from fewstep.config.chain import Chain
+from fewstep.errors import UserError
+from fewstep.hardware import mixed_precision
+
+LOCK = Path("requirements.lock")
+
+
+def faults(chain: Chain) -> Iterator[str]:
+    """What must be mended before `dvc repro` on this machine."""
+    yield from repository()
+    yield from wrong_versions()
+    yield from switches()
+    yield from few_samples(chain)
+    yield from disk(chain)
+
+
+def repository() -> Iterator[str]:
+    """What DVC would refuse: it works in a git repository, unless told to do without."""
+    if not Path("dvc.yaml").is_file():
+        return
+    configs = [file for file in (Path(".dvc/config"), Path(".dvc/config.local")) if file.is_file()]
+    if not Path(".dvc").is_dir():
+        yield "there is no .dvc here: `git init && dvc init`"
+    elif any("no_scm = true" in file.read_text().lower() for file in configs):
+        return
+    elif not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+        yield "this is no git repository, which DVC needs: `git init` (or `dvc config core.no_scm true`)"
+
+
+def wrong_versions() -> Iterator[str]:
+    """Installed packages that differ from requirements.lock."""
+    if not LOCK.is_file():
+        return
+    for line in LOCK.read_text().splitlines():
+        if not line.strip() or line.lstrip().startswith(("#", "-")):
+            continue
+        wanted = Requirement(line.split(" #")[0].rstrip("\\ "))
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            found = version(wanted.name)
+        except PackageNotFoundError:
+            found = "missing"
+        if found == "missing" or not wanted.specifier.contains(found.split("+")[0], prereleases=True):
+            yield f"{wanted.name}: {found}, {LOCK} wants {wanted.specifier}; run `make setup`"
+
+
+def switches() -> Iterator[str]:
+    """FEWSTEP_* and accelerate's variables that no stage could read."""
+    for ask in (lambda: count_of("MICRO_BATCH", 1), lambda: count_of("BATCH", 1), mixed_precision):
+        try:
+            ask()
+        except UserError as error:
+            yield str(error)
+
+
+def few_samples(chain: Chain) -> Iterator[str]:
+    """Batches that leave a process without a sample, and optimizers that are not installed."""
+    count = processes()
+    for place, training in chain.trainings().items():
+        if training.batch_size < count:
+            yield (
+                f"params.yaml: {place}.training.batch_size = {training.batch_size}: has no sample for each "
+                f"of the {count} processes of accelerate's config; raise it or start fewer"
+            )
+        if training.optimizer == "adamw_8bit" and find_spec("bitsandbytes") is None:
+            yield f"params.yaml: {place}.training.optimizer = 'adamw_8bit': `pip install bitsandbytes` first"
+
+
+def processes() -> int:
+    """How many processes accelerate's own config starts a training in; 1 where another launcher does."""
+    from accelerate.commands.config.config_args import default_config_file, load_config_from_file
+
+    if switch("LAUNCH", "auto") != "auto" or not Path(default_config_file).is_file():
+        return 1
+    return getattr(load_config_from_file(None), "num_processes", 1)
+
+
+def disk(chain: Chain) -> Iterator[str]:
+    """Whether the artifacts find room: DVC keeps a second copy where the file system cannot link."""
+    needed = 2 * sum(stage.disk or 0 for stage in plan(chain))
+    free = shutil.disk_usage(".").free
+    if needed > free:
+        yield f"disk: the chain writes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free here"

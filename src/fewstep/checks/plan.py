@@ -1,0 +1,97 @@
+"""The plan: every stage of a chain, what it goes through, what it writes, what it costs at least."""
+
+from typing import NamedTuple
+
+from huggingface_hub import try_to_load_from_cache
+
+from fewstep.backbones.pipeline import INDEX
+from fewstep.checks.data import images_of
+from fewstep.checks.teacher import Sizes, design, is_local, sizes
+from fewstep.config.chain import Chain
+from fewstep.config.training import TrainingConfig
+from fewstep.memory import Design, Setup, operations, setup_of, trace
+
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class PlannedStage(NamedTuple):
+    """One row of the plan; disk in bytes, of what the stage writes."""
+
+    name: str
+    samples: int | None
+    steps: int | None
+    disk: int | None
+
+
+def plan(chain: Chain) -> list[PlannedStage]:
+    """Every stage with what it goes through and leaves behind."""
+    pixels = 3 * chain.data.resolution**2
+    count = images_of(chain.data)
+    stages = [PlannedStage("prepare_data", count, None, count * pixels // 2 if count else None)]
+    if chain.judge.train and chain.train_judge:
+        stages.append(training("train_judge", chain.train_judge.training, None))
+    denoiser = design(chain)
+    size = sizes(denoiser) if denoiser else None
+    model = 4 * size.net if size else None
+    if chain.teacher.train and chain.train_teacher:
+        vae = chain.train_teacher.vae.training
+        stages.append(training("train_teacher, autoencoder", vae, None))
+        stages.append(training("train_teacher, denoiser", chain.train_teacher.training, model))
+    else:
+        if chain.teacher.adopt:
+            stages.append(PlannedStage("collect_code", None, None, None))
+        stages.append(PlannedStage(taking_over(chain), None, None, model))
+    for split in chain.encode_data:
+        disk = encoded(size, count, chain.encode_data[split].dtype)
+        stages.append(PlannedStage(f"encode_data@{split}", count, None, disk))
+    drawn = chain.triplets.shard_size
+    for shard in chain.triplets.shards:
+        disk = encoded(size, drawn, chain.triplets.dtype)
+        stages.append(PlannedStage(f"generate_triplets@{shard}", drawn, chain.triplets.steps, disk))
+    for name, config in chain.objectives().items():
+        stages.append(training(name, config.training, model))
+    drawn = chain.evaluation_set.pictures
+    stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
+    for name, counts in chain.evaluate.models.items():
+        stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
+    return stages
+
+
+def encoded(size: Sizes | None, count: int | None, dtype: str) -> int | None:
+    """Bytes of `count` latents and, at most, as many different prompts; None where they are unknown."""
+    return count * (size.latent + size.prompt) * BYTES[dtype] if size and count else None
+
+
+def taking_over(chain: Chain) -> str:
+    """How the plan names the stage that brings a foreign teacher, and what it will have to download."""
+    if chain.teacher.adopt:
+        return "adopt_teacher"
+    (where,) = chain.teacher.load
+    if is_local(where) or isinstance(try_to_load_from_cache(where, INDEX), str):
+        return "import_teacher"
+    return f"import_teacher, downloads {where}"
+
+
+def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStage:
+    """A training's row."""
+    return PlannedStage(name, config.steps * config.batch_size, config.steps, disk)
+
+
+def trainings(chain: Chain) -> dict[str, Setup]:
+    """Every training of a denoiser."""
+    found = {}
+    if chain.teacher.train and chain.train_teacher:
+        found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
+    objectives = chain.objectives().items()
+    return found | {name: setup_of(config.training, config.lora, True) for name, config in objectives}
+
+
+def work(chain: Chain, denoiser: Design) -> dict[str, int | None]:
+    """Floating-point operations of the denoiser per stage that needs it most; None where they are unknown."""
+    samples = {stage.name: stage.samples or 0 for stage in plan(chain)}
+    found = {name: operations(denoiser, setup, samples[name]) for name, setup in trainings(chain).items()}
+    once = trace(denoiser, None, False).operations
+    guided = chain.triplets.guidance is not None or chain.sampling.guidance != 1
+    asked = chain.triplets.shard_size * chain.triplets.steps * (2 if guided else 1)
+    shards = {f"generate_triplets@{n}": asked * once if once else None for n in chain.triplets.shards}
+    return shards | found

@@ -1,0 +1,153 @@
+"""Whether the sections of params.yaml fit the teacher: resolution, features, times, layers and exports."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from fewstep.backbones.base import Model
+from fewstep.backbones.pipeline import EMBEDDED_GUIDANCE, schedule_of
+from fewstep.checks.data import images_of
+from fewstep.checks.teacher import Known, design, known_teacher
+from fewstep.config.chain import Chain, section
+from fewstep.diffusion.denoiser import Denoiser
+from fewstep.errors import UserError
+from fewstep.export.sampling import stock_sampling
+from fewstep.features import inception
+from fewstep.layout import JUDGE, TEACHER
+from fewstep.objectives.learn import objective_module
+from fewstep.objectives.lora import is_in
+
+PUBLISHED_WIDTH = 512
+"""Of the features of every published AutoencoderKL, where the teacher's own is not here yet."""
+PIXELS = ("pixel", "custom")
+"""Families that may have no autoencoder."""
+
+
+def faults(chain: Chain) -> Iterator[str]:
+    """What some stage would refuse, perhaps after days."""
+    known = known_teacher(chain)
+    for fault in (
+        *resolution(chain, known),
+        *features(chain, known),
+        *steps(chain, known),
+        *layers(chain),
+        *exports(chain, known),
+    ):
+        yield f"params.yaml: {fault}"
+
+
+def resolution(chain: Chain, known: Known) -> Iterator[str]:
+    """Images are compared with what the teacher draws, pixel for pixel."""
+    if known.resolution is not None and known.resolution != chain.data.resolution:
+        yield f"data.resolution = {chain.data.resolution}: this teacher draws at {known.resolution}"
+
+
+def features(chain: Chain, known: Known) -> Iterator[str]:
+    """A Frechet distance needs more images, drawn and real, than its features have dimensions."""
+    if chain.features == TEACHER and chain.teacher.backbone in PIXELS:
+        kind = chain.teacher.backbone
+        yield f"features = {TEACHER}: a {kind} teacher has no autoencoder; take {JUDGE} or an Inception file"
+        return
+    if chain.features.suffix:
+        if not chain.features.is_file():
+            yield f"features = {chain.features}: no such file; see docs/metrics.md for where to get it"
+        for name, config in chain.objectives().items():
+            if config.needs_feature_maps:
+                yield (
+                    f"{section(chain, name)}.perceptual_weight: {chain.features.name} gives no feature maps; "
+                    f"take features of {JUDGE} or {TEACHER}, or weight 0"
+                )
+    width = feature_width(chain, known)
+    if width is None:
+        return
+    few = (
+        f"cannot fill the {width} features of {chain.features}; the Frechet distance needs more than {width}"
+    )
+    judged = chain.evaluation_set
+    if judged.pictures <= width:
+        yield f"evaluation_set.pictures = {judged.pictures}: {few}"
+    if judged.reference <= width:
+        yield f"evaluation_set.reference = {judged.reference}: {few}"
+    images = images_of(chain.data)
+    if images is not None and images * chain.data.heldout <= width:
+        held_out = round(images * chain.data.heldout)
+        yield (
+            f"data.heldout = {chain.data.heldout}: about {held_out} of {images} images are held out, which "
+            f"{few}; give more images, raise data.heldout, or choose smaller features"
+        )
+
+
+def feature_width(chain: Chain, known: Known) -> int | None:
+    """Dimensions of the features, as far as they are known."""
+    if chain.features == JUDGE:
+        return chain.train_judge.feature_dim if chain.train_judge else None
+    if chain.features == TEACHER:
+        return known.feature_width or PUBLISHED_WIDTH
+    return inception.WIDTH if chain.features.name == inception.FILE else None
+
+
+def steps(chain: Chain, known: Known) -> Iterator[str]:
+    """A teacher takes no more steps than its network knows times."""
+    asked = {
+        "sampling.steps": chain.sampling.steps,
+        "triplets.steps": chain.triplets.steps,
+        "evaluate.models.teacher": max(chain.evaluate.models.get("teacher", (0,))),
+    }
+    for key, count in asked.items():
+        if known.table is not None and count > known.table:
+            yield f"{key} = {count}: this teacher was trained at {known.table} times; take at most so many"
+
+
+def layers(chain: Chain) -> Iterator[str]:
+    """Adapters and guidance are put on layers that the denoiser must have."""
+    denoiser = design(chain)
+    if denoiser is None:
+        return
+    with torch.device("meta"):
+        net: Any = denoiser.make()
+    names = [name for name, _ in net.named_modules()]
+    for name, config in chain.objectives().items():
+        place = section(chain, name)
+        targets = config.lora.targets if config.lora else None
+        if absent := [target for target in targets or () if not is_in(target, names)]:
+            yield f"{place}.lora.targets: {', '.join(absent)}: no layer of the network has such a name"
+        if config.guidance_embedding and EMBEDDED_GUIDANCE not in net.config:
+            kind = type(net).__name__
+            yield f"{place}.guidance_embedding: a {kind} has no place for it; sd's and sdxl's networks have"
+
+
+def exports(chain: Chain, known: Known) -> Iterator[str]:
+    """A model leaves as a pipeline of diffusers, at steps that one of its schedulers takes."""
+    for name, config in chain.export.items():
+        if chain.teacher.backbone == "custom":
+            yield f"export.{name}: a custom model has no pipeline of diffusers to leave as"
+            continue
+        model = made(chain, name, known.scheduler)
+        if model is None:
+            continue
+        count = config.steps or model.steps
+        if count is None:
+            yield f"export.{name}: runs at any number of steps; say how many in export.{name}.steps"
+            continue
+        try:
+            stock_sampling(name, model.denoiser, count, known.scheduler)
+        except UserError as error:
+            yield str(error)
+
+
+def made(chain: Chain, name: str, scheduler: Mapping[str, Any]) -> Model | None:
+    """The model as the chain will make it, without a network; None while the teacher is unknown."""
+    if not scheduler:
+        return None
+    if name == "teacher":
+        schedule, prediction = schedule_of(scheduler)
+        return Model(name, torch.nn.Identity(), Denoiser(unasked, schedule, prediction, schedule), None, True)
+    config = chain.objectives()[name]
+    start = made(chain, config.from_, scheduler)
+    return objective_module(chain.method_of(name)).student_of(config, start) if start else None
+
+
+def unasked(*_: Any) -> torch.Tensor:
+    """In the place of a network whose schedule alone is of interest."""
+    raise AssertionError("there is no network yet")

@@ -1,0 +1,98 @@
+"""The README's path to Stable Diffusion, from `fewstep check` to the export and the report.
+
+`params/sd15.yaml` as it is, but for sizes: a miniature of the real classes, small images, a few steps. What
+decides whether the path reaches its end is as wide as in Stable Diffusion: its autoencoder's 512 features.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import diffusers as d
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from tests.integration.project import ROOT, Project
+from tests.pipelines import sd
+
+SD15 = ROOT / "params/sd15.yaml"
+WIDTH, SIDE, LATENT_SIDE = 512, 8, 4
+IMAGES, DRAWN = 1000, 516
+SMALL = {"steps": 2, "batch_size": 4, "warmup": 0}
+
+
+def make_teacher(folder: Path) -> None:
+    """Stable Diffusion's anatomy with an autoencoder of two levels, the second of real width."""
+    torch.manual_seed(0)
+    pipeline = sd()
+    vae = d.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, WIDTH),
+        latent_channels=4,
+        norm_num_groups=4,
+        mid_block_add_attention=False,
+    )
+    pipeline.unet.register_to_config(sample_size=LATENT_SIDE)
+    pipeline.register_modules(vae=vae)
+    pipeline.save_pretrained(folder)
+
+
+def make_images(folder: Path) -> None:
+    """Coloured noise, captioned by its number."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, pixels in enumerate(rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), np.uint8)):
+        Image.fromarray(pixels).save(folder / f"{i:04d}.png", compress_level=1)
+        (folder / f"{i:04d}.txt").write_text(f"a red star on background {i}\n")
+
+
+def miniature(inputs: dict[str, str]) -> dict[str, Any]:
+    """The parameters with everything small that may be."""
+    params: dict[str, Any] = yaml.safe_load(SD15.read_text())
+    params["inputs"] = inputs
+    params["teacher"]["load"] = ["model"]
+    params["data"] |= {"resolution": SIDE, "heldout": 0.6, "filters": {}}
+    params["sampling"]["steps"] = 2
+    params["triplets"] |= {"shards": [0], "shard_size": 16, "steps": 2}
+    params["evaluation_set"] |= {"pictures": DRAWN, "grid": 4}
+    params["evaluate"]["models"] = {"one_step": [1]}
+    for entry in (*params["reflow"].values(), *params["halve"].values(), *params["students"].values()):
+        entry["training"] |= SMALL
+        entry["lora"] = {"rank": 2, "alpha": 2}
+    return params
+
+
+def test_the_file_for_stable_diffusion_leads_from_check_to_report(
+    new_project: Callable[..., Project], tmp_path: Path
+) -> None:
+    make_teacher(tmp_path / "stock")
+    make_images(tmp_path / "images")
+    params = miniature({"images": str(tmp_path / "images"), "model": str(tmp_path / "stock")})
+    project = new_project(params)
+
+    few = params | {"evaluation_set": params["evaluation_set"] | {"pictures": 300}}
+    project.write_params(few)
+    refused = project.run("fewstep", "check")
+    assert "evaluation_set.pictures = 300: cannot fill the 512 features" in refused.stderr
+
+    project.write_params(params)
+    checked = project.run("fewstep", "check", COLUMNS="200")
+    assert checked.returncode == 0, checked.stderr
+    assert "warning" not in checked.stdout
+
+    ran = project.repro()
+    assert {"import_teacher@model", "reflow@reflow", "halve@4", "halve@2", "distill@one_step"} < ran
+    metrics = json.loads((project.folder / "metrics/one_step.json").read_text())
+    assert (metrics["pictures"], metrics["features"]) == (DRAWN, "autoencoder")
+    assert metrics["reference"] > WIDTH
+    student = d.StableDiffusionPipeline.from_pretrained(project.folder / "artifacts/exports/one_step")
+    student.set_progress_bar_config(disable=True)
+    image = student("a red star", num_inference_steps=1, guidance_scale=0).images[0]
+    assert image.size == (SIDE, SIDE)
+    assert (project.folder / "artifacts/exports/one_step/lora").is_dir()
+    assert "one_step" in (project.folder / "reports/index.html").read_text()
+    assert str(tmp_path) not in (project.folder / "dvc.lock").read_text()

@@ -1,0 +1,244 @@
+"""`fewstep check`: what some stage would refuse after hours is said before the first one runs."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from diffusers import AutoencoderKL
+
+from fewstep.check import check, warnings
+from fewstep.checks import machine
+from fewstep.checks.plan import plan
+from fewstep.config.chain import Chain, load_chain
+from fewstep.errors import UserError
+from tests.imports import ROOT
+from tests.photos import make_photo_folder
+from tests.pipelines import make, vae
+
+DVC = [sys.executable, "-m", "dvc"]
+LORA = {"rank": 4, "alpha": 4.0}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A miniature Stable Diffusion and 30 photographs."""
+    folder = tmp_path_factory.mktemp("made")
+    make("sd", folder / "stock")
+    make_photo_folder(folder / "photos", 30)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A working folder with copies of them, on a machine with one process."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(machine, "processes", lambda: 1)
+
+
+def changed(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameters with some values replaced."""
+    found: dict[str, Any] = json.loads(json.dumps(values))
+    for key, value in dotted.items():
+        *path, last = key.split(".")
+        section = found
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return found
+
+
+def chain_of(dotted: Mapping[str, Any], base: Path = ROOT / "params.yaml") -> Chain:
+    Path("params.yaml").write_text(yaml.safe_dump(changed(yaml.safe_load(base.read_text()), dotted)))
+    return load_chain()
+
+
+def of_stable_diffusion(dotted: Mapping[str, Any]) -> Chain:
+    """The default chain on the photographs and the miniature, whose features are eight."""
+    own: dict[str, Any] = {
+        "data.source": "folder",
+        "data.path": "photos",
+        "data.count": None,
+        "data.resolution": 64,
+        "data.heldout": 0.5,
+        "judge.train": [],
+        "features": "artifacts/models/teacher",
+        "teacher": {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []},
+    }
+    return chain_of({**own, **dotted})
+
+
+def test_what_is_in_order_passes() -> None:
+    check(chain_of({}))
+    check(of_stable_diffusion({}))
+
+
+@pytest.mark.parametrize(
+    ("dotted", "fault"),
+    [
+        ({"evaluation_set.pictures": 8}, "evaluation_set.pictures = 8: cannot fill the 8 features"),
+        ({"evaluation_set.reference": 8}, "evaluation_set.reference = 8: cannot fill the 8 features"),
+        (
+            {"data.heldout": 0.2},
+            "data.heldout = 0.2: about 6 of 30 images are held out, which cannot fill the 8",
+        ),
+        ({"data.count": 10}, "data.heldout = 0.5: about 5 of 10 images are held out"),
+        ({"data.resolution": 32}, "data.resolution = 32: this teacher draws at 64"),
+        ({"sampling.steps": 2000}, "sampling.steps = 2000: this teacher was trained at 1000 times"),
+        ({"triplets.steps": 1001}, "triplets.steps = 1001: this teacher was trained at 1000 times"),
+        (
+            {"evaluate.models.teacher": [1, 1200]},
+            "evaluate.models.teacher = 1200: this teacher was trained at",
+        ),
+        (
+            {"students.one_step.lora": {**LORA, "targets": ["to_x"]}},
+            "students.one_step.lora.targets: to_x: no layer",
+        ),
+        (
+            {"students.one_step.training.optimizer": "adamw_8bit"},
+            "'adamw_8bit': `pip install bitsandbytes` first",
+        ),
+        ({"export.one_step.steps": 64}, "export.one_step.steps = 64: two of them start beyond"),
+        (
+            {"reflow.reflow.init": "raw"},
+            "export.one_step: no scheduler of diffusers draws with a flow network",
+        ),
+        ({"evaluate.models": {}, "export": {}}, "evaluate.models is empty"),
+        ({"features": "inception-2015-12-05.pt"}, "features = inception-2015-12-05.pt: no such file"),
+        ({"triplets.prompts": "prompts.txt"}, "triplets.prompts = prompts.txt: no such file"),
+        ({"triplets.prompts": "~/prompts.txt"}, "DVC reads this path as it stands"),
+        ({"data.path": "~/nowhere"}, "no such file or folder"),
+        ({"teacher.load": ["./nowhere"]}, "teacher.load = [nowhere]: no diffusers folder"),
+        ({"teacher.load": ["photos"]}, "teacher.load = [photos]: no diffusers folder"),
+    ],
+)
+def test_what_a_stage_would_refuse_is_said_before(dotted: dict[str, Any], fault: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(of_stable_diffusion(dotted))
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dotted", "fault"),
+    [
+        ({"train_judge.feature_dim": 512}, "evaluation_set.pictures = 300: cannot fill the 512 features"),
+        ({"data.count": 480}, "about 60 of 480 images are held out, which cannot fill the 64"),
+        (
+            {"features": "inception-2015-12-05.pt", "students.one_step.perceptual_weight": 1.0},
+            "students.one_step.perceptual_weight: inception-2015-12-05.pt gives no feature maps",
+        ),
+        ({"export.reflow": {"steps": None}}, "export.reflow: runs at any number of steps"),
+        ({"students.one_step.training.batch_size": 1}, "has no sample for each of the 2 processes"),
+    ],
+)
+def test_the_default_chain_is_looked_at_as_well(
+    dotted: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "processes", lambda: 2)
+    with pytest.raises(UserError) as caught:
+        check(chain_of(dotted))
+    assert fault in str(caught.value)
+
+
+def test_every_fault_is_said_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        check(of_stable_diffusion({"evaluation_set.pictures": 4, "data.resolution": 128}))
+    assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_teacher_that_is_still_to_be_downloaded_is_taken_to_have_published_features() -> None:
+    with pytest.raises(UserError, match=r"evaluation_set\.pictures = 300: cannot fill the 512 features"):
+        check(of_stable_diffusion({"teacher.load": ["stable-diffusion-v1-5/stable-diffusion-v1-5"]}))
+
+
+def test_a_name_of_inputs_stands_for_its_place(tmp_path: Path) -> None:
+    elsewhere = {"inputs": {"mine": str(tmp_path / "photos"), "model": str(tmp_path / "stock")}}
+    chain = of_stable_diffusion({**elsewhere, "data.path": "mine", "teacher.load": ["model"]})
+    check(chain)
+    assert (chain.data.path, chain.teacher.load) == (str(tmp_path / "photos"), (str(tmp_path / "stock"),))
+
+
+def test_the_home_folder_is_what_stages_open(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chain = of_stable_diffusion({"data.path": "~/photos", "teacher.load": ["~/stock"]})
+    check(chain)
+    assert chain.data.path == str(tmp_path / "photos")
+
+
+@pytest.mark.parametrize(
+    ("dotted", "warning"),
+    [
+        ({}, "reflow.reflow.training.optimizer = muon: pretrained models are published with AdamW"),
+        ({}, "reflow.reflow.training.learning_rate = 0.001: published for a pretrained whole network"),
+        (
+            {"reflow.reflow.lora": LORA, "reflow.reflow.training.learning_rate": 0.01},
+            "reflow.reflow.training.learning_rate = 0.01: published for a pretrained adapter",
+        ),
+        ({"halve.2.steps": 3}, "halve.2.steps = 3: halve-4 was made for 4 steps, and is asked for 6"),
+    ],
+)
+def test_settings_that_spoil_a_pretrained_model_are_warned_of(dotted: dict[str, Any], warning: str) -> None:
+    assert any(warning in said for said in warnings(of_stable_diffusion(dotted)))
+
+
+def test_a_model_of_the_chains_own_may_be_trained_as_it_likes() -> None:
+    assert warnings(chain_of({})) == []
+
+
+def test_captions_that_are_nowhere_are_warned_of() -> None:
+    chain = of_stable_diffusion({})
+    for caption in Path("photos").glob("*.txt"):
+        caption.unlink()
+    assert any("is an image with a caption" in said for said in warnings(chain))
+
+
+def test_the_plan_counts_a_foreign_teachers_weights_and_latents() -> None:
+    chain = of_stable_diffusion({})
+    disk = {stage.name: stage.disk for stage in plan(chain)}
+    weights = sum(p.numel() for p in make("sd", Path("again")).unet.parameters())
+    assert disk["reflow"] == disk["import_teacher"] == 4 * weights
+    latent, prompt = 4 * 8 * 8, 77 * 16
+    assert disk["generate_triplets@0"] == chain.triplets.shard_size * (latent + prompt) * 4
+    assert next(stage.samples for stage in plan(chain) if stage.name == "prepare_data") == 30
+
+
+def test_a_vae_of_other_widths_has_other_features() -> None:
+    chain = of_stable_diffusion({"evaluation_set.pictures": 10})
+    check(chain)
+    wide: AutoencoderKL = vae()
+    wide.register_to_config(block_out_channels=(8, 8, 8, 16))
+    wide.save_config("stock/vae")
+    with pytest.raises(UserError, match="cannot fill the 16 features"):
+        check(chain)
+
+
+@pytest.mark.parametrize(
+    ("prepared", "said"),
+    [
+        ([], "no .dvc here"),
+        ([[*DVC, "init", "-q", "--no-scm"]], None),
+        ([["mkdir", ".dvc"]], "no git repository, which DVC needs"),
+        ([["git", "init", "-q"], [*DVC, "init", "-q"]], None),
+    ],
+)
+def test_dvc_needs_a_git_repository(prepared: list[list[str]], said: str | None) -> None:
+    Path("dvc.yaml").write_text("stages: {}\n")
+    for command in prepared:
+        subprocess.run(command, check=True)
+    faults = list(machine.repository())
+    assert faults == [] if said is None else said in faults[0]
+
+
+def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Usage:
+        free = 10**6
+
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
+    with pytest.raises(UserError, match=r"disk: the chain writes about 0\.\d GB, 0\.0 GB are free here"):
+        check(chain_of({}))
