@@ -14,4 +14,4 @@ def check(chain: Chain) -> None:
 
 def warnings(chain: Chain) -> list[str]:
     """What will not stop the chain, and will likely spoil what it makes."""
-    return [warning for kind in (data, recipe) for warning in kind.warnings(chain)]
+    return [warning for kind in (inputs, data, recipe) for warning in kind.warnings(chain)]

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import warnings
-from functools import partialmethod
+from functools import partial, partialmethod
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -17,6 +17,13 @@ LEVELS = {
     "torch.utils.cpp_extension": logging.ERROR,
 }
 """Logger -> the least that it says."""
+NOISE = {
+    "transformers.tokenization_utils_base": "sequence length is longer",  # cut prompts are counted here
+    "diffusers.models.modeling_utils": "should be kept in float32",
+    "diffusers.pipelines.pipeline_utils": "cannot be saved",  # parts that are None
+    "diffusers.loaders.single_file_utils": "only the non-EMA weights are extracted",  # the import says which
+}
+"""Logger -> what it says although nothing is wrong."""
 
 
 def quiet() -> None:
@@ -37,9 +44,10 @@ def quiet() -> None:
             warnings.simplefilter("ignore", kind)
     for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    logging.getLogger("transformers.tokenization_utils_base").addFilter(cuts_no_prompt)
+    for name, phrase in NOISE.items():
+        logging.getLogger(name).addFilter(partial(says_else, phrase))
 
 
-def cuts_no_prompt(record: logging.LogRecord) -> bool:
-    """Whether a tokenizer says something else than that a prompt is cut, which the chain counts."""
-    return "sequence length is longer" not in str(record.msg)
+def says_else(phrase: str, record: logging.LogRecord) -> bool:
+    """Whether a logger says something else than this."""
+    return phrase not in str(record.msg)

@@ -187,6 +187,20 @@ def test_settings_that_spoil_a_pretrained_model_are_warned_of(dotted: dict[str, 
     assert any(warning in said for said in warnings(of_stable_diffusion(dotted)))
 
 
+def test_a_place_of_this_machine_is_better_named(tmp_path: Path) -> None:
+    plain = warnings(of_stable_diffusion({"data.path": str(tmp_path / "photos")}))
+    assert any("dvc.lock will hold this path; name it in `inputs`" in said for said in plain)
+    named = {"inputs": {"mine": str(tmp_path / "photos")}, "data.path": "mine"}
+    assert not any("dvc.lock" in said for said in warnings(of_stable_diffusion(named)))
+
+
+def test_steps_that_the_stock_pixel_pipeline_does_not_take_are_refused() -> None:
+    make("pixel", Path("pixels"))
+    own = {"teacher": {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []}, "features": "x.pt"}
+    with pytest.raises(UserError, match=r"export\.halve-4: the stock DDIMPipeline knows no classes"):
+        check(of_stable_diffusion({**own, "data.resolution": 16, "export": {"halve-4": {"steps": 4}}}))
+
+
 def test_a_model_of_the_chains_own_may_be_trained_as_it_likes() -> None:
     assert warnings(chain_of({})) == []
 

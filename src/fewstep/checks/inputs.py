@@ -32,6 +32,16 @@ def faults(chain: Chain) -> Iterator[str]:
             yield str(error)
 
 
+def warnings(chain: Chain) -> Iterator[str]:
+    """Places of this machine that are written where dvc.lock records them."""
+    named = {str(Path(place).expanduser()) for place in chain.inputs.values()}
+    written = {"data.path": (chain.data.path or "",), "teacher.load": chain.teacher.load}
+    for key, places in written.items():
+        for place in places:
+            if Path(place).is_absolute() and place not in named:
+                yield f"{key} = {place}: dvc.lock will hold this path; name it in `inputs` and use the name"
+
+
 def refused(teacher: Path, chain: Chain) -> Iterator[str]:
     """What is wrong with a folder or file, as `import_teacher` will say it."""
     if not teacher.is_file() and not (teacher / INDEX).is_file():

@@ -5,14 +5,14 @@ from typing import Any
 
 import torch
 
-from fewstep.backbones.base import Model
+from fewstep.backbones.base import Model, family
 from fewstep.backbones.pipeline import EMBEDDED_GUIDANCE, schedule_of
 from fewstep.checks.data import images_of
 from fewstep.checks.teacher import Known, design, known_teacher
 from fewstep.config.chain import Chain, section
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import UserError
-from fewstep.export.sampling import stock_sampling
+from fewstep.export.sampling import demand_stock_pipeline, stock_sampling
 from fewstep.features import inception
 from fewstep.layout import JUDGE, TEACHER
 from fewstep.objectives.learn import objective_module
@@ -131,7 +131,8 @@ def exports(chain: Chain, known: Known) -> Iterator[str]:
             yield f"export.{name}: runs at any number of steps; say how many in export.{name}.steps"
             continue
         try:
-            stock_sampling(name, model.denoiser, count, known.scheduler)
+            call = stock_sampling(name, model.denoiser, count, known.scheduler).call
+            demand_stock_pipeline(name, family(chain.teacher.backbone).pipeline_class, call, known.net)
         except UserError as error:
             yield str(error)
 

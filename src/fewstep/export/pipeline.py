@@ -17,7 +17,7 @@ from fewstep.errors import UserError
 from fewstep.evaluation.schema import Metrics
 from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card
-from fewstep.export.sampling import StockSampling, stock_sampling
+from fewstep.export.sampling import StockSampling, demand_stock_pipeline, stock_sampling
 
 
 def export(
@@ -48,12 +48,7 @@ def export(
     call = call_of(backbone, sampling)
     if model.takes_guidance:
         call["guidance_scale"] = (metrics.guidance if metrics else None) or 1.0
-    classes = getattr(backbone.net.config, "num_class_embeds", None)
-    if class_of(backbone) is DDIMPipeline and ("sigmas" in call or classes):
-        raise UserError(
-            f"export.{model.name}: the stock DDIMPipeline knows no classes, and only steps that divide its "
-            "table, on its own path; export the model at one step, or load its network from artifacts/models"
-        )
+    demand_stock_pipeline(model.name, backbone.pipeline_class, call, backbone.net.config)
     facts = {"model": identity(folder), "steps": steps, "call": call}
     with whole_folder(out) as staging:
         write_pipeline(backbone, model, sampling, staging)

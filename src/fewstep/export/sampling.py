@@ -71,6 +71,18 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
     )
 
 
+def demand_stock_pipeline(name: str, pipeline: str, call: Mapping[str, Any], net: Mapping[str, Any]) -> None:
+    """Raises UserError, with `name`, where the family's stock pipeline does not take the call.
+
+    pipeline: its class. net: configuration of the denoiser.
+    """
+    if pipeline == "DDPMPipeline" and ("sigmas" in call or net.get("num_class_embeds")):
+        raise UserError(
+            f"export.{name}: the stock DDIMPipeline knows no classes, and only steps that divide its "
+            "table, on its own path; export the model at one step, or load its network from artifacts/models"
+        )
+
+
 def divides(steps: int, table: DiscreteVP) -> bool:
     """Whether equally spaced steps fall on the table's entries."""
     return len(table.alphas_cumprod) % steps == 0
