@@ -11,7 +11,7 @@ from filelock import FileLock
 from tests.integration.project import Project
 from tests.integration.server import Server, serving
 
-FIRST = ("test_bad_input", "test_photographs", "test_flows", "test_chain", "test_cluster")
+FIRST = ("test_bad_input", "test_flows", "test_chain", "test_cluster", "test_stable_diffusion")
 """The longest begin first, so that no process of pytest-xdist is left alone with one at the end."""
 
 

@@ -100,7 +100,10 @@ def test_only_what_depends_on_an_override_runs_and_no_secret_stays(copied: Proje
 @pytest.mark.parametrize(
     ("chosen", "says"),
     [
-        ({"overrides": {"students.one_step.trainin.steps": 2}}, "'students.one_step.trainin.steps': no such parameter"),
+        (
+            {"overrides": {"students.one_step.trainin.steps": 2}},
+            "one_step.trainin.steps': no such parameter",
+        ),
         ({"overrides": {"students.one_step.training.steps": 0}}, "students.one_step.training.steps = 0"),
         ({"targets": ["distill@nobody"]}, "distill@nobody: no such stage"),
     ],

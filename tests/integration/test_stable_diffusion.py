@@ -1,4 +1,4 @@
-"""The README's path to Stable Diffusion, from `fewstep check` to the export and the report.
+"""The README's path to Stable Diffusion and a folder of photographs, from `fewstep check` to the report.
 
 `params/sd15.yaml` as it is, but for sizes: a miniature of the real classes, small images, a few steps. What
 decides whether the path reaches its end is as wide as in Stable Diffusion: its autoencoder's 512 features.
@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import diffusers as d
-import numpy as np
 import torch
 import yaml
-from PIL import Image
 
 from tests.integration.project import ROOT, Project
+from tests.photos import make_photo_folder
 from tests.pipelines import sd
 
 SD15 = ROOT / "params/sd15.yaml"
@@ -42,12 +41,10 @@ def make_teacher(folder: Path) -> None:
 
 
 def make_images(folder: Path) -> None:
-    """Coloured noise, captioned by its number."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    for i, pixels in enumerate(rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), np.uint8)):
-        Image.fromarray(pixels).save(folder / f"{i:04d}.png", compress_level=1)
-        (folder / f"{i:04d}.txt").write_text(f"a red star on background {i}\n")
+    """Photographs, and one that cannot be read."""
+    make_photo_folder(folder, IMAGES)
+    (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (folder / "broken.txt").write_text("a photograph that cannot be read")
 
 
 def miniature(inputs: dict[str, str]) -> dict[str, Any]:
@@ -86,9 +83,13 @@ def test_the_file_for_stable_diffusion_leads_from_check_to_report(
 
     ran = project.repro()
     assert {"import_teacher@model", "reflow@reflow", "halve@4", "halve@2", "distill@one_step"} < ran
+    quarantined = (project.folder / "artifacts/data/quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["name"] for line in quarantined] == ["broken.jpg"]
     metrics = json.loads((project.folder / "metrics/one_step.json").read_text())
     assert (metrics["pictures"], metrics["features"]) == (DRAWN, "autoencoder")
     assert metrics["reference"] > WIDTH
+    assert metrics["steps"]["1"]["prompt_accuracy"] is None
+    assert metrics["steps"]["1"]["frechet_distance"]["value"] > 0
     student = d.StableDiffusionPipeline.from_pretrained(project.folder / "artifacts/exports/one_step")
     student.set_progress_bar_config(disable=True)
     image = student("a red star", num_inference_steps=1, guidance_scale=0).images[0]
