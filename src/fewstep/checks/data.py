@@ -1,8 +1,10 @@
 """The images and prompts that params.yaml names: whether they are there, and look as they should."""
 
 from collections.abc import Iterator
+from functools import lru_cache
 from importlib import import_module
 from itertools import islice
+from pathlib import Path
 
 from fewstep.config.chain import Chain
 from fewstep.config.data import DataConfig
@@ -62,8 +64,14 @@ def first_entries(chain: Chain) -> list[Sample | Unreadable]:
 
 def images_of(config: DataConfig) -> int | None:
     """About how many images the source has, by names alone; None where only reading tells."""
+    return counted(config, Path.cwd())
+
+
+@lru_cache
+def counted(config: DataConfig, folder: Path) -> int | None:
+    """The same from this working folder; several questions ask it, and a million names take ten seconds."""
     source = import_module(f"fewstep.sources.{config.source}")
-    if not all(place.exists() for place in source.inputs(config)):
+    if not all((folder / place).exists() for place in source.inputs(config)):
         return None
     known: list[int] = [n for n in (source.count(config), config.count) if n is not None]
     return min(known, default=None)
