@@ -114,6 +114,17 @@ def test_what_is_in_order_passes() -> None:
         ({"triplets.prompts": "prompts.txt"}, "triplets.prompts = prompts.txt: no such file"),
         ({"triplets.prompts": "~/prompts.txt"}, "DVC reads this path as it stands"),
         ({"data.path": "~/nowhere"}, "no such file or folder"),
+        ({"data.path": "~no-such-user/x"}, "~no-such-user/x: no such user on this machine"),
+        ({"inputs": {"mine": "~no-such-user/x"}, "data.path": "mine"}, "~no-such-user/x: no such user"),
+        (
+            {"inputs": {"unused": "~no-such-user/x"}},
+            "inputs.unused = '~no-such-user/x': ~no-such-user/x: no such",
+        ),
+        ({"teacher.load": ["~no-such-user/x"]}, "~no-such-user/x: no such user on this machine"),
+        (
+            {"inputs": {"mine": "photos"}, "data.path": "mime"},
+            "no such file or folder: mime; inputs names mine",
+        ),
         ({"teacher.load": ["./nowhere"]}, "teacher.load = [nowhere]: no diffusers folder"),
         ({"teacher.load": ["photos"]}, "teacher.load = [photos]: no diffusers folder"),
     ],

@@ -75,7 +75,7 @@ def write(
 
 def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str] | None]:
     """The local folder or file, and what identifies it where it is on the hub."""
-    local = Path(where).expanduser()
+    local = Path(where)
     if local.exists():
         return local, None
     if where.startswith((".", "/", "~")):

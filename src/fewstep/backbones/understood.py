@@ -27,7 +27,7 @@ def teacher_faults(place: Path, backbone: str, config: ImportTeacherConfig) -> l
     if place.is_dir():
         return config_faults(place, adapter, config)
     faults = [*settings_faults(adapter, config), *single_file_faults(place, adapter, config)]
-    if config.config is not None and (described := Path(config.config).expanduser()).is_dir():
+    if config.config is not None and (described := Path(config.config)).is_dir():
         faults += config_faults(described, adapter, config, weights=False)
     return faults
 

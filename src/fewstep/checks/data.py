@@ -23,7 +23,8 @@ def faults(chain: Chain) -> Iterator[str]:
     source = import_module(f"fewstep.sources.{chain.data.source}")
     missing = [place for place in source.inputs(chain.data) if not place.exists()]
     if missing:
-        yield f"params.yaml: data.path = {chain.data.path!r}: no such file or folder: {missing[0]}"
+        known = f"; inputs names {', '.join(chain.inputs)}" if chain.inputs else ""
+        yield f"params.yaml: data.path = {chain.data.path!r}: no such file or folder: {missing[0]}{known}"
     elif source.inputs(chain.data):
         # Not a URL, which would have to be fetched.
         try:

@@ -34,7 +34,7 @@ def faults(chain: Chain) -> Iterator[str]:
 
 def warnings(chain: Chain) -> Iterator[str]:
     """Places of this machine that are written where dvc.lock records them."""
-    named = {str(Path(place).expanduser()) for place in chain.inputs.values()}
+    named = set(chain.inputs.values())
     written = {"data.path": (chain.data.path or "",), "teacher.load": chain.teacher.load}
     for key, places in written.items():
         for place in places:

@@ -22,11 +22,16 @@ T = TypeVar("T")
 def place(value: str, info: ValidationInfo) -> str:
     """What a parameter that names a place means: a name of the section `inputs` is what stands there.
 
-    `~` is the home folder; a URL, a pipe and a hub id stay as they are.
+    `~` is the home folder; a URL, a pipe and a hub id stay as they are. Raises ValueError where it has none.
     """
     inputs = info.context if isinstance(info.context, Mapping) else {}
     named = str(inputs.get(value, value))
-    return str(Path(named).expanduser()) if named.startswith("~") else named
+    if not named.startswith("~"):
+        return named
+    try:
+        return str(Path(named).expanduser())
+    except RuntimeError:
+        raise ValueError(f"{named}: no such user on this machine, so no home folder") from None
 
 
 def project_path(value: Path) -> Path:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field
 
-from fewstep.config.base import INPUTS, PARAMS, ProjectPath, Section, load_params, validate
+from fewstep.config.base import INPUTS, PARAMS, Place, ProjectPath, Section, load_params, validate
 from fewstep.config.data import DataConfig
 from fewstep.config.encode import EncodeConfig
 from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
@@ -34,7 +34,7 @@ class Chain(Section):
     """Every section, as written."""
 
     seed: int = Field(ge=0)
-    inputs: dict[str, str] = Field(default_factory=dict)
+    inputs: dict[str, Place] = Field(default_factory=dict)
     """Name -> folder, file or URL; the name stands for it in `data.path` and `teacher.load`."""
     data: DataConfig
     judge: JudgeSwitch
