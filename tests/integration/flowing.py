@@ -30,7 +30,7 @@ def start(
 
 def ended(process: Flow) -> tuple[int, str]:
     """Status and output."""
-    said, _ = process.communicate(timeout=600)
+    said, _ = process.communicate(timeout=1200)
     return process.returncode, said
 
 

@@ -119,4 +119,4 @@ class Project:
             assert process.poll() is None, process.communicate()[0]
             time.sleep(0.002)
         os.killpg(process.pid, number)
-        return process.communicate(timeout=60)[0]
+        return process.communicate(timeout=120)[0]

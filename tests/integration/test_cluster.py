@@ -87,11 +87,11 @@ def working(project: Project, server: Server, **environment: str) -> Iterator[Ho
             yield Host(psutil.Process(process.pid), log)
         finally:
             process.terminate()
-            process.wait(60)
+            process.wait(120)
 
 
-def until(true: Callable[[], object], seconds: float = 120) -> None:
-    """Wait for it."""
+def until(true: Callable[[], object], seconds: float = 900) -> None:
+    """Wait for it; on a busy host of two cores a stage may take minutes to begin."""
     limit = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < limit, "waited in vain"

@@ -65,7 +65,7 @@ def test_many_who_wait_for_both_all_get_them_in_turn() -> None:
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(timeout=30)
+        worker.join(timeout=120)
     assert most == 1 and not any(worker.is_alive() for worker in workers)
 
 
