@@ -8,15 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from flows import publish
-from PIL import Image
 
-from fewstep.artifacts.folder import whole_folder, write_json
-from fewstep.artifacts.manifest import Manifest
+from fewstep.artifacts.folder import write_json
 from fewstep.errors import UserError
-from fewstep.evaluation.record import Interval, write_record
+from fewstep.evaluation.record import write_record
 from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 from fewstep.report.variants import Variant, build
-from tests.reports import PROMPTS, STEPS, Reader, artifact, metrics, project
+from tests.reports import PROMPTS, STEPS, Reader, around, artifact, metrics, project, ratio_to
 
 KEY = "students.tiny.from"
 
@@ -27,8 +25,8 @@ def evaluate(root: Path, name: str, steps: Sequence[int], distance: float | None
     artifact(root / EVALUATIONS / name, "evaluation", made_from, [f"grid-{n}.png" for n in steps])
     record = metrics(name, root, steps)
     if distance is not None:
-        interval = Interval(value=distance, low=0.9 * distance, high=1.1 * distance)
-        only = {n: at.model_copy(update={"frechet_distance": interval}) for n, at in record.steps.items()}
+        changed = {"kernel_distance": around(distance), "kernel_ratio": ratio_to(distance)}
+        only = {n: at.model_copy(update=changed) for n, at in record.steps.items()}
         record = record.model_copy(update={"steps": only})
     write_record(root / METRICS / f"{name}.json", record)
 
@@ -44,11 +42,9 @@ def variant(root: Path, tiny_from: str, distance: float, models: Sequence[str] =
 
 def judged_anew(root: Path, noise: int = 0, data: str = "data", prompts: Sequence[str] = PROMPTS) -> None:
     """The same project judged on other noise, data or prompts."""
-    with whole_folder(root / EVALUATION_SET) as staging:
-        Image.new("RGB", (24, 8)).save(staging / "grid-real.png")
-        write_json(staging / "prompts.json", {"prompts": prompts, "noise": [7, 8, 9], "labels": [None] * 3})
-        write_json(root / f"{data}.json", {"data": data})
-        Manifest.seal(staging, "evaluation_set", {"noise": noise}, {"data": root / f"{data}.json"})
+    write_json(root / f"{data}.json", {"data": data})
+    made_from, facts = {"data": root / f"{data}.json"}, {"noise": noise}
+    artifact(root / EVALUATION_SET, "evaluation_set", made_from, ["grid-real.png"], facts, prompts)
     for name, steps in STEPS.items():
         evaluate(root, name, steps)
 
