@@ -38,6 +38,7 @@ def artifact(
     strips: Sequence[str] = (),
     facts: Mapping[str, object] | None = None,
     prompts: Sequence[str] = PROMPTS,
+    floor: bool = True,
 ) -> None:
     """A sealed folder with these strips; an evaluation set also has more prompts than images, and figures."""
     with whole_folder(folder) as staging:
@@ -46,7 +47,7 @@ def artifact(
         if kind == "evaluation_set":
             listed = {"prompts": [*prompts, prompts[0]], "noise": [7, 8, 9, 10], "labels": [None] * 3}
             write_json(staging / "prompts.json", listed)
-            write_record(staging / "figures.json", reference())
+            write_record(staging / "figures.json", reference(floor))
         Manifest.seal(staging, kind, facts or {"name": folder.name}, made_from)
 
 

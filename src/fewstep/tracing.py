@@ -140,14 +140,18 @@ def trace(design: Design, kind: Kind) -> Trace:
         if kind.lora is not None:
             attach(net, kind.lora, design.kind.lora_targets, 0)
     trained = [weight for weight in net.parameters() if weight.requires_grad]
-    optimizers = optimizers_for(net, kind.optimizer)
     # On meta tensors, which are faster: an optimizer does the same on every device.
-    update(trained, optimizers)
+    optimizers = optimizers_for(net, kind.optimizer)
+    adamw = [optimizer for optimizer in optimizers if isinstance(optimizer, torch.optim.AdamW)]
+    others = [optimizer for optimizer in optimizers if optimizer not in adamw]
+    update(trained, others)
     with LiveBytes(ROWS) as live:
-        update(trained, optimizers)
+        update(trained, others)
     weights = sum(weight.numel() for weight in trained)
     gradients = sum(weight.numel() * weight.itemsize for weight in trained)
-    state = optimizer_bytes(optimizers) if optimizers else 2 * weights
+    # Fused, it has two averages, needs no buffers, and refuses meta tensors.
+    state = sum(2 * w.numel() * w.itemsize for each in adamw for w in each.param_groups[0]["params"])
+    state = state + optimizer_bytes(others) if optimizers else 2 * weights
     counts = (sum(weight.numel() for weight in net.parameters()), weights, state)
     with FakeTensorMode():
         # Not `to_empty`, which reads the meta tensors; built fake, PEFT could not move them.
