@@ -15,6 +15,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep import tracing
+from fewstep.backbones.sd_new import new_net
 from fewstep.checks.plan import trainings
 from fewstep.checks.teacher import design
 from fewstep.config.chain import load_chain
@@ -216,18 +217,22 @@ def test_a_teacher_that_is_not_there_is_unknown(place: str, tmp_path: Path) -> N
 
 
 def test_advice_is_the_mildest_that_fits_and_true(default: Design) -> None:
+    # Latents of 32 x 32, so that activations are most of it.
+    config = load_chain(ROOT / "params.yaml").train_teacher
+    assert config is not None
+    wide = replace(default, make=partial(new_net, config.net, 32, 8, config.text.width))
     setup = Setup(rows=96, optimizer="adamw", ema=False, start=True)
 
     def total(**changes: Any) -> int:
-        return need(default, replace(setup, accumulates="rows" in changes, **changes)).total
+        return need(wide, replace(setup, accumulates="rows" in changes, **changes)).total
 
-    assert advice(default, setup, total()) is None
-    assert str(advice(default, setup, total() - 1)).startswith("FEWSTEP_MICRO_BATCH=64:")
-    assert str(advice(default, setup, total(rows=8) + 1)).startswith("FEWSTEP_MICRO_BATCH=8:")
-    helped = str(advice(default, setup, total(rows=1, checkpointed=True)))
+    assert advice(wide, setup, total()) is None
+    assert str(advice(wide, setup, total() - 1)).startswith("FEWSTEP_MICRO_BATCH=64:")
+    assert str(advice(wide, setup, total(rows=8) + 1)).startswith("FEWSTEP_MICRO_BATCH=8:")
+    helped = str(advice(wide, setup, total(rows=1) - 1))
     assert "FEWSTEP_CHECKPOINT_ACTIVATIONS=1" in helped and "lora" not in helped
-    assert "`lora: {rank" in str(advice(default, setup, total(rows=1, checkpointed=True) - 1))
-    assert str(advice(default, setup, 1)).startswith("nothing makes it fit")
+    assert "`lora: {rank" in str(advice(wide, setup, total(rows=1, checkpointed=True) - 1))
+    assert str(advice(wide, setup, 1)).startswith("nothing makes it fit")
 
 
 def test_switches_that_are_set_are_part_of_the_estimate(
