@@ -103,10 +103,9 @@ def test_a_transformers_live_bytes_are_a_real_steps(monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of memory")
 def test_a_training_takes_what_is_said() -> None:
     """A real step of the default teacher, with an allocator that keeps no freed blocks."""
-    place = {"MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.peak"], env=os.environ | place, capture_output=True, text=True
-    )
+    place = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    command = [sys.executable, "-m", "tests.peak"]
+    done = subprocess.run(command, env=place, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected, measured = map(float, done.stdout.split())
     assert measured == pytest.approx(expected, rel=0.15)

@@ -35,6 +35,8 @@ REPORT = 6.0
 
 PREVIEW = (8, 4)
 """Images and steps of a training's preview."""
+WITHOUT_TEACHER = ("watch_inputs", "prepare_data", "train_judge", "collect_code", "report")
+"""Stages that open no pipeline."""
 AROUND = 0.5
 """Seconds of DVC around a stage: hashes of what it reads and writes."""
 
@@ -70,7 +72,7 @@ def duration(seconds: float) -> str:
 def seconds_of(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
     """One stage, its process included."""
     kind, _, name = stage.name.partition("@")
-    begun = rates.start + AROUND
+    begun = AROUND + (rates.start if kind in WITHOUT_TEACHER else rates.open)
     if kind in rates.step:
         return plus(training(chain, stage, rates), begun)
     match kind:

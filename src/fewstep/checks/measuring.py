@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.checks.data import LOOKED_AT, first_entries
 from fewstep.checks.machine import processes
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
@@ -36,8 +37,12 @@ from fewstep.training.method import Method
 
 SAVED = 2**25
 """Bytes by which the disk's speed is measured."""
-START = "import fewstep.backbones.sd_new, fewstep.objectives.learn, fewstep.objectives.reflow"
-"""What nearly every stage imports."""
+START = "import fewstep.training.loop"
+"""What every stage with a network imports."""
+OPEN = f"{START}; import fewstep.backbones.sd_new"
+"""The same of a stage that opens the teacher, a pipeline of diffusers."""
+PREPARED = 256
+"""Images of the source by which preparing is measured, at most."""
 MANY = 10**9
 """Rows, more than a batch has."""
 SLOW = 1e10
@@ -50,12 +55,14 @@ FORWARD = 1 / 3
 class Rates:
     """Seconds of everything that a chain repeats. None: unknown.
 
-    start: of a stage's process. prepare, read: per image. step: of a training, by its name in the plan. save:
-    of its state on disk. teacher, student: per solver step of an image, with the model's guidance. prompt: a
-    prompt's conditions. encode, decode, features: per image.
+    start, open: of a stage's process, without and with the teacher's pipeline. prepare, read: per image.
+    step: of a training, by its name in the plan. save: of its state on disk. teacher, student: per solver
+    step of an image, with the model's guidance. prompt: a prompt's conditions. encode, decode, features: per
+    image.
     """
 
     start: float
+    open: float
     prepare: float
     read: float
     step: dict[str, float | None]
@@ -99,7 +106,8 @@ class Measuring:
         steps = dict(self.steps())
         saves = {name: self.saving * self.state_bytes(name) for name in steps}
         return Rates(
-            start=self.watch.once(lambda: subprocess.run([sys.executable, "-c", START], check=True)),
+            start=self.started(START),
+            open=self.started(OPEN),
             prepare=prepare,
             read=read,
             step=steps,
@@ -112,20 +120,27 @@ class Measuring:
             features=features,
         )
 
+    def started(self, imports: str) -> float:
+        """A process that imports this."""
+        return self.watch.once(lambda: subprocess.run([sys.executable, "-c", imports], check=True))
+
     def data(self) -> tuple[float, float]:
-        """Preparing an image of the source, and reading a prepared one."""
-        samples = self.here.samples or [Sample("invented", photograph(self.chain.data.resolution), CAPTION)]
-        found: list[object] = []
-        duplicates = Duplicates()
-        seconds = self.watch.once(
-            lambda: found.extend(examine(sample, self.chain.data, duplicates) for sample in samples)
-        )
-        kept = [entry for entry in found if isinstance(entry, Prepared)]
+        """Preparing an image, the source's part included, and reading a prepared one."""
+        chain = self.chain
+
+        def prepare() -> list[Prepared]:
+            entries = first_entries(chain, PREPARED) if self.here.samples else invented(chain)
+            duplicates = Duplicates()
+            found = [examine(entry, chain.data, duplicates) for entry in entries]
+            return [entry for entry in found if isinstance(entry, Prepared)]
+
+        kept = prepare()
+        seconds = self.watch.once(prepare)
         members = [
             {"__key__": each.key, "png": each.png, "json": each.record.model_dump_json()} for each in kept
         ]
-        read = self.watch.several(lambda: [picture_of(each, Path("invented")) for each in members])
-        return seconds / len(samples), read / max(len(members), 1)
+        read = self.watch.once(lambda: [picture_of(each, Path("invented")) for each in members])
+        return seconds / max(len(members), 1), read / max(len(members), 1)
 
     def steps(self) -> Iterator[tuple[str, float | None]]:
         """A step of every training, by its name in the plan; trainings of one design share a measurement."""
@@ -256,10 +271,10 @@ def distinct(config: ObjectiveConfig) -> str:
     return repr(config.model_dump(exclude={"from_": True, "training": training}))
 
 
-def photograph(side: int) -> bytes:
-    """A JPEG of noise, half as large again as what is prepared from it."""
-    large = side * 3 // 2
-    pixels = np.random.default_rng(0).integers(0, 256, (large, large, 3), np.uint8)
+def invented(chain: Chain) -> list[Sample]:
+    """Photographs of noise, half as large again, for a source that would have to be fetched."""
+    side = chain.data.resolution * 3 // 2
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG")
-    return file.getvalue()
+    return [Sample("invented", file.getvalue(), f"{CAPTION} {i}") for i in range(LOOKED_AT)]
