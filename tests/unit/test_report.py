@@ -122,11 +122,11 @@ def test_real_images_have_a_row_in_every_table_and_a_band_in_every_plot(html: st
     columns = 1 + sum(map(len, STEPS.values()))
     assert more["Vendi"].split()[2:] == ["3.25"] * columns
     assert more["similarity"].split()[1:] == ["–"] + ["0.900"] * (columns - 1)
-    assert html.count("real images</text>") == 1  # the legend's
+    assert html.count(">real images</text>") == 1  # the legend's
     write_record(root / EVALUATION_SET / "figures.json", reference(floor=False))
     reseal(root)
     without = page(root)
-    assert "real images</text>" not in without and rows(without)[0].startswith("teacher")
+    assert ">real images</text>" not in without and rows(without)[0].startswith("teacher")
     assert rows(without, "metrics more")[1].split()[2:] == ["0.432"] * (columns - 1)
 
 

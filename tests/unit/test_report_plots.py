@@ -59,12 +59,14 @@ def test_names_are_text_not_markup() -> None:
 
 def test_a_distance_below_0_is_drawn_below_the_axis_tick_of_0() -> None:
     panel = PANELS[1]
-    assert near_zero(panel) == pytest.approx(1e-3)
+    assert near_zero(panel) == pytest.approx(1e-2)
     with matplotlib.rc_context(STYLE):
         axes = Figure().subplots()
         handles = fill(axes, panel)
     assert set(handles) == {FLOOR, "<m1> $x$ _"}
     assert handles[FLOOR].get_ydata()[0] == -0.001
+    low, high = axes.get_ylim()
+    assert -0.1 < low < -0.01 and 4.0 < high < 10
     heights = [axes.transData.transform((4, y))[1] for y in (-0.01, 0.0, 0.05, 3.0)]
     assert heights == sorted(heights)
 

@@ -1,6 +1,7 @@
 """Spread of figures over draws: closed form, and what has no spread is left out."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -34,7 +35,7 @@ def test_mean_and_standard_deviation_are_those_of_the_values() -> None:
 
 
 def test_what_is_text_or_missing_in_a_draw_has_no_spread() -> None:
-    draws = [
+    draws: list[dict[str, Any]] = [
         {
             "flags": ["a"],
             "ratio": {"value": 1.0, "low": 0.0, "high": None},

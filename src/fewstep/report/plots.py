@@ -83,6 +83,7 @@ class Panel:
 def render(panels: Sequence[Panel]) -> str:
     """The panels side by side over one legend, as an `<svg>` element. The same panels give the same bytes."""
     labels = {curve.name for panel in panels for curve in panel.curves}
+    labels |= {FLOOR for panel in panels if panel.floor}
     columns = min(6, max(1, 150 // (8 + max(map(len, labels), default=0))))  # as many as the width holds
     height = 4.5 + 0.2 * max(1, math.ceil(len(labels) / columns))
     with matplotlib.rc_context(STYLE):
@@ -118,6 +119,8 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
     def apart(curve: Curve, nfe: int) -> float:  # else the last curve would hide the others
         return float(nfe * 1.035 ** (sharing[nfe].index(curve.name) - (len(sharing[nfe]) - 1) / 2))
 
+    if not panel.share:  # before anything is drawn, so that the limits follow from this scale
+        axes.set_yscale("symlog", linthresh=near_zero(panel), linscale=0.6)
     handles: dict[str, Any] = {}
     if panel.floor:
         axes.axhspan(panel.floor.low, panel.floor.high, color=MUTED, alpha=0.16, linewidth=0, zorder=1)
@@ -146,9 +149,7 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
     if panel.share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     else:
-        linear_to = near_zero(panel)
-        axes.set_yscale("symlog", linthresh=linear_to, linscale=0.6)
-        ticks = ticks_of(linear_to, *axes.get_ylim())
+        ticks = ticks_of(near_zero(panel), *axes.get_ylim())
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\u2212")))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -156,14 +157,12 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
 
 
 def near_zero(panel: Panel) -> float:
-    """Up to which distance the axis is linear: the smallest upper end of an interval, a power of 10.
+    """Up to which distance the axis is linear: the smallest upper end of a model's interval, a power of 10.
 
-    Below it no distance is told apart from 0, and a logarithm would show nothing but noise.
+    Below it no model's distance is told apart from 0, and a logarithm would show nothing but noise.
     """
-    ends = [point.high for curve in panel.curves for point in curve.points]
-    ends += [panel.floor.high] if panel.floor else []
-    smallest = min((end for end in ends if end > 0), default=1.0)
-    return float(10.0 ** math.floor(math.log10(smallest)))
+    ends = [point.high for curve in panel.curves for point in curve.points if point.high > 0]
+    return float(10.0 ** math.floor(math.log10(min(ends, default=1.0))))
 
 
 def ticks_of(linear_to: float, low: float, high: float) -> list[float]:
