@@ -24,7 +24,9 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from fewstep.config.base import PARAMS, load_params
-from fewstep.evaluation.schema import Metrics
+from fewstep.evaluation.plain_text import interval_text, ratio_text
+from fewstep.evaluation.record import read_record
+from fewstep.evaluation.schema import Figures, Metrics, Reference
 from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, REPORT
 
 COMPARISON = REPORT.with_name("ablation.html")
@@ -96,7 +98,7 @@ def show_progress(stage: str, lines: "SimpleQueue[str | None]") -> None:
 def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
     """The chain's figures, pictures and report; models: which were evaluated, at which step counts."""
     with unless_it_fails():
-        about = "Every model on the same prompts and noises"
+        about = "Every model on the same prompts and noise"
         create_table_artifact(rows_of(root, models), key="metrics", description=about)
     with unless_it_fails():
         about = "Columns share their prompt and noise"
@@ -123,7 +125,7 @@ def compare(
             for name, folder in clones.items()
             for row in rows_of(folder, judged[name])
         ]
-        about = "Every variant on the same prompts and noises"
+        about = "Every variant on the same prompts and noise"
         create_table_artifact(rows, key="comparison", description=about)
     with unless_it_fails():
         page = [f"## {name}\n\n{pictures_of(folder, judged[name])}" for name, folder in clones.items()]
@@ -154,26 +156,36 @@ def setting(values: Any, key: str) -> str:
 
 
 def rows_of(root: Path, models: Mapping[str, Sequence[int]]) -> list[dict[str, str]]:
-    """One row per model and step count, of those that are there."""
-    rows = []
+    """One row per model and step count, of those that are there; first the floor's, if there is one."""
+    file = root / EVALUATION_SET / "figures.json"
+    floor = read_record(Reference, file).floor if file.is_file() else None
+    rows = [row_of("real images", floor)] if floor else []
     for model, counts in models.items():
         file = root / METRICS / f"{model}.json"
-        known = Metrics.model_validate_json(file.read_text()) if file.is_file() else None
+        known = read_record(Metrics, file) if file.is_file() else None
         for count in counts:
             found = known.steps.get(str(count)) if known else None
             if known is None or found is None:
                 continue
-            accuracy, distance = found.prompt_accuracy, found.frechet_distance
-            rows.append(
-                {
-                    "model": model,
-                    "steps": str(count),
-                    "prompt accuracy": f"{accuracy.value:.3f}" if accuracy else "",
-                    "Frechet distance": f"{distance.value:.3g} ({distance.low:.3g} - {distance.high:.3g})",
-                    "parameters": f"{known.parameters:,}",
-                }
-            )
+            row = row_of(model, found) | {"steps": str(count), "NFE": str(found.nfe)}
+            row["ratio to teacher"] = ratio_text(found.kernel_ratio)
+            rows.append(row | {"parameters": f"{known.parameters:,}", "warnings": "; ".join(found.flags)})
     return rows
+
+
+def row_of(name: str, found: Figures) -> dict[str, str]:
+    """The figures that models and real images share; the other columns are empty."""
+    return {
+        "model": name,
+        "steps": "",
+        "NFE": "",
+        "prompt accuracy": interval_text(found.prompt_accuracy),
+        "kernel distance": interval_text(found.kernel_distance),
+        "ratio to teacher": "",
+        "Frechet distance": f"{found.frechet_distance:.3g}",
+        "parameters": "",
+        "warnings": "",
+    }
 
 
 def pictures_of(root: Path, models: Mapping[str, Sequence[int]]) -> str:

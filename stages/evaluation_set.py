@@ -21,7 +21,7 @@ def main() -> None:
     backbone = open_backbone(TEACHER)
     teacher = Sampler(open_model(TEACHER, backbone), backbone, sampling)
     made, grid = make(config, DATA, teacher, open_features(path).to(device()), read(int, "seed"))
-    save(made, grid, EVALUATION_SET, {"data": DATA, "teacher": TEACHER, "features": path}, sampling.steps)
+    save(made, grid, EVALUATION_SET, {"data": DATA, "teacher": TEACHER, "features": path})
 
 
 if __name__ == "__main__":

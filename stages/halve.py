@@ -3,6 +3,7 @@
 import sys
 
 from fewstep.config.base import read
+from fewstep.config.sampling import SamplingConfig
 from fewstep.layout import ENCODED, MODELS
 from fewstep.objectives.halve import Config
 from fewstep.objectives.learn import learn
@@ -13,10 +14,15 @@ NAME = f"halve-{ROUND}"
 
 
 def main() -> None:
-    """params.yaml `halve.ROUND` + its start model + its data -> artifacts/models/halve-ROUND."""
+    """params.yaml `halve.ROUND` + its start model + its data -> artifacts/models/halve-ROUND.
+
+    The negative prompt is the one of `sampling`.
+    """
     config, shards = read(Config, "halve", ROUND), read(list[int], "triplets", "shards")
     encoded = ENCODED / "train" if config.data == "encoded" else None
-    learn(f"halve@{ROUND}", NAME, "halve", config, shards, read(int, "seed"), encoded=encoded)
+    negative = read(SamplingConfig, "sampling").negative_prompt
+    seed = read(int, "seed")
+    learn(f"halve@{ROUND}", NAME, "halve", config, shards, seed, encoded=encoded, negative_prompt=negative)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ def main() -> None:
         raise UserError("params.yaml: judge.train needs labelled data; set judge.train: [] for this source")
     folder = workspace("train_judge", {"seed": seed, **config.model_dump(mode="json")}, {"data": DATA})
     torch.manual_seed(Key(seed, "judge/init").seed32(0))
-    judge = Judge(index.labels, config.widths, config.feature_dim)
+    hidden = index.hidden or {}
+    judge = Judge({**hidden, **index.labels}, config.widths, config.feature_dim, tuple(hidden))
     pictures = open_pictures(DATA, "train", Key(seed, "judge/order"))
     train(JudgeTraining(judge, config, pictures, seed), "judge", seed, folder)
     if is_main():

@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -17,8 +18,13 @@ def module_file(name: str) -> Path | None:
     return None
 
 
-def imported(file: Path) -> Iterator[Path]:
-    """Files of ours that `file` imports, wherever in it the import stands."""
+@cache
+def imported(file: Path) -> tuple[Path, ...]:
+    """Files of ours that `file` imports, wherever in it the import stands. Each file is parsed once."""
+    return tuple(imports(file))
+
+
+def imports(file: Path) -> Iterator[Path]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -32,6 +38,7 @@ def imported(file: Path) -> Iterator[Path]:
                 yield found
 
 
+@cache
 def says_nothing(file: Path) -> bool:
     """A package face that holds a docstring at most: it can change no result."""
     body = ast.parse(file.read_text()).body

@@ -1,5 +1,9 @@
 """A project in the working folder, with a miniature pipeline for its teacher."""
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +23,45 @@ from tests.pipelines import backbone_of, make
 
 
 def import_miniature(family: str, **options: Any) -> Backbone:
-    """Make a stock pipeline and import it as the teacher."""
-    make(family, Path("stock"), **options)
-    with whole_folder(TEACHER) as staging:
-        facts = import_teacher("stock", backbone_of(family), ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
+    """Put a stock pipeline into `stock` and its import in the teacher's place, where they are not already.
+
+    Each is made once in a process of pytest and copied then.
+    """
+    made = imported(family, **options)
+    for place in (Path("stock"), TEACHER):
+        shutil.copytree(made / place, place, dirs_exist_ok=True)
     return open_backbone(TEACHER)
 
 
+@cache
+def imported(family: str, **options: Any) -> Path:
+    """A folder with `stock` and the teacher."""
+    folder = new_folder()
+    make(family, folder / "stock", **options)
+    with whole_folder(folder / TEACHER) as staging:
+        facts = import_teacher(str(folder / "stock"), backbone_of(family), ImportTeacherConfig(), staging)
+        Manifest.seal(staging, "teacher", facts, {})
+    return folder
+
+
 def prepare_pictures(resolution: int = 64) -> None:
-    """Data of the embedded source."""
-    prepare(DataConfig(source="shapes", count=48, resolution=resolution, heldout=0.5), 0, DATA)
+    """Put data of the embedded source in their place; made once as well."""
+    shutil.copytree(prepared(resolution), DATA, dirs_exist_ok=True)
+
+
+@cache
+def prepared(resolution: int) -> Path:
+    """Prepared data."""
+    folder = new_folder() / DATA
+    prepare(DataConfig(source="shapes", count=48, resolution=resolution, heldout=0.5), 0, folder)
+    return folder
+
+
+def new_folder() -> Path:
+    """A folder that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def draw_triplets(backbone: Backbone, guidance: float | tuple[float, float] = 1.0, **options: Any) -> Sampler:

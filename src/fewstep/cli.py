@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from datetime import timedelta
+from math import ceil
 from pathlib import Path
 
 from fewstep.errors import UserError
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("check", help="validate params.yaml, inputs, versions and disk; print the plan")
     add.set_defaults(command=check)
+    add.add_argument("--seconds", type=float, default=30, help="for measuring steps; 0: forecast no time")
 
     add = commands.add_parser("sample", help="draw pictures with any model of the chain")
     add.set_defaults(command=sample)
@@ -46,10 +48,16 @@ def parser() -> argparse.ArgumentParser:
     add.add_argument("--enlarge", type=int, default=1, help="whole-number factor of the written picture")
     add.add_argument("--out", type=Path, default=Path("sample.png"))
 
-    add = commands.add_parser("evaluate", help="measure models; print JSON, one object each")
+    add = commands.add_parser("evaluate", help="measure models and real images; print JSON objects")
     add.set_defaults(command=evaluate)
     add.add_argument("--model", action="append", required=True, metavar="NAME:STEPS", help="e.g. one_step:1")
     add.add_argument("--pictures", type=int, default=2000, help="how many of each")
+    add.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        help="draws of prompts, noise and real images; several give the spread",
+    )
 
     add = commands.add_parser("report", help="write reports/index.html anew from what is there")
     add.set_defaults(command=report)
@@ -64,34 +72,36 @@ def check(chosen: argparse.Namespace) -> None:
 
     from fewstep.check import check as check_chain
     from fewstep.check import warnings
-    from fewstep.checks.plan import plan, trainings, work
+    from fewstep.checks.forecast import forecast, in_words
+    from fewstep.checks.plan import plan, trainings
+    from fewstep.checks.stopwatch import Stopwatch
     from fewstep.checks.teacher import design
     from fewstep.config.chain import load_chain
-    from fewstep.memory import advice, available, need, speed
+    from fewstep.memory import advice, available, need
 
     chain = load_chain()
     check_chain(chain)
-    stages, denoiser, memory, rate = plan(chain), design(chain), available(), speed()
-    times = {name: n / rate for name, n in (work(chain, denoiser) if denoiser else {}).items() if n}
-    table = Table("stage", "samples", "steps", "disk", "at least", title="the plan")
+    console, stages, denoiser, times = Console(), plan(chain), design(chain), {}
+    if chosen.seconds > 0:
+        times = forecast(chain, denoiser, Stopwatch(chosen.seconds))
+        console.print(in_words(times))
+    table = Table("stage", "samples", "steps", "disk", "time", title="the plan")
     for stage in stages:
         samples, steps = (f"{n:,}" if n else "" for n in (stage.samples, stage.steps))
-        least = f"{timedelta(seconds=round(times[stage.name]))}" if stage.name in times else ""
-        table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "", least)
-    console = Console()
+        seconds = times.get(stage.name)
+        took = "" if seconds is None else f"{timedelta(seconds=ceil(seconds))}"
+        table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "", took)
     console.print(table)
-    console.print(
-        f"at least: the denoiser's operations at {rate / 1e12:.3g} TFLOP/s, this device's best just now"
-    )
+    memory = available()
     if denoiser is None:
-        console.print("time and memory of the trainings: unknown until the teacher is there")
+        console.print("memory of the trainings: unknown until the teacher is there")
     else:
         title = f"memory of the trainings, an estimate; there are {decimal(memory)}"
-        columns = ("training", "parameters", "weights, gradients, optimiser", "activations", "sum")
+        columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "sum")
         estimates, hints = Table(*columns, title=title), []
         for name, setup in trainings(chain).items():
             needed = need(denoiser, setup)
-            known = "unknown" if needed.activations is None else decimal(needed.activations)
+            known = "unknown" if needed.step is None else decimal(needed.step)
             estimates.add_row(
                 name, f"{needed.parameters:,}", decimal(needed.state), known, decimal(needed.total)
             )
@@ -132,10 +142,12 @@ def evaluate(chosen: argparse.Namespace) -> None:
         if not steps.isdecimal() or int(steps) < 1:
             raise UserError(f"--model {item}: expected NAME:STEPS, e.g. one_step:1")
         wanted.setdefault(name, []).append(int(steps))
+    if chosen.seeds < 1:
+        raise UserError(f"--seeds {chosen.seeds}: expected a number, 1 or more")
     out = sys.stdout
     with redirect_stdout(sys.stderr):  # progress
-        for metrics in evaluate_fully(wanted, chosen.pictures):
-            print(json.dumps(rounded(metrics.model_dump(mode="json")), indent=2), file=out, flush=True)
+        for record in evaluate_fully(wanted, chosen.pictures, chosen.seeds):
+            print(json.dumps(rounded(record), indent=2), file=out, flush=True)
 
 
 def report(chosen: argparse.Namespace) -> None:

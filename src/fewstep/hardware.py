@@ -1,7 +1,7 @@
 """Where, how fast and in how much memory. Chosen by the machine, never by params.yaml.
 
 `accelerate config` or ACCELERATE_MIXED_PRECISION decides where set. Otherwise: the GPU where there is one,
-and bfloat16 where the hardware multiplies it natively. The switches FEWSTEP_* are told in docs/machine.md.
+and bfloat16 where that is faster. The switches FEWSTEP_* are told in docs/machine.md.
 """
 
 import os
@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.config.base import count_of, is_on, switch
 from fewstep.errors import UserError
+from fewstep.precision import bfloat16_pays
 
 # Read at the first allocation: of huge pages, an autoencoder's activations cost a sixth less time on CPUs.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -51,7 +52,7 @@ def mixed_precision() -> str:
         return chosen
     if device().type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.cpu._is_amx_tile_supported() else "no"
+    return "bf16" if bfloat16_pays() else "no"
 
 
 @contextmanager

@@ -11,16 +11,6 @@ from filelock import FileLock
 from tests.integration.project import Project
 from tests.integration.server import Server, serving
 
-FIRST = ("test_bad_input", "test_flows", "test_chain", "test_cluster", "test_stable_diffusion")
-"""The longest begin first, so that no process of pytest-xdist is left alone with one at the end."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        return FIRST.index(item.path.stem) if item.path.stem in FIRST else len(FIRST)
-
-    items.sort(key=place)
-
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:

@@ -3,40 +3,55 @@
 import json
 import subprocess
 import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from tests.integration.project import Project
+from tests.integration.project import PATIENCE, Project
 from tests.integration.server import Server
 
 CODE = "import json, sys; from flows.chain import chain; chain(**json.loads(sys.argv[1]))"
 
 
-Flow = subprocess.Popen[str]
+@dataclass(frozen=True)
+class Flow:
+    """The process of a flow, and the file that takes its output and errors."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def runs(self) -> bool:
+        """Whether it has not ended."""
+        return self.process.poll() is None
 
 
 def start(
     project: Project, server: Server, environment: dict[str, str], code: str = CODE, **chosen: Any
 ) -> Flow:
     """A flow with parameters, as `python -m flows.chain` starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-c", code, json.dumps(chosen)],
-        cwd=project.folder,
-        env=project.environment(**server.environment, TMPDIR=str(project.folder.parent), **environment),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with tempfile.NamedTemporaryFile(
+        prefix="flow-", suffix=".log", dir=project.folder.parent, delete=False
+    ) as log:
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(chosen)],
+            cwd=project.folder,
+            env=project.environment(**server.environment, TMPDIR=str(project.folder.parent), **environment),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    return Flow(process, Path(log.name))
 
 
-def ended(process: Flow) -> tuple[int, str]:
-    """Status and output."""
-    said, _ = process.communicate(timeout=1200)
-    return process.returncode, said
+def ended(flow: Flow) -> tuple[int, str]:
+    """Status and output. A whole chain may take an hour on a busy host."""
+    status = flow.process.wait(6 * PATIENCE)
+    return status, flow.log.read_text()
 
 
-def assert_ended(process: Flow) -> str:
+def assert_ended(flow: Flow) -> str:
     """It must succeed. Returns what it said."""
-    status, said = ended(process)
+    status, said = ended(flow)
     assert status == 0, said
     return said
 

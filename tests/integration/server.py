@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.integration.project import PATIENCE
+
 BIN = Path(sys.executable).parent
 QUIET = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_COLORS": "false"}
 
@@ -31,16 +33,20 @@ class Server:
         """The answer to a POST, or without a body to a GET."""
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(f"{self.url}/{path}", data, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return json.load(answer)
 
     def last_flow(self, name: str | None = None) -> dict[str, Any]:
         """The newest flow run; name: of its flow."""
-        asked: dict[str, Any] = {"sort": "START_TIME_DESC", "limit": 1}
+        return self.last_flows(1, name)[0]
+
+    def last_flows(self, count: int, name: str | None = None) -> list[dict[str, Any]]:
+        """The newest flow runs, the last one first; name: of their flow."""
+        asked: dict[str, Any] = {"sort": "START_TIME_DESC", "limit": count}
         if name is not None:
             asked["flows"] = {"name": {"any_": [name]}}
         found: list[dict[str, Any]] = self.ask("flow_runs/filter", asked)
-        return found[0]
+        return found
 
     def tasks(self, name: str | None = None) -> dict[str, str]:
         """Task -> name of its state, of the newest flow run."""
@@ -48,14 +54,23 @@ class Server:
         return {run["name"]: run["state_name"] for run in self.ask("task_runs/filter", one)}
 
     def running(self, name: str) -> list[str]:
-        """Runs of the flow `name` that are at work."""
-        asked = {"flows": {"name": {"any_": [name]}}, "flow_runs": {"state": {"type": {"any_": ["RUNNING"]}}}}
+        """The flow runs of this name that are at work."""
+        asked = {"flow_runs": {"name": {"any_": [name]}, "state": {"type": {"any_": ["RUNNING"]}}}}
         return [run["id"] for run in self.ask("flow_runs/filter", asked)]
 
     def artifacts(self) -> dict[str, Any]:
         """Key -> artifact, of the newest flow run."""
         one = {"artifacts": {"flow_run_id": {"any_": [self.last_flow()["id"]]}}}
         return {found["key"]: found for found in self.ask("artifacts/filter", one)}
+
+
+def answers(server: Server) -> bool:
+    """Whether it can be asked already."""
+    try:
+        server.ask("health")
+    except OSError:
+        return False
+    return True
 
 
 def free_port() -> int:
@@ -79,14 +94,12 @@ def serving(home: Path) -> Iterator[Server]:
             stderr=subprocess.STDOUT,
         )
         try:
-            for _ in range(240):
-                assert process.poll() is None, (home / "server.log").read_text()
-                try:
-                    server.ask("health")
-                    break
-                except OSError:
-                    time.sleep(0.25)
+            limit = time.monotonic() + PATIENCE
+            while not answers(server):
+                said = (home / "server.log").read_text()
+                assert process.poll() is None and time.monotonic() < limit, said
+                time.sleep(0.25)
             yield server
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(PATIENCE)

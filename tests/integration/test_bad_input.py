@@ -1,16 +1,16 @@
 """What a user does wrong is answered by one line that names the file or key, before or instead of a stage."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from fewstep import objectives
 from fewstep.cli import main
 from fewstep.objectives.learn import objective_module
-from tests.integration.project import Project
+from tests.integration.project import MINIATURE, Project
 
 WRONG: list[tuple[str, Any, str]] = [
     ("students.one_step.from", "halve-3", "students.one_step.from = 'halve-3': no such model"),
@@ -31,17 +31,22 @@ WRONG: list[tuple[str, Any, str]] = [
 ]
 
 
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which only params.yaml is changed."""
+    return Project(tmp_path_factory.mktemp("checked") / "project")
+
+
 @pytest.mark.parametrize(("key", "value", "message"), WRONG, ids=[key for key, _, _ in WRONG])
 def test_check_names_the_key_its_value_and_what_is_allowed(
-    new_project: Callable[..., Project],
+    project: Project,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     key: str,
     value: object,
     message: str,
 ) -> None:
-    project = new_project()
-    params = project.params
+    params: dict[str, Any] = yaml.safe_load(MINIATURE.read_text())
     *path, last = key.split(".")
     section = params
     for part in path:
@@ -64,9 +69,8 @@ def test_what_a_new_method_lacks_is_not_taken_for_a_method_that_is_not_there(
         objective_module("new")
 
 
-def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(new_project: Callable[..., Project]) -> None:
-    project = new_project()
-    params = project.params
+def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(project: Project) -> None:
+    params: dict[str, Any] = yaml.safe_load(MINIATURE.read_text())
     params["data"] |= {"source": "folder", "path": "nowhere"}
     project.write_params(params)
     assert "data.path = nowhere" in project.fail("prepare_data")

@@ -2,8 +2,7 @@
 
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +12,12 @@ import psutil
 import pytest
 
 from tests.integration.flowing import CODE, assert_ended, ended, start
-from tests.integration.project import Project, ran
+from tests.integration.project import PATIENCE, Project, ran
 from tests.integration.server import BIN, Server
+from tests.integration.waiting import until
 
 CLUSTER = CODE.replace("flows.chain import chain; chain", "flows.cluster import cluster; cluster")
-WANTED = ["evaluate@no_halving"]
+WANTED = ["evaluate@reflow"]
 
 
 def commit(project: Project) -> None:
@@ -54,9 +54,13 @@ class Host:
         """The stages that ran here."""
         return ran(self.log.read_text())
 
+    def runs(self) -> bool:
+        """Whether the worker has not ended."""
+        return self.worker.is_running() and self.worker.status() != psutil.STATUS_ZOMBIE
+
     def trains(self, stage: str) -> bool:
-        """Whether the stage is at work here and has kept a state."""
-        return any((self.log.parent / self.log.stem / ".checkpoints" / stage).rglob("*.safetensors"))
+        """Whether the stage is at work here: it has its place for unfinished work."""
+        return any((self.log.parent / self.log.stem / ".checkpoints").glob(f"{stage}/*"))
 
     def lose(self) -> None:
         """What a power cut leaves: nothing."""
@@ -87,64 +91,57 @@ def working(project: Project, server: Server, **environment: str) -> Iterator[Ho
             yield Host(psutil.Process(process.pid), log)
         finally:
             process.terminate()
-            process.wait(120)
+            process.wait(PATIENCE)
 
 
-def until(true: Callable[[], object], seconds: float = 900) -> None:
-    """Wait for it; on a busy host of two cores a stage may take minutes to begin."""
-    limit = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.1)
-
-
-def deploy(project: Project, server: Server) -> None:
-    """The pool and the deployment, as `make ui` makes them."""
+@pytest.fixture(scope="module")
+def deployed(finished: Project, server: Server) -> Server:
+    """A server that has the pool and the deployment, as `make ui` makes them."""
     for command in (
         ["work-pool", "create", "fewstep-stages", "--type", "process", "--overwrite"],
         ["--no-prompt", "deploy", "--name", "stage"],
     ):
-        done = project.run("prefect", *command, **server.environment)
+        done = finished.run("prefect", *command, **server.environment)
         assert done.returncode == 0, done.stdout + done.stderr
+    return server
 
 
-def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, server: Server) -> None:
-    deploy(shared, server)
+def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, deployed: Server) -> None:
     clones = [cloned(shared, name) for name in ("one", "two")]
     with ExitStack() as workers:
-        hosts = [workers.enter_context(working(clone, server)) for clone in clones]
+        hosts = [workers.enter_context(working(clone, deployed)) for clone in clones]
         said = assert_ended(
-            start(shared, server, {}, CLUSTER, overrides={"triplets.steps": 5}, targets=WANTED)
+            start(shared, deployed, {}, CLUSTER, overrides={"triplets.steps": 5}, targets=WANTED)
         )
     shares = [host.ran() for host in hosts]
-    expected = ["distill@no_halving", "evaluate@no_halving", "generate_triplets@0", "generate_triplets@1"]
-    assert sorted(shares[0] + shares[1]) == sorted([*expected, "reflow@reflow"]), said
+    expected = ["evaluate@reflow", "generate_triplets@0", "generate_triplets@1", "reflow@reflow"]
+    assert sorted(shares[0] + shares[1]) == expected, said
     assert all(shares), "one worker did everything"
     assert set(ran(said)) == set()
-    tasks = server.tasks("cluster")
+    tasks = deployed.tasks("cluster")
     assert tasks["train_teacher@small"] == "Cached" and tasks["reflow@reflow"] == "Completed"
     assert shared.run("dvc", "status", *WANTED).stdout.strip() == "Data and pipelines are up to date."
     assert shared.repro(*WANTED) == set()
 
 
 def test_the_stage_of_a_killed_worker_and_of_a_lost_host_is_given_to_another(
-    shared: Project, server: Server
+    shared: Project, deployed: Server
 ) -> None:
-    deploy(shared, server)
-    own = {"FEWSTEP_SAVE_EVERY_SECONDS": "0"}
-    longer = {"reflow.reflow.training.steps": 150, "students.no_halving.training.steps": 150}
-    process = start(shared, server, own, CLUSTER, overrides=longer, targets=["distill@no_halving"])
-    with working(cloned(shared, "one"), server, **own) as one:
-        until(lambda: one.trains("reflow@reflow"))
+    # Long enough to be caught at work.
+    longer = {"reflow.reflow.training.steps": 60, "students.no_halving.training.steps": 60}
+    flow = start(shared, deployed, {}, CLUSTER, overrides=longer, targets=["distill@no_halving"])
+    with working(cloned(shared, "one"), deployed) as one:
+        until(lambda: one.trains("reflow@reflow"), flow, one)
         one.worker.kill()
-        with working(cloned(shared, "two"), server, **own) as two:
-            until(lambda: two.trains("distill@no_halving"))
+        with working(cloned(shared, "two"), deployed) as two:
+            until(lambda: two.trains("distill@no_halving"), flow, two)
             two.lose()
-            (lost,) = server.running("stage")
+            (lost,) = deployed.running("distill@no_halving")
             # As the automation of `make ui` does once heartbeats are missing.
-            server.ask(f"flow_runs/{lost}/set_state", {"state": {"type": "CRASHED"}, "force": True})
-            with working(cloned(shared, "three"), server, **own) as three:
-                said = assert_ended(process)
+            deployed.ask(f"flow_runs/{lost}/set_state", {"state": {"type": "CRASHED"}, "force": True})
+            with working(cloned(shared, "three"), deployed) as three:
+                until(lambda: not flow.runs(), three)
+                said = assert_ended(flow)
     assert one.ran() == ["reflow@reflow"]
     assert two.ran() == ["reflow@reflow", "distill@no_halving"]
     assert three.ran() == ["distill@no_halving"]

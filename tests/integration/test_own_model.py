@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import yaml
 
+from fewstep.cli import main
 from tests.integration.project import MINIATURE, Project
 
 MODEL = """
@@ -25,7 +27,7 @@ COLLECT, ADOPT = f"collect_code@{NAME}", f"adopt_teacher@{NAME}"
 
 
 def test_an_edit_of_the_module_or_of_what_it_imports_adopts_it_anew(
-    new_project: Callable[..., Project],
+    new_project: Callable[..., Project], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     params: dict[str, Any] = yaml.safe_load(MINIATURE.read_text())
     params["teacher"] = {"backbone": "custom", "train": [], "load": [], "adopt": [NAME]}
@@ -46,6 +48,7 @@ def test_an_edit_of_the_module_or_of_what_it_imports_adopts_it_anew(
     assert project.repro("-s", ADOPT) == set()
 
     project.write_params(params | {"teacher": params["teacher"] | {"adopt": ["lab/model.py"]}})
-    said = project.run("fewstep", "check")
-    assert said.returncode == 1
-    assert "teacher.adopt.0 = 'lab/model.py': expected `package.module:factory`" in said.stderr
+    monkeypatch.chdir(project.folder)
+    with pytest.raises(SystemExit):
+        main(["check"])
+    assert "teacher.adopt.0 = 'lab/model.py': expected `package.module:factory`" in capsys.readouterr().err

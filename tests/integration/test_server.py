@@ -4,7 +4,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from flows.probing import NothingThereError, version_of
 from tests.integration.others import Reply, answering
 from tests.integration.project import BIN, ROOT
 from tests.integration.server import Server, free_port
+from tests.integration.waiting import until
 
 BEGIN = (sys.executable, "-m", "flows.server")
 
@@ -58,10 +58,7 @@ def test_it_is_begun_once_outlives_its_beginning_and_can_be_stopped(tmp_path: Pa
         finally:
             run(server, BIN / "prefect", "server", "stop")
         assert heard == []
-    limit = time.monotonic() + 120
-    while not gone(server):
-        assert time.monotonic() < limit
-        time.sleep(0.25)
+    until(lambda: gone(server))
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ PLACE = {
 }
 
 
-def remade(project: Project, stage: str, launch: str) -> str:
-    """Make one stage anew. Returns what it printed."""
-    result = project.run("dvc", "repro", "-f", "-s", stage, **PLACE, FEWSTEP_LAUNCH=launch)
+def remade(project: Project, launch: str, *stages: str) -> str:
+    """Make stages anew. Returns what they printed."""
+    result = project.run("dvc", "repro", "-f", "-s", *stages, **PLACE, FEWSTEP_LAUNCH=launch)
     assert result.returncode == 0, result.stdout + result.stderr
     assert ("`accelerate launch`" in result.stderr) == bool(launch), "the launcher says what it assumes"
     return result.stdout
@@ -33,8 +33,7 @@ def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> Non
     judge, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
     made = []
     for launch in ("", LAUNCH, SHARDS):
-        remade(copied, "train_judge@shapes", launch)
-        remade(copied, "generate_triplets@0", launch)
+        remade(copied, launch, "train_judge@shapes", "generate_triplets@0")
         weights = load_file(judge / "model.safetensors")
         made.append((weights, (shard / "triplets.safetensors").read_bytes()))
     (one, one_shard), *others = made
@@ -48,7 +47,7 @@ def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> Non
 @pytest.mark.parametrize("launch", [LAUNCH, SHARDS], ids=["copies", "shards"])
 def test_two_processes_make_one_teacher(launch: str, copied: Project) -> None:
     """An autoencoder, its latents, a text encoder and a U-Net: one process writes, once."""
-    said = remade(copied, "train_teacher@small", launch)
+    said = remade(copied, launch, "train_teacher@small")
     assert said.count("writes artifacts/models/teacher") == 1
     Manifest.open(copied.folder / "artifacts/models/teacher", "teacher")
     assert not list((copied.folder / ".checkpoints/train_teacher").iterdir()), "nothing unfinished is left"

@@ -67,6 +67,7 @@ def of_stable_diffusion(dotted: Mapping[str, Any]) -> Chain:
         "data.count": None,
         "data.resolution": 64,
         "data.heldout": 0.5,
+        "evaluation_set.pictures": 12,
         "judge.train": [],
         "features": "artifacts/models/teacher",
         "teacher": {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []},
@@ -110,7 +111,8 @@ def test_what_is_in_order_passes() -> None:
             "export.one_step: no scheduler of diffusers draws with a flow network",
         ),
         ({"evaluate.models": {}, "export": {}}, "evaluate.models is empty"),
-        ({"features": "inception-2015-12-05.pt"}, "features = inception-2015-12-05.pt: no such file"),
+        ({"features": "inception-2015-12-05.pt"}, "features = inception-2015-12-05.pt: features need one of"),
+        ({"evaluation_set.pictures": 20}, "evaluation_set.pictures = 20: about 15 of 30 images are held out"),
         ({"triplets.prompts": "prompts.txt"}, "triplets.prompts = prompts.txt: no such file"),
         ({"triplets.prompts": "~/prompts.txt"}, "DVC reads this path as it stands"),
         ({"data.path": "~/nowhere"}, "no such file or folder"),
@@ -138,8 +140,8 @@ def test_what_a_stage_would_refuse_is_said_before(dotted: dict[str, Any], fault:
 @pytest.mark.parametrize(
     ("dotted", "fault"),
     [
-        ({"train_judge.feature_dim": 512}, "evaluation_set.pictures = 300: cannot fill the 512 features"),
-        ({"data.count": 480}, "about 60 of 480 images are held out, which cannot fill the 64"),
+        ({"train_judge.feature_dim": 512}, "evaluation_set.pictures = 500: cannot fill the 512 features"),
+        ({"data.count": 200}, "about 50 of 200 images are held out, which cannot fill the 64"),
         (
             {"features": "inception-2015-12-05.pt", "students.one_step.perceptual_weight": 1.0},
             "students.one_step.perceptual_weight: inception-2015-12-05.pt gives no feature maps",
@@ -164,7 +166,7 @@ def test_every_fault_is_said_at_once() -> None:
 
 
 def test_a_teacher_that_is_still_to_be_downloaded_is_taken_to_have_published_features() -> None:
-    with pytest.raises(UserError, match=r"evaluation_set\.pictures = 300: cannot fill the 512 features"):
+    with pytest.raises(UserError, match=r"evaluation_set\.pictures = 12: cannot fill the 512 features"):
         check(of_stable_diffusion({"teacher.load": ["stable-diffusion-v1-5/stable-diffusion-v1-5"]}))
 
 

@@ -182,7 +182,7 @@ def test_guidance_extrapolates_the_estimate_of_all_or_of_each() -> None:
 def test_clipping_bounds_x_0_and_keeps_x_t() -> None:
     x = 3 * double(100, 2)
     t = at(0.3, x)
-    estimate = clipped(gaussian(Cosine()), Cosine(), 0.4)(x, t, {})
+    estimate = clipped(gaussian(Cosine()), gaussian(Cosine()), 0.4)(x, t, {})
     assert estimate.x_0.abs().max() <= 0.4
     alpha, sigma = Cosine().alpha_sigma(t)
     assert torch.allclose(along(alpha, x) * estimate.x_0 + along(sigma, x) * estimate.eps, x, atol=1e-12)
@@ -196,7 +196,7 @@ def halve_gaussian(path: Schedule, teacher: Denoiser, steps: int) -> Denoiser:
         alpha, sigma = path.alpha_sigma(torch.tensor((i + 1) / steps, dtype=torch.float64))
         x_t = alpha * x_0 + sigma * eps
         index = torch.full((len(x_t),), float(i), dtype=torch.float64)
-        target = halving_target(teacher, x_t, index, steps, {}, path)
+        target = halving_target(teacher, x_t, index, steps, {}, gaussian(path))
         slopes[i] = torch.linalg.lstsq(x_t, target).solution.item()
 
     class Student(Denoiser):

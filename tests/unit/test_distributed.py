@@ -68,7 +68,7 @@ def started(
         capture_output=True,
         text=True,
         check=False,
-        timeout=900,
+        timeout=1200,
     )
 
 
@@ -83,18 +83,25 @@ def losses(said: str) -> dict[int, float]:
     return {int(n): float(x) for n, x in re.findall(rf"coder:.* (\d+)/{STEPS} .*coder loss (\S+)", said)}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The training in one process: its folder, and what it said."""
+    folder = tmp_path_factory.mktemp("one")
+    result = started(folder, "")
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
 @pytest.mark.parametrize(
     ("begins", "goes_on", "ends"),
     [(COPIES, COPIES, "copies"), (SHARDS, "", "copies"), ("", SHARDS, "shards")],
     ids=["copies", "shards, one process, copies", "one process, shards"],
 )
 def test_processes_stopped_killed_and_resumed_train_what_one_trains(
-    begins: str, goes_on: str, ends: str, tmp_path: Path
+    begins: str, goes_on: str, ends: str, whole: tuple[Path, str], tmp_path: Path
 ) -> None:
     """One is stopped by SIGTERM at step 3, one by SIGKILL at step 6; what is left goes on."""
-    alone, two = tmp_path / "one", tmp_path / "two"
-    whole = started(alone, "")
-    assert whole.returncode == 0, whole.stderr
+    (alone, expected), two = whole, tmp_path / "two"
 
     stopped = started(two, begins, "stop=3")
     assert stopped.returncode != 0
@@ -121,7 +128,7 @@ def test_processes_stopped_killed_and_resumed_train_what_one_trains(
         assert sorted(found) == seen(alone)[0][step] == list(range(step * BATCH, (step + 1) * BATCH))
 
     reported = losses(stopped.stdout) | losses(killed.stdout) | losses(ended.stdout)
-    assert reported == pytest.approx(losses(whole.stdout), rel=1e-3), "the batch's, not a process's"
+    assert reported == pytest.approx(losses(expected), rel=1e-3), "the batch's, not a process's"
     assert len(reported) == STEPS
     assert_equal(alone / "weights.safetensors", two / "weights.safetensors", 1e-5)
 

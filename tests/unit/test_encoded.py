@@ -6,14 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.artifacts.folder import whole_folder
-from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.base import Backbone, open_backbone, open_model
-from fewstep.backbones.importing import import_teacher
 from fewstep.config.data import DataConfig
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
 from fewstep.data.prompted import stacked
@@ -22,26 +18,30 @@ from fewstep.errors import UserError
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
 from fewstep.features.network import open_features
 from fewstep.keyed import Key
+from fewstep.layout import TEACHER
 from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.encode import encode_split
-from tests.pipelines import make
+from tests.miniature import imported
 
 ORDER = Key(0, "order")
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepared pictures."""
+    folder = tmp_path_factory.mktemp("prepared") / "data"
+    config = DataConfig(source="shapes", count=40, resolution=64, heldout=0.25, shard_size=8)
+    prepare(config, 0, folder, lambda done: None)
+    return folder
+
+
 @pytest.fixture
-def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Backbone, Path, Mapping[str, Path]]:
+def made(data: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Backbone, Path, Mapping[str, Path]]:
     """A teacher and prepared pictures."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    make("sd", tmp_path / "stock")
-    with whole_folder(tmp_path / "teacher") as staging:
-        facts = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
-    data = DataConfig(source="shapes", count=40, resolution=64, heldout=0.25, shard_size=8)
-    prepare(data, 0, tmp_path / "data", lambda done: None)
-    made_from = {"data": tmp_path / "data", "teacher": tmp_path / "teacher"}
-    return open_backbone(tmp_path / "teacher"), tmp_path / "data", made_from
+    teacher = imported("sd") / TEACHER
+    return open_backbone(teacher), data, {"data": data, "teacher": teacher}
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -22,7 +23,9 @@ from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.errors import UserError
 from fewstep.export.pipeline import export
+from fewstep.layout import TEACHER
 from fewstep.sampling.draw import Sampler
+from tests.miniature import imported
 from tests.pipelines import CAPTIONS, make, pack
 
 FAMILIES = ("sd", "sdxl", "pixart", "sd3", "flux", "sana", "pixel")
@@ -65,12 +68,9 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def teacher_of(family: str, folder: Path, **options: Any) -> Backbone:
     """A miniature teacher artifact, opened."""
-    make(family, folder.with_name(f"{folder.name}-stock"), **options)
-    with whole_folder(folder) as staging:
-        facts = import_teacher(
-            str(folder.with_name(f"{folder.name}-stock")), family, ImportTeacherConfig(), staging
-        )
-        Manifest.seal(staging, "teacher", facts, {})
+    made = imported(family, **options)
+    copytree(made / "stock", folder.with_name(f"{folder.name}-stock"))
+    copytree(made / TEACHER, folder)
     return open_backbone(folder)
 
 

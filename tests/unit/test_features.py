@@ -1,5 +1,9 @@
 """The judge and the other feature networks: what they promise, how they lie on disk, what is refused."""
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +24,7 @@ from fewstep.features.judge import Judge
 from fewstep.features.network import open_features
 from fewstep.keyed import Key
 from fewstep.sources.shapes import LABELS
+from tests.imports import SRC
 
 
 def pictures(count: int, side: int = 32) -> Tensor:
@@ -123,6 +128,7 @@ def test_what_lies_at_the_path_decides_the_network(judge_folder: Path, teacher_f
     for path, name, dimension in ((judge_folder, "judge", 10), (teacher_folder, "autoencoder", 16)):
         network, x = open_features(path), pictures(2).requires_grad_()
         assert (network.name, network.features(x).shape) == (name, (2, dimension))
+        assert network.kernel == "polynomial"
         sides = [m.shape[-1] for m in network.maps(x)]
         assert sides == sorted(sides, reverse=True)
         sum(m.square().mean() for m in network.maps(x)).backward()  # type: ignore[union-attr]
@@ -131,18 +137,48 @@ def test_what_lies_at_the_path_decides_the_network(judge_folder: Path, teacher_f
         assert not any(weight.requires_grad for weight in network.parameters())
 
 
-def test_everything_else_is_refused_with_a_way_out(judge_folder: Path, tmp_path: Path) -> None:
+def test_everything_else_is_refused_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no network")
+    (tmp_path / "empty").mkdir()
     (tmp_path / "made").mkdir()
     Manifest.seal(tmp_path / "made", "triplets", {}, {})
     for path, found in (
         ("absent", "nothing"),
-        ("notes.txt", "something else"),
-        ("made", "'triplets' artifact"),
+        ("notes.txt", r"file notes\.txt"),
+        ("empty", "something else"),
+        ("made", "artifact triplets"),
     ):
-        with pytest.raises(UserError, match=found) as refused:
+        with pytest.raises(UserError, match=f"found {found}$") as refused:
             open_features(tmp_path / path)
-        assert inception.URL in str(refused.value)
+        for known in ("artifact judge", "artifact teacher", f"file {inception.FILE}", "model_type clip"):
+            assert known in str(refused.value)
+
+
+PLUGIN = """
+from fewstep.features.layout import Layout
+
+class Mean(Layout):
+    opens = ("model_type mean",)
+
+    @classmethod
+    def open(cls, path):
+        return cls()
+"""
+
+
+def test_a_new_feature_network_is_a_new_file(tmp_path: Path) -> None:
+    """In a copy of the package, opened by a fresh process: nothing but the file is added."""
+    shutil.copytree(SRC, tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    (tmp_path / "src/fewstep/features/mean.py").write_text(PLUGIN)
+    write_json(tmp_path / "network/config.json", {"model_type": "mean"})
+    code = (
+        "from pathlib import Path; from fewstep.features.network import open_features;"
+        "network = open_features(Path('network')); print(type(network).__name__, network.kernel)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.split() == ["Mean", "polynomial"]
 
 
 def test_a_teacher_without_an_autoencoder_is_refused(tmp_path: Path) -> None:

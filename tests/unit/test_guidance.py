@@ -1,5 +1,7 @@
 """Guidance that differs between triplets, and students that take it as a condition; prompts from a file."""
 
+import runpy
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,13 @@ from fewstep.config.triplets import TripletsConfig
 from fewstep.data.noise import noise_key
 from fewstep.data.triplets import TripletBatch, collate, open_triplets
 from fewstep.diffusion.denoiser import GUIDANCE
+from fewstep.diffusion.solvers import at
 from fewstep.errors import UserError
 from fewstep.export.pipeline import export
 from fewstep.keyed import Key
 from fewstep.layout import MODELS, TEACHER, TRIPLETS
 from fewstep.objectives import direct, halve, reflow
-from fewstep.objectives.ingredients import start_and_student
+from fewstep.objectives.ingredients import Ingredients, start_and_student
 from fewstep.objectives.learn import learn
 from fewstep.sampling.draw import Sampler
 from tests.imports import ROOT
@@ -101,6 +104,53 @@ def test_halving_a_teacher_learns_its_steps_at_each_triplets_guidance() -> None:
     config = halve.Config.model_validate({**EMBEDDED, "steps": 2})
     learn("halve", "halve-2", "halve", config, [0], 0)
     assert open_model(MODELS / "halve-2", backbone).takes_guidance
+
+
+def test_halving_bakes_in_the_guidance_that_the_teacher_samples_with() -> None:
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    start = open_model(TEACHER, backbone)
+    round_ = {"from": "teacher", "steps": 2, "guidance": 5.0, "training": TRAINING}
+    config = halve.Config.model_validate(round_)
+    x = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1)).double()
+    found = {}
+    for negative in ("", "a small red star"):
+        given = Ingredients(
+            "halve-2", 0, start, start, backbone, [TRIPLETS / "0"], None, None, negative_prompt=negative
+        )
+        sampling = SamplingConfig(guidance=5.0, negative_prompt=negative)
+        with torch.no_grad():
+            conditions = backbone.encode_prompts(CAPTIONS)
+            baked = halve.Halve(config, given, start).teacher(x, at(0.5, x), conditions)
+            sampled = Sampler(start, backbone, sampling).denoise()(x, at(0.5, x), conditions)
+        assert torch.equal(baked.x_0, sampled.x_0) and torch.equal(baked.eps, sampled.eps)
+        found[negative] = baked.x_0
+    first, second = found.values()
+    assert (first - second).abs().max() > 1e-3
+
+
+def test_the_halve_stage_takes_the_negative_prompt_of_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    round_ = {"from": "teacher", "steps": 1, "guidance": 5.0, "training": TRAINING.model_dump(mode="json")}
+    monkeypatch.setattr("sys.argv", ["halve.py", "1"])
+
+    def weights() -> Tensor:
+        net = open_model(MODELS / "halve-1", backbone).net
+        shutil.rmtree(MODELS / "halve-1")
+        return torch.cat([weight.detach().flatten() for weight in net.parameters()])
+
+    found = []
+    for negative in ("", "a small red star"):
+        sampling = {"negative_prompt": negative}
+        params = {"seed": 0, "sampling": sampling, "triplets": {"shards": [0]}, "halve": {"1": round_}}
+        Path("params.yaml").write_text(yaml.safe_dump(params))
+        runpy.run_path(str(ROOT / "stages/halve.py"))["main"]()
+        found.append(weights())
+        config = halve.Config.model_validate(round_)
+        learn("halve@1", "halve-1", "halve", config, [0], 0, negative_prompt=negative)
+        assert torch.equal(found[-1], weights())
+    assert not torch.equal(*found)
 
 
 def test_stock_diffusers_draws_at_the_guidance_it_is_given(tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
-"""Frechet and kernel distance, precision and recall: closed forms, clean-fid, honest intervals."""
+"""Frechet distance, precision and recall, density and coverage: closed forms and well-kept libraries."""
 
-import numpy as np
 import pytest
 import scipy  # type: ignore[import-untyped]
 import torch
 from cleanfid import fid  # type: ignore[import-untyped]
+from prdc import compute_prdc
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
 
 from fewstep.errors import UserError
-from fewstep.evaluation.frechet import ROWS, distance_to, frechet_distance, kernel_distance
-from fewstep.evaluation.precision_recall import precision_recall
+from fewstep.evaluation.frechet import ROWS, distance_to, frechet_distance
+from fewstep.evaluation.kernel import compare
+from fewstep.evaluation.neighbours import NEARBY, NEAREST, neighbours
 from fewstep.keyed import Key
-
-KEY = Key(0, "test/bootstrap")
 
 
 def gaussian(n: int, d: int, index: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:
@@ -45,83 +46,59 @@ def test_frechet_between_two_dimensional_gaussians_is_the_closed_form() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_frechet_is_clean_fids() -> None:
     x, y = gaussian(300, 16, 0, shift=0.3), gaussian(200, 16, 300, scale=1.5)
-    assert frechet_distance(x, y, KEY, 2).value == pytest.approx(
-        fid.fid_from_feats(x.numpy(), y.numpy()), rel=1e-5
-    )
-
-
-def test_kernel_is_clean_fids() -> None:
-    x, y = gaussian(300, 16, 0, shift=0.3), gaussian(300, 16, 300, scale=1.5)
-    expected = fid.kernel_distance(x.double().numpy(), y.double().numpy(), num_subsets=1)
-    assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(x, y) == pytest.approx(fid.fid_from_feats(x.numpy(), y.numpy()), rel=1e-5)
 
 
 def test_equal_sets_are_at_no_distance() -> None:
     x = gaussian(200, 8, 0)
-    assert frechet_distance(x, x, KEY).value == pytest.approx(0, abs=1e-9)
-    assert abs(kernel_distance(x, gaussian(200, 8, 200))) < 0.1 * kernel_distance(
-        x, gaussian(200, 8, 200, 0.5)
-    )
+    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
 
 
-def test_kernel_distance_is_unbiased() -> None:
-    draws = [kernel_distance(gaussian(50, 4, 100 * i), gaussian(50, 4, 100 * i + 50)) for i in range(200)]
-    assert abs(np.mean(draws)) < 3 * np.std(draws) / np.sqrt(len(draws))
+def test_frechet_is_torch_fidelitys() -> None:
+    x, y = gaussian(300, 16, 0, shift=0.3), gaussian(200, 16, 300, scale=1.5)
+    mine, theirs = (fid_features_to_statistics(z) for z in (x, y))
+    expected = fid_statistics_to_metric(mine, theirs, verbose=False)["frechet_inception_distance"]
+    assert frechet_distance(x, y) == pytest.approx(expected, rel=1e-6)
 
 
-def test_sets_larger_than_a_block_are_measured_whole() -> None:
-    x, y = gaussian(ROWS + 76, 4, 0), gaussian(ROWS + 76, 4, 2000, 0.5)
-    expected = fid.kernel_distance(
-        x.double().numpy(), y.double().numpy(), num_subsets=1, max_subset_size=9999
-    )
-    assert kernel_distance(x, y) == pytest.approx(expected, rel=1e-9)
-    assert precision_recall(x, y) == precision_recall(x.flip(0), y.roll(500, 0))
-
-
-def test_the_interval_covers_what_other_noises_would_give() -> None:
-    n, d, trials = 200, 6, 60
-    reference = gaussian(400, d, 10**6)
-    found = [frechet_distance(gaussian(n, d, n * i, 0.2), reference, KEY, 100) for i in range(trials)]
-    expected = np.mean([interval.value for interval in found])
-    covered = sum(interval.low <= expected <= interval.high for interval in found)
-    assert covered / trials >= 0.85
-
-
-def test_the_interval_is_keyed() -> None:
-    x, y = gaussian(500, 64, 0), gaussian(500, 64, 500)
-    found = frechet_distance(x, y, KEY)
-    assert found == frechet_distance(x, y, KEY)
-    assert found.value == frechet_distance(x, y, Key(1, "other")).value
-    assert found != frechet_distance(x, y, Key(1, "other"))
+def test_neighbours_are_those_of_prdc_and_torch_fidelity() -> None:
+    x, y = gaussian(300, 8, 0, shift=0.3), gaussian(ROWS + 76, 8, 300, scale=1.2)
+    found = neighbours(x, y)
+    near = compute_prdc(y.numpy(), x.numpy(), NEARBY)
+    assert (found.density, found.coverage) == pytest.approx((near["density"], near["coverage"]))
+    nearest = prc_features_to_metric(x, y, verbose=False, prc_neighborhood=NEAREST)
+    assert found.precision == pytest.approx(nearest["precision"])
+    assert found.recall == pytest.approx(nearest["recall"])
 
 
 def test_too_few_or_broken_features_are_refused() -> None:
     x, y = gaussian(64, 64, 0), gaussian(100, 64, 64)
-    with pytest.raises(UserError, match="64 generated pictures cannot fill 64 features"):
-        frechet_distance(x, y, KEY)
-    with pytest.raises(UserError, match="64 reference pictures"):
-        frechet_distance(y, x, KEY)
+    with pytest.raises(UserError, match="64 generated images cannot fill 64 features"):
+        frechet_distance(x, y)
+    with pytest.raises(UserError, match="64 reference images"):
+        frechet_distance(y, x)
     y[3, 5] = float("nan")
     for measure in (
-        lambda: frechet_distance(x, y, KEY),
-        lambda: kernel_distance(x, y),
-        lambda: precision_recall(x, y),
+        lambda: frechet_distance(x, y),
+        lambda: compare([x, x], y[:64]),
+        lambda: neighbours(x, y),
     ):
-        with pytest.raises(UserError, match="reference pictures are not finite"):
+        with pytest.raises(UserError, match="reference images are not finite"):
             measure()
 
 
 def test_precision_and_recall_of_the_same_of_far_and_of_part() -> None:
     x = gaussian(100, 2, 0)
-    assert precision_recall(x, x) == (1.0, 1.0)
-    assert precision_recall(x, x + 1000) == (0.0, 0.0)
+    assert neighbours(x, x)[:2] == (1.0, 1.0)
+    assert neighbours(x, x + 1000) == (0.0, 0.0, 0.0, 0.0)
     two_modes = torch.cat([x, x + 1000])
-    assert precision_recall(x, two_modes) == (1.0, 0.5)
-    assert precision_recall(two_modes, x) == (0.5, 1.0)
+    assert neighbours(x, two_modes)[:2] == (1.0, 0.5)
+    assert neighbours(two_modes, x)[:2] == (0.5, 1.0)
 
 
-def test_a_collapsed_model_keeps_its_precision_and_loses_its_recall() -> None:
+def test_a_collapsed_model_keeps_its_precision_and_loses_recall_and_coverage() -> None:
     """Its duplicates have balls of radius 0, which still hold the points themselves."""
     reference = gaussian(100, 2, 0)
-    found = precision_recall(reference[:1].expand(50, 2), reference)
-    assert found == (1.0, 0.01)
+    found = neighbours(reference[:1].expand(50, 2), reference)
+    assert found[:2] == (1.0, 0.01)
+    assert found.coverage < 0.1

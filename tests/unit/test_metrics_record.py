@@ -8,20 +8,21 @@ import pytest
 
 from fewstep.artifacts.folder import read_json, write_json
 from fewstep.errors import UserError
-from fewstep.evaluation.record import Interval, read_record, rounded, write_record
-from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
+from fewstep.evaluation.record import Interval, Ratio, read_record, rounded, write_record
+from fewstep.evaluation.schema import Metrics, Reference, Speed, SpeedLog, StepMetrics
+from tests.reports import figures, reference
 
 STEP = StepMetrics(
+    **dict(figures(1.23456789e-5)),
     nfe=4,
-    prompt_accuracy=Interval(value=0.9, low=0.85, high=0.94),
-    attributes={"shape": 0.95, "colour": 1.0},
-    frechet_distance=Interval(value=1.2345678912, low=1.0, high=1.5),
-    kernel_distance=-1.23456789e-5,
-    precision=0.9,
-    recall=0.8,
+    kernel_ratio=Ratio(value=None, low=0.0, high=None),
+    layout_ratio=Ratio(value=1.2345678912, low=1.0, high=1.5),
+    teacher_kernel_distance=Interval(value=-1.23456789e-5, low=-1.3e-5, high=0.01),
+    teacher_frechet_distance=0.25,
     teacher_rmse=0.05,
     teacher_similarity=0.9,
     flops_per_picture=1234567890123.0,
+    flags=("few kinds of images", "detail -23%"),
 )
 METRICS = Metrics(
     model="student",
@@ -41,13 +42,22 @@ def test_what_is_written_is_read_back_and_written_the_same(tmp_path: Path) -> No
     write_record(second, read_record(Metrics, first))
     assert first.read_bytes() == second.read_bytes()
     assert read_record(Metrics, first).steps.keys() == METRICS.steps.keys()
+    assert read_record(Metrics, first).steps["1"].flags == STEP.flags
+
+
+@pytest.mark.parametrize("floor", [True, False])
+def test_what_models_are_read_against_round_trips(tmp_path: Path, floor: bool) -> None:
+    first, second = tmp_path / "a.json", tmp_path / "b.json"
+    write_record(first, reference(floor))
+    write_record(second, read_record(Reference, first))
+    assert first.read_bytes() == second.read_bytes()
 
 
 def test_floats_have_six_digits_and_counts_all_of_theirs(tmp_path: Path) -> None:
     write_record(tmp_path / "m.json", METRICS)
     written = json.loads((tmp_path / "m.json").read_text())
-    assert written["steps"]["1"]["frechet_distance"]["value"] == 1.23457
-    assert written["steps"]["1"]["kernel_distance"] == -1.23457e-05
+    assert written["steps"]["1"]["layout_ratio"]["value"] == 1.23457
+    assert written["steps"]["1"]["teacher_kernel_distance"]["value"] == -1.23457e-05
     assert written["steps"]["1"]["flops_per_picture"] == 1.23457e12
     assert written["parameters"] == 123456789
 
@@ -64,7 +74,7 @@ def test_rounding_twice_is_rounding_once() -> None:
         ({"precision": "0.5"}, "steps.1.precision"),
         ({"fid": 3.0}, "steps.1.fid = 3.0: no such parameter"),
         ({"recall": None}, "steps.1.recall"),
-        ({"frechet_distance": {"value": 2.0, "low": 0.0, "high": 1.0}}, "low <= value <= high"),
+        ({"kernel_distance": {"value": 2.0, "low": 0.0, "high": 1.0}}, "low <= value <= high"),
     ],
 )
 def test_a_wrong_field_is_refused_by_name(tmp_path: Path, change: dict[str, Any], complaint: str) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.artifacts.manifest import Manifest
 from fewstep.errors import UserError
-from fewstep.evaluation.record import write_record
+from fewstep.evaluation.record import Ratio, write_record
 from fewstep.evaluation.schema import Speed, SpeedLog
-from fewstep.layout import EVALUATION_SET, LOGS, METRICS, MODELS
+from fewstep.layout import DATA, EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
+from fewstep.report.comparison import load
 from fewstep.report.page import build
-from tests.reports import PROMPTS, STEPS, Reader, artifact, metrics, project
+from tests.reports import PROMPTS, STEPS, Reader, around, artifact, metrics, project, reference
 
 NEEDS = {"prepare_data": [], "train_teacher": ["prepare_data"], "report": ["train_teacher"]}
 
@@ -72,18 +74,104 @@ def test_prompts_are_shown_and_not_obeyed(html: str) -> None:
     assert PROMPTS[1] in Reader(html).text
 
 
-def test_the_headline_compares_the_cheapest_student_with_the_teachers_best(html: str) -> None:
+def table(html: str, kind: str) -> str:
+    """One table of figures, without its head; kind: its classes."""
+    body = html[html.index(f'<table class="{kind}">') :]
+    return body[body.index("</thead>") : body.index("</table>")]
+
+
+def rows(html: str, kind: str = "metrics") -> list[str]:
+    """What stands in the rows of a table of figures."""
+    found = re.findall(r"<tr.*?</tr>", table(html, kind), re.S)
+    return [" ".join(Reader(row).text.replace("\N{MINUS SIGN}", "-").split()) for row in found]
+
+
+def change(root: Path, name: str, **figures: object) -> None:
+    """Write other figures of a model at its last step count."""
+    record = metrics(name, root, STEPS[name])
+    last = str(STEPS[name][-1])
+    steps = record.steps | {last: record.steps[last].model_copy(update=figures)}
+    write_record(root / METRICS / f"{name}.json", record.model_copy(update={"steps": steps}))
+
+
+def test_the_headline_compares_the_cheapest_student_with_the_teacher_at_its_full_step_count(
+    html: str,
+) -> None:
     text = " ".join(Reader(html).text.split())
-    assert "16 network evaluations per picture, brought down to 2" in text
-    assert "16.0 × the teacher’s Fréchet distance" in text  # 20 at one step over 1.25 at eight
+    assert "16 network evaluations per image, brought down to 2" in text
+    assert "at a kernel distance of 20.0 (18.0 – 22.0), 16.0 × the teacher’s (12.8 – 19.2)." in text
+
+
+def test_a_ratio_to_a_teacher_that_cannot_be_told_from_0_is_said_to_be_none(root: Path) -> None:
+    for name in ("tiny", "reflow"):
+        change(root, name, kernel_ratio=Ratio(value=None, low=0.0, high=None))
+    shown = page(root)
+    text = " ".join(Reader(shown).text.split())
+    assert "the teacher’s is not told apart from 0, so it has no ratio to the teacher." in text
+    assert "– no upper end" in rows(shown)[-1] or "–no upper end" in rows(shown)[-1]
+    change(root, "tiny", kernel_ratio=Ratio(value=30.0, low=2.5, high=None))
+    assert "≥ 2.50 ×no upper end" in rows(page(root))[-1]
+
+
+def test_real_images_have_a_row_in_every_table_and_a_band_in_every_plot(html: str, root: Path) -> None:
+    assert (
+        rows(html)[0]
+        == "real imageswith the same caption – – 75.0 %50.0 % – 87.5 % -0.00250-0.00275 – -0.00225 – –"
+    )
+    more = {row.split()[0]: row for row in rows(html, "metrics more")}
+    columns = 1 + sum(map(len, STEPS.values()))
+    assert more["Vendi"].split()[2:] == ["3.25"] * columns
+    assert more["similarity"].split()[1:] == ["–"] + ["0.900"] * (columns - 1)
+    assert html.count(">real images</text>") == 1  # the legend's
+    write_record(root / EVALUATION_SET / "figures.json", reference(floor=False))
+    reseal(root)
+    without = page(root)
+    assert ">real images</text>" not in without and rows(without)[0].startswith("teacher")
+    assert rows(without, "metrics more")[1].split()[2:] == ["0.432"] * (columns - 1)
+
+
+def reseal(root: Path) -> None:
+    """Take the evaluation set as it is now for the one that models were drawn on."""
+    facts = Manifest.open(root / MODELS / "teacher", "teacher").facts
+    Manifest.seal(root / EVALUATION_SET, "evaluation_set", facts, {"data": root / DATA})
+    for name, steps in STEPS.items():
+        made_from = {"model": root / MODELS / name, "evaluation_set": root / EVALUATION_SET}
+        artifact(root / EVALUATIONS / name, "evaluation", made_from, [f"grid-{n}.png" for n in steps])
+
+
+def test_a_warning_stands_in_its_row_and_only_there(html: str) -> None:
+    found = [row for row in rows(html) if "detail -23%" in row]
+    assert len(found) == 1 and found[0].startswith("2 4") and found[0].endswith("<b>place</b>")
+    assert table(html, "metrics").count("<li>") == 2
+    assert "<b>place</b>" not in html
+
+
+def test_a_result_without_a_warning_is_preferred(root: Path) -> None:
+    change(root, "reflow", flags=("few kinds of images",), kernel_distance=around(0.5))
+    reflow = load(["reflow"], root).models[0]
+    assert reflow.results[-1].distance < reflow.results[0].distance
+    assert reflow.best is reflow.results[0]
+    change(root, "tiny", flags=("few kinds of images",))
+    shown = " ".join(Reader(page(root)).text.split())
+    assert "The evaluation warns of reflow: few kinds of images" in shown
+
+
+def test_figures_that_were_measured_for_no_model_have_no_line(html: str, root: Path) -> None:
+    titles = [row for row in rows(html, "metrics more") if " " not in row or not re.search(r"\d|–", row)]
+    assert titles == [
+        "Against real images", "What the prompt names", "Images of one prompt", "Hidden attribute: place",
+        "Change against real images", "Copies", "Against the teacher’s images", "Cost",
+    ]  # fmt: skip
+    assert "CLIP score" not in Reader(html).text and "peak memory" not in Reader(html).text
+    change(root, "tiny", prompt_similarity=around(31.4))
+    (line,) = [row for row in rows(page(root), "metrics more") if row.startswith("CLIP score")]
+    assert line.startswith("CLIP score – –") and "31.4" in line
 
 
 def test_what_nobody_measured_is_a_dash(root: Path) -> None:
-    unlabelled = metrics("tiny", root, [1])
-    at_one = unlabelled.steps["1"].model_copy(update={"prompt_accuracy": None, "attributes": None})
-    write_record(root / METRICS / "tiny.json", unlabelled.model_copy(update={"steps": {"1": at_one}}))
-    assert "None" not in page(root)
-    assert "Timed on" not in page(root)
+    change(root, "tiny", prompt_accuracy=None, attributes=None, diversity=None, hidden=None)
+    shown = page(root)
+    assert "None" not in shown and "Timed on" not in shown and "straightness" not in shown
 
 
 def test_times_are_shown_once_measured(root: Path) -> None:
@@ -101,9 +189,10 @@ def test_times_are_shown_once_measured(root: Path) -> None:
     assert all(figure in shown for figure in ("12.3 ms", "456", "789 MB", "Timed on a fast one"))
 
 
-def test_a_page_without_a_teacher_has_no_ratios(root: Path) -> None:
+def test_ratios_need_no_teacher_among_the_models(root: Path) -> None:
     text = Reader(page(root, ["reflow", "tiny"])).text
-    assert text.count("×") == 1  # in the note that explains the ratio
+    assert "Few-step report" in text and "brought down" not in text
+    assert "16.0 ×" in text.replace("\N{NO-BREAK SPACE}", " ")  # the set holds the teacher's images
 
 
 def test_a_teacher_alone_has_a_page(root: Path) -> None:

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 from flows import publish
-from PIL import Image
 
-from fewstep.artifacts.folder import whole_folder, write_json
-from fewstep.artifacts.manifest import Manifest
+from fewstep.artifacts.folder import write_json
 from fewstep.errors import UserError
-from fewstep.evaluation.record import Interval, write_record
+from fewstep.evaluation.record import read_record, write_record
+from fewstep.evaluation.schema import Metrics
 from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 from fewstep.report.variants import Variant, build
-from tests.reports import PROMPTS, STEPS, Reader, artifact, metrics, project
+from tests.reports import PROMPTS, STEPS, Reader, around, artifact, metrics, project, ratio_to
 
 KEY = "students.tiny.from"
 
@@ -27,8 +26,8 @@ def evaluate(root: Path, name: str, steps: Sequence[int], distance: float | None
     artifact(root / EVALUATIONS / name, "evaluation", made_from, [f"grid-{n}.png" for n in steps])
     record = metrics(name, root, steps)
     if distance is not None:
-        interval = Interval(value=distance, low=0.9 * distance, high=1.1 * distance)
-        only = {n: at.model_copy(update={"frechet_distance": interval}) for n, at in record.steps.items()}
+        changed = {"kernel_distance": around(distance), "kernel_ratio": ratio_to(distance)}
+        only = {n: at.model_copy(update=changed) for n, at in record.steps.items()}
         record = record.model_copy(update={"steps": only})
     write_record(root / METRICS / f"{name}.json", record)
 
@@ -42,13 +41,13 @@ def variant(root: Path, tiny_from: str, distance: float, models: Sequence[str] =
     return Variant(root.name, {KEY: tiny_from, "seed": "0"}, root, models)
 
 
-def judged_anew(root: Path, noise: int = 0, data: str = "data", prompts: Sequence[str] = PROMPTS) -> None:
+def judged_anew(
+    root: Path, noise: int = 0, data: str = "data", prompts: Sequence[str] = PROMPTS, floor: bool = True
+) -> None:
     """The same project judged on other noise, data or prompts."""
-    with whole_folder(root / EVALUATION_SET) as staging:
-        Image.new("RGB", (24, 8)).save(staging / "grid-real.png")
-        write_json(staging / "prompts.json", {"prompts": prompts, "noise": [7, 8, 9], "labels": [None] * 3})
-        write_json(root / f"{data}.json", {"data": data})
-        Manifest.seal(staging, "evaluation_set", {"noise": noise}, {"data": root / f"{data}.json"})
+    write_json(root / f"{data}.json", {"data": data})
+    made_from, facts = {"data": root / f"{data}.json"}, {"noise": noise}
+    artifact(root / EVALUATION_SET, "evaluation_set", made_from, ["grid-real.png"], facts, prompts, floor)
     for name, steps in STEPS.items():
         evaluate(root, name, steps)
 
@@ -82,9 +81,9 @@ def rows(html: str) -> list[str]:
 def test_every_variants_figures_stand_in_its_row(variants: list[Variant], tmp_path: Path) -> None:
     shown = [row for row in rows(page(variants, tmp_path / "page.html")) if "from-" in row]
     assert shown == [
-        "tiny from-reflow reflow 1 2 75.0 %50.0 % – 87.5 % 20.018.0 – 22.0 16.0 × 1.24 M",
-        "from-teacher teacher 1 2 75.0 %50.0 % – 87.5 % 30.027.0 – 33.0 24.0 × 1.24 M",
-        "from-tiny tiny 1 2 75.0 %50.0 % – 87.5 % 20.518.4 – 22.6 16.4 × 1.24 M",
+        "tiny from-reflow reflow 1 2 75.0 %50.0 % – 87.5 % 20.018.0 – 22.0 16.0 ×12.8 – 19.2 0.432 1.24 M",
+        "from-teacher teacher 1 2 75.0 %50.0 % – 87.5 % 30.027.0 – 33.0 24.0 ×19.2 – 28.8 0.432 1.24 M",
+        "from-tiny tiny 1 2 75.0 %50.0 % – 87.5 % 20.518.4 – 22.6 16.4 ×13.1 – 19.7 0.432 1.24 M",
     ]
 
 
@@ -92,7 +91,8 @@ def test_what_all_variants_share_is_shown_once(variants: list[Variant], tmp_path
     html = page(variants, tmp_path / "page.html")
     shared = [row for row in rows(html) if "all variants any" in row]
     assert [row.split()[0] for row in shared] == ["teacher", "teacher", "reflow", "reflow"]
-    assert len(rows(html)) == len(shared) + len(variants)
+    assert len(rows(html)) == 1 + len(shared) + len(variants)  # the first is the real images'
+    assert rows(html)[0].startswith("real imageswith the same caption all variants")
     pictures = [value for value in Reader(html).values("src") if value.startswith("data:image/png")]
     assert len(pictures) == (1 + len(shared) + len(variants)) * len(PROMPTS)
     assert "tiny, from-teacher, 1\N{NO-BREAK SPACE}step, noise 9: a large blue ring" in Reader(html).values(
@@ -146,11 +146,32 @@ def test_variants_without_a_difference_have_no_best(variants: list[Variant], tmp
     assert "Nothing that was judged differs" in shown and "Best of" not in shown
 
 
-def test_without_teachers_ratios_are_to_the_best_row(variants: list[Variant], tmp_path: Path) -> None:
+def test_ratios_need_no_teacher_among_the_models(variants: list[Variant], tmp_path: Path) -> None:
     students = [Variant(one.name, one.overrides, one.root, ["tiny"]) for one in variants]
-    html = page(students, tmp_path / "page.html")
-    assert "ratio to best" in html and "ratio to teacher" not in html
-    assert [re.findall(r"(\S+)\s×", row)[0] for row in rows(html)] == ["1.00", "1.50", "1.02"]
+    found = rows(page(students, tmp_path / "page.html"))
+    assert [re.findall(r"(\S+)\s×", row)[0] for row in found[1:]] == ["16.0", "24.0", "16.4"]
+
+
+def test_a_variant_with_a_warning_is_not_the_best(variants: list[Variant], tmp_path: Path) -> None:
+    record = read_record(Metrics, variants[0].root / METRICS / "tiny.json")
+    flagged = record.steps["1"].model_copy(update={"flags": ("few kinds of images",)})
+    record = record.model_copy(update={"steps": {"1": flagged}})
+    write_record(variants[0].root / METRICS / "tiny.json", record)
+    html = page(variants, tmp_path / "page.html")
+    assert "Best of 3 variants at 2 evaluations: from-tiny" in text(html)
+    assert [row for row in rows(html) if "few kinds" in row] == [
+        row for row in rows(html) if "from-reflow" in row
+    ]
+
+
+def test_real_images_stand_in_a_row_for_the_variants_that_have_them(
+    variants: list[Variant], tmp_path: Path
+) -> None:
+    judged_anew(variants[0].root, floor=False)
+    judged_anew(variants[1].root)
+    found = rows(page(variants[:2], tmp_path / "page.html"))
+    (shown,) = [row for row in found if row.startswith("real images")]
+    assert shown.startswith("real imageswith the same caption from-teacher – ")
 
 
 @pytest.mark.parametrize(("noise", "prompts"), [(1, PROMPTS), (0, ["a house", "a tree", "a cat"])])
@@ -176,7 +197,6 @@ def test_against_other_data_none_is_the_best(variants: list[Variant], tmp_path: 
     html = page(students, tmp_path / "page.html")
     assert "figures cannot be compared" in text(html) and "Best of" not in text(html)
     assert html.count('<table class="grid">') == 1  # the same prompts, noise and real pictures
-    assert not any("×" in row for row in rows(html))
 
 
 def test_names_and_values_are_shown_and_not_obeyed(variants: list[Variant], tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ def test_a_pid_file_counts_while_its_server_is_there(home: Path) -> None:
     for left_over in ("", "nothing", "4194304000", str(os.getpid())):
         pid.write_text(left_over)
         assert background.running(pid, port, at(port)) is None
-    script = "import time; time.sleep(60)"
+    script = "import time; time.sleep(3600)"
     with subprocess.Popen([sys.executable, "-c", script, "prefect", "--port", "4200"]) as other:
         try:
             pid.write_text(str(other.pid))

@@ -68,11 +68,23 @@ class Manifest:
 
 
 def identity(path: Path) -> str:
-    """The SHA-256 of what describes an input: a folder's manifest, a data set's index, or the file itself."""
+    """The SHA-256 of what describes an input.
+
+    That is a file itself, an artifact's manifest, a data set's index, and of any other folder (a foreign
+    network's) the names and contents of its files. Raises UserError when nothing is there.
+    """
     if path.is_file():
         return sha256(path)
-    index = path / "index.json"
-    return sha256(index if index.exists() else path / NAME)
+    for described in (path / "index.json", path / NAME):
+        if described.exists():
+            return sha256(described)
+    files = contents(path)
+    if not files:
+        return sha256(path / NAME)
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256(file)}\n".encode())
+    return digest.hexdigest()
 
 
 def contents(folder: Path) -> list[Path]:

@@ -135,6 +135,15 @@ class Model:
         """Number of parameters of the denoising network."""
         return sum(p.numel() for p in self.net.parameters())
 
+    @property
+    def has_flow(self) -> bool:
+        """Whether it has a velocity between noise and data, as straightness needs.
+
+        A model made for one step was trained at t = 1 alone; what its network says at other times means
+        nothing. One made for N steps was trained at the N times `trailing(N)` before 0.
+        """
+        return self.steps != 1
+
 
 def open_model(folder: Path, backbone: Backbone) -> Model:
     """Any model of the chain, the teacher too. Raises UserError when the artifact is not whole."""

@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
@@ -143,11 +144,16 @@ class DiffusersBackbone:
         return config.in_channels, config.sample_size, config.sample_size
 
     def times(self, steps: int) -> list[float]:
-        """Equally spaced, moved to the nearest time of the network's table: as `trailing` schedulers do."""
+        """Equally spaced, moved to the nearest time of the network's table: stock `trailing` spacing.
+
+        The expression is diffusers', because another one rounds halves differently. For some step counts its
+        `arange` has one element too many, which stock schedulers take for a last time -1; it is left out.
+        """
         if not isinstance(self.schedule, DiscreteVP):
             return trailing(steps)
         table = len(self.schedule.alphas_cumprod)
-        return [round(table * t) / table for t in trailing(steps)]
+        entries = np.round(np.arange(table, 0, -table / steps))[:steps]
+        return [*(entries / table).tolist(), 0.0]
 
     def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
         raise NotImplementedError

@@ -56,11 +56,11 @@ def warnings(chain: Chain) -> Iterator[str]:
         yield f"data.path: none of its first {len(first)} entries is an image with a caption, e.g. {first[0]}"
 
 
-def first_entries(chain: Chain) -> list[Sample | Unreadable]:
-    """The first few of the source, without what it skips. Raises UserError as the source does."""
+def first_entries(chain: Chain, count: int = LOOKED_AT) -> list[Sample | Unreadable]:
+    """The first `count` of the source, without what it skips. Raises UserError as the source does."""
     source = import_module(f"fewstep.sources.{chain.data.source}")
     entries = source.samples(chain.data, chain.seed)
-    return list(islice((entry for entry in entries if not isinstance(entry, Skipped)), LOOKED_AT))
+    return list(islice((entry for entry in entries if not isinstance(entry, Skipped)), count))
 
 
 def images_of(config: DataConfig) -> int | None:

@@ -1,4 +1,4 @@
-"""The plan: every stage of a chain, what it goes through, what it writes, what it costs at least."""
+"""The plan: every stage of a chain, what it goes through and what it writes."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from fewstep.checks.data import images_of
 from fewstep.checks.teacher import Sizes, design, is_local, sizes
 from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
-from fewstep.memory import Design, Setup, operations, setup_of, trace
+from fewstep.memory import Setup, setup_of
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -27,7 +27,10 @@ def plan(chain: Chain) -> list[PlannedStage]:
     """Every stage with what it goes through and leaves behind."""
     pixels = 3 * chain.data.resolution**2
     count = images_of(chain.data)
-    stages = [PlannedStage("prepare_data", count, None, count * pixels // 2 if count else None)]
+    stages = [
+        PlannedStage("watch_inputs", None, None, None),
+        PlannedStage("prepare_data", count, None, count * pixels // 2 if count else None),
+    ]
     if chain.judge.train and chain.train_judge:
         stages.append(training("train_judge", chain.train_judge.training, None))
     denoiser = design(chain)
@@ -54,7 +57,8 @@ def plan(chain: Chain) -> list[PlannedStage]:
     stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
     for name, counts in chain.evaluate.models.items():
         stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
-    return stages
+    stages += [PlannedStage(f"export@{name}", None, None, model) for name in chain.export]
+    return [*stages, PlannedStage("report", None, None, None)]
 
 
 def encoded(size: Sizes | None, count: int | None, dtype: str) -> int | None:
@@ -84,14 +88,3 @@ def trainings(chain: Chain) -> dict[str, Setup]:
         found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
     objectives = chain.objectives().items()
     return found | {name: setup_of(config.training, config.lora, True) for name, config in objectives}
-
-
-def work(chain: Chain, denoiser: Design) -> dict[str, int | None]:
-    """Floating-point operations of the denoiser per stage that needs it most; None where they are unknown."""
-    samples = {stage.name: stage.samples or 0 for stage in plan(chain)}
-    found = {name: operations(denoiser, setup, samples[name]) for name, setup in trainings(chain).items()}
-    once = trace(denoiser, None, False).operations
-    guided = chain.triplets.guidance is not None or chain.sampling.guidance != 1
-    asked = chain.triplets.shard_size * chain.triplets.steps * (2 if guided else 1)
-    shards = {f"generate_triplets@{n}": asked * once if once else None for n in chain.triplets.shards}
-    return shards | found

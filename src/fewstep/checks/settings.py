@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from fewstep.backbones.base import Model, family
+from fewstep.backbones.configurations import CONFIG, read_object
 from fewstep.backbones.pipeline import EMBEDDED_GUIDANCE, schedule_of
 from fewstep.checks.data import images_of
 from fewstep.checks.teacher import Known, design, known_teacher
@@ -14,12 +15,15 @@ from fewstep.diffusion.denoiser import Denoiser
 from fewstep.errors import UserError
 from fewstep.export.sampling import demand_stock_pipeline, stock_sampling
 from fewstep.features import inception
+from fewstep.features.network import opener
 from fewstep.layout import JUDGE, TEACHER
 from fewstep.objectives.learn import objective_module
 from fewstep.objectives.lora import is_in
 
 PUBLISHED_WIDTH = 512
 """Of the features of every published AutoencoderKL, where the teacher's own is not here yet."""
+SPLIT_ERROR = 0.2
+"""The held-out share is that of hashes, and so is met by chance; relative."""
 PIXELS = ("pixel", "custom")
 """Families that may have no autoencoder."""
 
@@ -29,6 +33,7 @@ def faults(chain: Chain) -> Iterator[str]:
     known = known_teacher(chain)
     for fault in (
         *resolution(chain, known),
+        *held_out(chain),
         *features(chain, known),
         *steps(chain, known),
         *layers(chain),
@@ -43,15 +48,30 @@ def resolution(chain: Chain, known: Known) -> Iterator[str]:
         yield f"data.resolution = {chain.data.resolution}: this teacher draws at {known.resolution}"
 
 
+def held_out(chain: Chain) -> Iterator[str]:
+    """Every prompt of the evaluation is the caption of a held-out image of its own."""
+    images, wanted = images_of(chain.data), chain.evaluation_set.pictures
+    if images is None or images * chain.data.heldout * (1 + SPLIT_ERROR) >= wanted:
+        return
+    expected = round(images * chain.data.heldout)
+    yield (
+        f"evaluation_set.pictures = {wanted}: about {expected} of {images} images are held out; lower it, "
+        "raise data.heldout or give more images"
+    )
+
+
 def features(chain: Chain, known: Known) -> Iterator[str]:
     """A Frechet distance needs more images, drawn and real, than its features have dimensions."""
     if chain.features == TEACHER and chain.teacher.backbone in PIXELS:
         kind = chain.teacher.backbone
         yield f"features = {TEACHER}: a {kind} teacher has no autoencoder; take {JUDGE} or an Inception file"
         return
-    if chain.features.suffix:
-        if not chain.features.is_file():
-            yield f"features = {chain.features}: no such file; see docs/metrics.md for where to get it"
+    if chain.features not in (JUDGE, TEACHER):
+        try:
+            opener(chain.features)
+        except UserError as error:
+            yield f"features = {error}"
+    if chain.features.name == inception.FILE:
         for name, config in chain.objectives().items():
             if config.needs_feature_maps:
                 yield (
@@ -84,7 +104,13 @@ def feature_width(chain: Chain, known: Known) -> int | None:
         return chain.train_judge.feature_dim if chain.train_judge else None
     if chain.features == TEACHER:
         return known.feature_width or PUBLISHED_WIDTH
-    return inception.WIDTH if chain.features.name == inception.FILE else None
+    if chain.features.name == inception.FILE:
+        return inception.WIDTH
+    if not (chain.features / CONFIG).is_file():
+        return None
+    described = read_object(chain.features / CONFIG)
+    width = described.get("projection_dim", described.get("hidden_size"))
+    return width if isinstance(width, int) else None
 
 
 def steps(chain: Chain, known: Known) -> Iterator[str]:

@@ -5,15 +5,27 @@ from pydantic import Field, field_validator
 from fewstep.config.base import Section
 
 
+class DiversityConfig(Section):
+    """Images from different noise for the same prompt."""
+
+    prompts: int = Field(64, ge=2)
+    """Prompts that get several images, at most."""
+    samples: int = Field(4, ge=2)
+    """Images of each; equal prompts of the set count."""
+
+
 class EvaluationSetConfig(Section):
-    """The `evaluation_set` section: the same prompts, noises and real pictures for every model."""
+    """The `evaluation_set` section: the same prompts, noise and real images for every model."""
 
     pictures: int = Field(ge=2)
-    """Held-out prompts drawn, and pictures drawn per model and step count."""
+    """Held-out prompts, each with its real image; as many images are drawn per model and step count."""
     reference: int = Field(ge=2)
-    """Real held-out pictures that the Frechet distance compares with, at most."""
+    """Real held-out images that the Frechet distance compares with, at most."""
+    training: int = Field(10000, ge=8)
+    """Training images among which copies are looked for, at most."""
+    diversity: DiversityConfig = DiversityConfig()
     grid: int = Field(12, ge=1)
-    """Pictures per row of the report's grid."""
+    """Images per row of the report's grid."""
 
 
 class EvaluateConfig(Section):

@@ -17,9 +17,10 @@ class TrainingConfig(Section):
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     warmup: int = Field(0, ge=0)
-    """Steps of linear warm-up from 0."""
+    """Steps of linear warm-up: step k of W, counted from 0, has (k + 1) / W of the peak."""
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate falls from its peak; `linear` and `cosine` reach 0 at the last step."""
+    """How the rate falls from its peak. `linear` and `cosine` reach 0 at step `steps`, one after the last,
+    so that no step is wasted (as in transformers' `get_scheduler`)."""
     optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """muon: orthogonalised momentum for hidden layers, AdamW for the rest; learns in fewer steps. adamw_8bit:
     averages of a byte each (Dettmers et al. 2022), by bitsandbytes, which is not installed with the rest."""

@@ -37,13 +37,15 @@ class Picture:
 
     key: its name, from a hash of its pixels.
     pixels: RGB, uint8 `[resolution, resolution, 3]`.
-    labels: attribute -> value, or None for unlabelled data.
+    labels: attribute -> value of what the caption says, or None for unlabelled data.
+    hidden: attribute -> value of what it does not say, or None.
     """
 
     key: str
     pixels: np.ndarray
     caption: str
     labels: Mapping[str, str] | None
+    hidden: Mapping[str, str] | None = None
 
 
 class Record(Section):
@@ -51,6 +53,7 @@ class Record(Section):
 
     caption: str
     labels: Mapping[str, str] | None = None
+    hidden: Mapping[str, str] | None = None
     aesthetic_score: float | None = None
 
 
@@ -65,12 +68,13 @@ class Shard(Section):
 class Index(Section):
     """The content of index.json.
 
-    labels: attribute -> its sorted values, or null for unlabelled data.
-    splits: "train" and "heldout" -> shards, in order.
+    labels: attribute -> its sorted values, or null for unlabelled data. hidden: the same for attributes that
+    the captions do not tell. splits: "train" and "heldout" -> shards, in order.
     """
 
     resolution: int
     labels: dict[str, tuple[str, ...]] | None
+    hidden: dict[str, tuple[str, ...]] | None = None
     splits: dict[str, tuple[Shard, ...]]
 
 
@@ -139,7 +143,7 @@ def picture_of(members: Mapping[str, Any], path: Path) -> Picture:
         raise UserError(f"{path}: the .png of sample {key} is damaged; {REBUILD}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise UserError(f"{path}: sample {key} is no 8-bit RGB picture; {REBUILD}")
-    return Picture(key, pixels, record.caption, record.labels)
+    return Picture(key, pixels, record.caption, record.labels, record.hidden)
 
 
 def record_of(members: Mapping[str, Any], path: Path) -> Record:

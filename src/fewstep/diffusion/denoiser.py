@@ -100,13 +100,36 @@ class Denoiser:
         """The same network on another path."""
         return replace(self, path=path)
 
+    def without_zero_snr(self) -> "Denoiser":
+        """The same network with its schedule and path as stock DPM-Solver++ reads them."""
+        return replace(self, schedule=self.schedule.without_zero_snr(), path=self.path.without_zero_snr())
+
+    def own_time(self, t: Tensor) -> Tensor:
+        """The time of `schedule` at which the network is evaluated for t `[B]` of `path`, float64.
+
+        It has the path's signal-to-noise ratio, or is the schedule's noisiest where the path is noisier.
+        """
+        t = t.double()
+        return t if self.path == self.schedule else self.schedule.time_at(self.path.angle(t))
+
+    def own_x(self, x: Tensor, t: Tensor) -> Tensor:
+        """x `[B, ...]` at t `[B]` of `path`, rescaled to the variance of the network's own schedule."""
+        return x * along(self.schedule.scale(self.own_time(t)) / self.path.scale(t.double()), x)
+
+    def own_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha, sigma) `[B]` of the point at which the network is evaluated.
+
+        The estimate solves `own_x = alpha x_0 + sigma eps`. Where the path is noisier than the schedule ever
+        is, these are not the path's: SD's network, on the rectified flow beyond t = 0.936.
+        """
+        return self.schedule.alpha_sigma(self.own_time(t))
+
     def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         """x `[B, ...]` on `path` at t `[B]`; computed in x's dtype around a float32 network."""
-        t = t.double()
-        own_t = t if self.path == self.schedule else self.schedule.time_at(self.path.angle(t))
-        own_x = x * along(self.schedule.scale(own_t) / self.path.scale(t), x)
-        raw = self.network(own_x.float(), self.schedule.network_time(own_t).float(), conditions)
-        return to_estimate(raw.to(x.dtype), own_x, *self.schedule.alpha_sigma(own_t), self.prediction)
+        own_x = self.own_x(x, t)
+        time = self.schedule.network_time(self.own_time(t))
+        raw = self.network(own_x.float(), time.float(), conditions)
+        return to_estimate(raw.to(x.dtype), own_x, *self.own_alpha_sigma(t), self.prediction)
 
 
 def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:
@@ -139,12 +162,20 @@ def asked_at(denoise: Denoise, guidance: float) -> Denoise:
     return run
 
 
-def clipped(denoise: Denoise, path: Schedule, bound: float) -> Denoise:
-    """Clip the estimate of x_0 to [-bound, bound] and keep x_t consistent (Salimans & Ho 2022, section 4)."""
+def clipped(denoise: Denoise, denoiser: Denoiser, bound: float) -> Denoise:
+    """Clip the estimate of x_0 to [-bound, bound] (Salimans & Ho 2022, section 4).
+
+    eps changes with x_0, so that both still add up to the point at which the network was evaluated. An
+    estimate within the bound stays as it is. denoiser: the network within `denoise`, which may add guidance;
+    guidance keeps that point.
+    """
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
-        alpha, sigma = path.alpha_sigma(t)
-        x_0 = denoise(x, t, conditions).x_0.clamp(-bound, bound)
-        return Estimate(x_0, (x - along(alpha, x) * x_0) / along(sigma, x))
+        x_0, eps = denoise(x, t, conditions)
+        alpha, sigma = denoiser.own_alpha_sigma(t)
+        within = x_0.clamp(-bound, bound)
+        # Without noise (sigma = 0) the point says nothing of eps.
+        ratio = torch.where(sigma > 0, alpha / sigma, 0)
+        return Estimate(within, eps + along(ratio, x) * (x_0 - within))
 
     return run

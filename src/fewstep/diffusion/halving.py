@@ -3,26 +3,30 @@
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.denoiser import Conditions, Denoise, along
-from fewstep.diffusion.schedules import Schedule
+from fewstep.diffusion.denoiser import Conditions, Denoise, Denoiser, along
 from fewstep.diffusion.solvers import ddim_step
 
 
 def halving_target(
-    teacher: Denoise, x_t: Tensor, i: Tensor, steps: int, conditions: Conditions, path: Schedule
+    teacher: Denoise, x_t: Tensor, i: Tensor, steps: int, conditions: Conditions, student: Denoiser
 ) -> Tensor:
-    """The x_0 at which one student step lands where two teacher steps do.
+    """The student's x_0 `[B, ...]` with which one of its steps lands where two teacher steps do.
 
-    x_t: `[B, ...]` float64 (the denominator cancels for many steps), on `path` at `t = (i + 1) / steps`.
-    i: `[B]` integers in [0, steps). steps: the student's; the teacher takes twice as many.
+    x_t: `[B, ...]` float64 (the denominator cancels for many steps), on the student's path at
+    `t = (i + 1) / steps`. i: `[B]` integers in [0, steps). steps: the student's; the teacher takes twice as
+    many.
+
+    The student's eps follows from its x_0 at the point at which its network is evaluated. Where the path is
+    noisier than the network's schedule, that point is not x_t, so its coefficients take x_t's place.
     """
+    path = student.path
     t = (i.double() + 1) / steps
     middle, end = t - 0.5 / steps, i.double() / steps
     x_middle = ddim_step(teacher(x_t, t, conditions), path, middle)
     x_end = ddim_step(teacher(x_middle, middle, conditions), path, end)
-    (alpha, sigma), (alpha_end, sigma_end) = path.alpha_sigma(t), path.alpha_sigma(end)
+    (alpha, sigma), (alpha_end, sigma_end) = student.own_alpha_sigma(t), path.alpha_sigma(end)
     ratio = sigma_end / sigma
-    return (x_end - along(ratio, x_t) * x_t) / along(alpha_end - ratio * alpha, x_t)
+    return (x_end - along(ratio, x_t) * student.own_x(x_t, t)) / along(alpha_end - ratio * alpha, x_t)
 
 
 def truncated_snr(alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+SMALLEST_ALPHA_BAR = 2.0**-24
+"""What stock multistep solvers put in the place of a zero terminal SNR: the smallest number of float16."""
+
 
 class Schedule(ABC):
     """A path from data to noise. All methods are element-wise, float64 in and out."""
@@ -45,6 +48,10 @@ class Schedule(ABC):
     def network_time(self, t: Tensor) -> Tensor:
         """What a network made for this schedule is fed as its time: 1000 t."""
         return 1000.0 * t
+
+    def without_zero_snr(self) -> "Schedule":
+        """The schedule as stock DPM-Solver++ reads it; see `DiscreteVP`."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -115,6 +122,14 @@ class DiscreteVP(Schedule):
         """The table's index k as a float, never below 0."""
         steps = len(self.alphas_cumprod)
         return (steps * t - 1).clamp(min=0)
+
+    def without_zero_snr(self) -> "DiscreteVP":
+        """The table with 2^-24 in the place of a last `alpha_bar` of 0.
+
+        DPM-Solver++ extrapolates along log SNR. From an infinite one it could not.
+        """
+        *others, last = self.alphas_cumprod
+        return self if last > 0 else DiscreteVP((*others, min(SMALLEST_ALPHA_BAR, others[-1] / 2)))
 
 
 def schedule_facts(schedule: Schedule) -> dict[str, Any]:

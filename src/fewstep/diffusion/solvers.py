@@ -20,7 +20,8 @@ def trailing(steps: int) -> list[float]:
 def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
     """Move to time s `[B]` along the estimate (Song et al. 2021, eq. 12, eta = 0).
 
-    On the rectified-flow path this is the Euler step.
+    On the rectified-flow path this is the Euler step, but beyond the noisiest time of the network's schedule:
+    there the line starts at the point at which the network was evaluated; see `Denoiser.own_alpha_sigma`.
     """
     alpha, sigma = path.alpha_sigma(s)
     return along(alpha, estimate.x_0) * estimate.x_0 + along(sigma, estimate.eps) * estimate.eps
@@ -92,16 +93,16 @@ def at(t: float, x: Tensor) -> Tensor:
 def straightness(
     denoise: Denoise, noise: Tensor, conditions: Conditions, path: Schedule, steps: int = 16
 ) -> Tensor:
-    """`S = mean_t || (x_1 - x_0) - u(x_t, t) ||^2 / dim` per sample `[B]`, along the model's own Euler path.
+    """`S = mean_t || (x_1 - x_0) - u(x_t, t) ||^2 / dim` per sample `[B]`, along the model's own DDIM path.
 
     0 for a perfectly straight flow (Liu et al. 2022, eq. 6; here per element, so that resolutions compare).
-    `path` is the rectified flow.
+    `path` is the rectified flow. `x_1 - x_0` is the mean velocity, which holds also where a network's
+    schedule ends before pure noise and its first step does not start on the line.
     """
     x, velocities = noise.double(), []
-    times = trailing(steps)
-    for t, s in itertools.pairwise(times):
-        velocity = denoise(x, at(t, x), conditions).velocity
-        velocities.append(velocity)
-        x = x + (s - t) * velocity
-    chord = noise.double() - x
+    for t, s in itertools.pairwise(trailing(steps)):
+        estimate = denoise(x, at(t, x), conditions)
+        velocities.append(estimate.velocity)
+        x = ddim_step(estimate, path, at(s, x))
+    chord = torch.stack(velocities).mean(0)
     return torch.stack([(chord - u).square().flatten(1).mean(1) for u in velocities]).mean(0)

@@ -1,6 +1,7 @@
 """Measures one model at its step counts, on the evaluation set."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,93 +11,96 @@ from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import straightness
-from fewstep.evaluation.accuracy import PromptAccuracy, prompt_accuracy
 from fewstep.evaluation.agreement import teacher_rmse, teacher_similarity
-from fewstep.evaluation.evaluation_set import EvaluationSet, draw, features_of_uint8
-from fewstep.evaluation.frechet import demand_enough, frechet_distance, kernel_distance
-from fewstep.evaluation.precision_recall import precision_recall
+from fewstep.evaluation.evaluation_set import EvaluationSet, draw
+from fewstep.evaluation.figures import figures
+from fewstep.evaluation.flags import flags
+from fewstep.evaluation.frechet import frechet_distance
+from fewstep.evaluation.kernel import compare
+from fewstep.evaluation.observations import Observations, observe
 from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
 from fewstep.evaluation.speed import machine, measure_speed, memory_counter
-from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import computing, device, pictures_at_once
+from fewstep.hardware import computing, device
 from fewstep.keyed import Key
 from fewstep.sampling.draw import Sampler
 
 STRAIGHTNESS_PICTURES = 64
+STRAIGHTNESS_STEPS = 16
+"""Times at which the flow is looked at; a model made for N steps knows its N."""
 
 
 def measure(
-    sampler: Sampler, identity: str, steps: Sequence[int], on: EvaluationSet, features: FeatureNetwork
+    sampler: Sampler, identity: str, steps: Sequence[int], on: EvaluationSet, network: FeatureNetwork
 ) -> tuple[Metrics, dict[int, Tensor]]:
-    """The model's figures, and its pictures per step count, uint8 `[N, H, W, 3]`."""
-    demand_enough(len(on.prompts), *on.reference.shape)
-    pictures = {n: pictures_of(sampler, on, n) for n in steps}
+    """The model's figures, and an image per prompt for each step count, uint8 `[N, H, W, 3]`."""
+    images = {n: images_of(sampler, on, n) for n in steps}
     metrics = Metrics(
         model=sampler.model.name,
         manifest=identity,
-        pictures=len(on.prompts),
-        reference=len(on.reference),
-        features=features.name,
+        pictures=on.prompts.main,
+        reference=len(on.yardstick.reference),
+        features=network.name,
         guidance=sampler.guidance,
         parameters=sampler.model.parameters,
         straightness=model_straightness(sampler, on),
-        steps={str(n): step_metrics(sampler, n, pictures[n], on, features) for n in steps},
+        steps={str(n): step_metrics(sampler, n, images[n], on, network) for n in steps},
     )
-    return metrics, pictures
+    return metrics, {n: pixels[: on.prompts.main] for n, pixels in images.items()}
 
 
-def pictures_of(sampler: Sampler, on: EvaluationSet, steps: int) -> Tensor:
+def images_of(sampler: Sampler, on: EvaluationSet, steps: int) -> Tensor:
     """Drawn now, unless they are the teacher's own that the set already holds."""
-    if sampler.model.is_teacher and steps == sampler.sampling.steps:
+    if sampler.model.is_teacher and steps == on.reference.teacher_steps:
         return on.teacher
     return draw(sampler, on.prompts, steps)
 
 
 def step_metrics(
-    sampler: Sampler, steps: int, pixels: Tensor, on: EvaluationSet, features: FeatureNetwork
+    sampler: Sampler, steps: int, pixels: Tensor, on: EvaluationSet, network: FeatureNetwork
 ) -> StepMetrics:
     """All figures of one step count."""
-    found = features_of_uint8(features, pixels)
-    accuracy = judged(features, pixels, on)
-    closeness = precision_recall(found, on.reference)
+    seen = observe(pixels, network, on.prompts.prompts)
+    found = figures(seen, on.yardstick)
     return StepMetrics(
+        **dict(found),
+        **against_teacher(seen, pixels, on),
         nfe=sampler.evaluations(steps),
-        prompt_accuracy=accuracy.prompt if accuracy else None,
-        attributes=accuracy.attributes if accuracy else None,
-        frechet_distance=frechet_distance(
-            found, on.reference, Key(on.prompts.noise.seed, "evaluation/bootstrap")
-        ),
-        kernel_distance=kernel_distance(found, on.reference),
-        precision=closeness.precision,
-        recall=closeness.recall,
-        teacher_rmse=teacher_rmse(from_uint8(pixels), from_uint8(on.teacher)),
-        teacher_similarity=teacher_similarity(found, on.teacher_features),
         flops_per_picture=flops(sampler, steps, on.prompts.prompts[0]),
+        flags=tuple(flags(found, on.reference)),
     )
 
 
-def judged(features: FeatureNetwork, pixels: Tensor, on: EvaluationSet) -> PromptAccuracy | None:
-    """Prompt accuracy, where the features are a judge's and the prompts are labelled."""
-    if not isinstance(features, Judge):
-        return None
-    seen = [
-        labels
-        for part in torch.split(pixels, pictures_at_once())
-        for labels in features.recognise(from_uint8(part).to(device()))
-    ]
-    return prompt_accuracy(seen, on.prompts.labels)
+def against_teacher(seen: Observations, pixels: Tensor, on: EvaluationSet) -> dict[str, Any]:
+    """The figures that compare with the teacher's images of the same prompts and noise."""
+    rows = range(on.prompts.main)
+    mine, theirs, real = seen.rows(rows), on.teacher_seen.rows(rows), on.yardstick.real
+    by_features = compare([mine.features, theirs.features], real.features, on.yardstick.kernel)
+    return {
+        "kernel_ratio": by_features.ratio(0, 1),
+        "layout_ratio": compare([mine.layout, theirs.layout], real.layout).ratio(0, 1),
+        "teacher_kernel_distance": compare([mine.features], theirs.features, on.yardstick.kernel).distance(),
+        "teacher_frechet_distance": frechet_distance(mine.features, theirs.features),
+        "teacher_rmse": teacher_rmse(from_uint8(pixels[: len(rows)]), from_uint8(on.teacher[: len(rows)])),
+        "teacher_similarity": teacher_similarity(mine.features, theirs.features),
+    }
 
 
 @torch.no_grad()
-def model_straightness(sampler: Sampler, on: EvaluationSet) -> float:
-    """Of the model's flow, guidance included, over the first prompts."""
+def model_straightness(sampler: Sampler, on: EvaluationSet) -> float | None:
+    """Of the model's flow, guidance included, over the first prompts.
+
+    None where it was trained at t = 1 only.
+    """
+    if not sampler.model.has_flow:
+        return None
     flow = RectifiedFlow()
-    count = min(STRAIGHTNESS_PICTURES, len(on.prompts))
+    count = min(STRAIGHTNESS_PICTURES, on.prompts.main)
     noise = noise_of(on.prompts.noise, range(count), sampler.backbone.latent_shape).to(device())
     with computing():
         conditions = sampler.backbone.encode_prompts(on.prompts.prompts[:count])
-        return straightness(sampler.on(flow).denoise(), noise, conditions, flow).mean().item()
+        steps = sampler.model.steps or STRAIGHTNESS_STEPS
+        return straightness(sampler.on(flow).denoise(), noise, conditions, flow, steps).mean().item()
 
 
 def flops(sampler: Sampler, steps: int, prompt: str) -> float:

@@ -1,14 +1,16 @@
-"""What every model is measured on: one set of prompts, noises and real pictures, fixed once.
+"""What every model is measured on: one set of prompts, noise and real images, fixed once.
 
-The folder: `prompts.json` (prompts, their labels, the noises' indices), `reference.safetensors` (features
-of real held-out pictures), `teacher.safetensors` (the teacher's pictures at its full step count, and
-their features), `grid-real.png` (the real pictures of the first prompts).
+The folder: `prompts.json` (prompts, labels, noise indices, groups of equal prompts), `real.*` (observations
+of a real image per prompt), `real.safetensors` of the reference and of training images, `teacher.*` (the
+teacher's images at its full step count and what is observed of them), `figures.json` (the floor's and the
+teacher's figures), `grid-real.png`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -18,25 +20,39 @@ from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.data.noise import noise_of
-from fewstep.data.pixels import from_uint8, picture_batch, to_uint8
+from fewstep.data.pixels import picture_batch, to_uint8
 from fewstep.data.shards import Picture, open_pictures
 from fewstep.data.stream import Stream
 from fewstep.errors import UserError
+from fewstep.evaluation.copies import nearness_limit
+from fewstep.evaluation.figures import Yardstick, figures
 from fewstep.evaluation.frechet import demand_enough
 from fewstep.evaluation.grid import write_strip
+from fewstep.evaluation.kernel import KERNELS
+from fewstep.evaluation.observations import Observations, observe
+from fewstep.evaluation.record import read_record, write_record
+from fewstep.evaluation.schema import Floor, Reference
+from fewstep.features.judge import Judge
+from fewstep.features.layout import layout
 from fewstep.features.network import FeatureNetwork
 from fewstep.hardware import computing, device, in_parts, pictures_at_once
 from fewstep.keyed import Key
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
 
+POOL = 6
+"""Held-out images looked through for the floor, per prompt, where captions repeat."""
+
 
 @dataclass(frozen=True)
 class Prompts:
-    """Prompts with their labels (None for unlabelled data); picture i is drawn from noise i."""
+    """One prompt per image; image i is drawn from noise i.
+
+    Those after the first `main` serve the diversity.
+    """
 
     prompts: Sequence[str]
-    labels: Sequence[Mapping[str, str] | None]
+    main: int
     noise: Key
 
     def __len__(self) -> int:
@@ -47,35 +63,126 @@ class Prompts:
 class EvaluationSet:
     """What `load` reads.
 
-    reference: features of real pictures `[R, D]`. teacher: its pictures, uint8 `[N, H, W, 3]`, and features
-    `[N, D]`. grid: pictures per row of the report.
+    teacher: its images, uint8 `[rows, H, W, 3]`, and `teacher_seen` what was observed of them. grid: images
+    per row of the report.
     """
 
     prompts: Prompts
-    reference: Tensor
+    yardstick: Yardstick
     teacher: Tensor
-    teacher_features: Tensor
+    teacher_seen: Observations
+    reference: Reference
     grid: int
 
 
 def make(
-    config: EvaluationSetConfig, data: Path, teacher: Sampler, features: FeatureNetwork, seed: int
+    config: EvaluationSetConfig,
+    data: Path,
+    teacher: Sampler,
+    network: FeatureNetwork,
+    seed: int,
+    draw_seed: int = 0,
 ) -> tuple[EvaluationSet, Tensor]:
-    """Draw the set. Returns it and the real pictures of the first prompts, uint8 `[G, H, W, 3]`."""
-    held_out = open_pictures(data, "heldout", Key(seed, "evaluation/prompts"))
-    chosen = held_out.rows(range(config.pictures))
-    prompts = Prompts([p.caption for p in chosen], [p.labels for p in chosen], Key(seed, "evaluation/noise"))
-    grid = torch.stack([torch.from_numpy(p.pixels) for p in chosen[: config.grid]])
-    demand_resolution(teacher, grid.shape[1])
-    real = distinct(held_out, config.reference)
-    (width,) = features_of(features, picture_batch(real[:1])).shape[1:]
-    demand_enough(config.pictures, len(real), width)
-    reference = torch.cat(
-        [features_of(features, picture_batch(some)) for some in in_parts(real, pictures_at_once())]
+    """Draw the set. Returns it and the real images of the first prompts, uint8 `[G, H, W, 3]`.
+
+    draw_seed: 0 in the chain; others give other prompts, noise and real images from the same held-out ones.
+    """
+    suffix = f"/{draw_seed}" if draw_seed else ""
+    held_out = open_pictures(data, "heldout", Key(seed, f"evaluation/prompts{suffix}"))
+    real, pool = held_out_images(held_out, config)
+    count = config.pictures
+    demand_resolution(teacher, len(real[0].pixels))
+    (width,) = network.features(picture_batch(real[:1]).to(device())).shape[1:]
+    demand_enough(count, len(real), width)
+    captions = [picture.caption for picture in real[:count]]
+    extra, groups = grouped(captions, config.diversity.prompts, config.diversity.samples)
+    prompts = Prompts([*captions, *extra], count, Key(seed, f"evaluation/noise{suffix}"))
+    seen = look_at(real, network)
+    training = training_layout(data, config.training, Key(seed, "evaluation/training"))
+    yardstick = Yardstick(
+        labels=[picture.labels for picture in real[:count]],
+        groups=groups,
+        real=seen.rows(range(count)),
+        reference=seen.features,
+        training=training,
+        near=nearness_limit(seen.layout, training),
+        hidden=network.config.hidden if isinstance(network, Judge) else (),
+        kernel=KERNELS[network.kernel],
     )
-    pictures = draw(teacher, prompts, teacher.sampling.steps)
-    made = EvaluationSet(prompts, reference, pictures, features_of_uint8(features, pictures), config.grid)
-    return made, grid
+    images = draw(teacher, prompts, teacher.sampling.steps)
+    teacher_seen = observe(images, network, prompts.prompts)
+    reference = Reference(
+        floor=floor(prompts, pool, yardstick, network),
+        teacher=figures(teacher_seen, yardstick),
+        teacher_steps=teacher.sampling.steps,
+    )
+    made = EvaluationSet(prompts, yardstick, images, teacher_seen, reference, config.grid)
+    return made, torch.stack([torch.from_numpy(picture.pixels) for picture in real[: config.grid]])
+
+
+def held_out_images(
+    held_out: Stream[Picture], config: EvaluationSetConfig
+) -> tuple[list[Picture], list[Picture]]:
+    """The real images, the first of which give the prompts, and others for the floor.
+
+    Raises UserError when there are fewer held-out images than prompts.
+    """
+    wanted = max(config.pictures, config.reference)
+    found = distinct(held_out, wanted + POOL * config.pictures)
+    if len(found) < config.pictures:
+        raise UserError(
+            f"params.yaml: evaluation_set.pictures = {config.pictures}: there are {len(found)} held-out "
+            "images; lower it or raise data.heldout"
+        )
+    # Without captions that repeat none can be matched, and as many as there are prompts will do.
+    repeated = len({picture.caption for picture in found[: config.pictures]}) < config.pictures
+    return found[:wanted], found[wanted : None if repeated else wanted + config.pictures]
+
+
+def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[str], list[list[int]]]:
+    """Prompts of the rows to be added, and groups of `samples` rows of one prompt, for up to `prompts`."""
+    rows: dict[str, list[int]] = {}
+    for i, caption in enumerate(captions):
+        rows.setdefault(caption, []).append(i)
+    extra: list[str] = []
+    groups = []
+    for caption, own in list(rows.items())[:prompts]:
+        missing = max(samples - len(own), 0)
+        first = len(captions) + len(extra)
+        groups.append([*own[:samples], *range(first, first + missing)])
+        extra += [caption] * missing
+    return extra, groups
+
+
+def floor(prompts: Prompts, pool: Sequence[Picture], on: Yardstick, network: FeatureNetwork) -> Floor | None:
+    """The figures of real images that stand in for generated ones; None where too few are left.
+
+    Where every prompt finds a real image of its caption, they are what a perfect sampler would draw.
+    """
+    matched = match(prompts.prompts, pool)
+    if len(matched) >= prompts.main:
+        chosen = [pool[i] for i in matched]
+        groups = on.groups if len(chosen) == len(prompts) else ()
+        found = figures(look_at(chosen, network), on, groups)
+        return Floor(**dict(found), pairing="caption")
+    if len(pool) < prompts.main:
+        return None
+    others = pool[: prompts.main]
+    own = replace(on, labels=[picture.labels for picture in others])
+    return Floor(**dict(figures(look_at(others, network), own, ())), pairing="none")
+
+
+def match(captions: Sequence[str], pool: Sequence[Picture]) -> list[int]:
+    """For each caption, in order, an image of the pool that has it, each once; ends where one is missing."""
+    left: dict[str, list[int]] = {}
+    for i in reversed(range(len(pool))):
+        left.setdefault(pool[i].caption, []).append(i)
+    found = []
+    for caption in captions:
+        if not left.get(caption):
+            break
+        found.append(left[caption].pop())
+    return found
 
 
 @torch.no_grad()
@@ -104,8 +211,23 @@ def distinct(images: Stream[Picture], count: int) -> list[Picture]:
     return list(found.values())
 
 
+def look_at(real: Sequence[Picture], network: FeatureNetwork) -> Observations:
+    """What is observed of real images."""
+    pixels = torch.from_numpy(np.stack([picture.pixels for picture in real]))
+    return observe(pixels, network, [picture.caption for picture in real])
+
+
+def training_layout(data: Path, count: int, key: Key) -> Tensor:
+    """Layout of up to `count` training images, `[T, 192]`."""
+    images = open_pictures(data, "train", key)
+    positions = range(min(count, images.total))
+    return torch.cat(
+        [layout(picture_batch(images.rows(few))) for few in in_parts(positions, pictures_at_once())]
+    )
+
+
 def draw(sampler: Sampler, prompts: Prompts, steps: int) -> Tensor:
-    """One picture per prompt, from its own noise, as uint8 `[N, H, W, 3]`: what a PNG would hold."""
+    """One image per prompt, from its own noise, as uint8 `[rows, H, W, 3]`: what a PNG would hold."""
     conditions, row = encode_distinct(sampler.backbone, prompts.prompts)
     size, parts = pictures_at_once(), []
     with progress(f"{sampler.model.name}, {steps} steps", len(prompts)) as report:
@@ -118,40 +240,32 @@ def draw(sampler: Sampler, prompts: Prompts, steps: int) -> Tensor:
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def features_of(network: FeatureNetwork, pictures: Tensor) -> Tensor:
-    """Features `[B, D]` of pictures `[B, 3, H, W]` in [-1, 1], on the CPU."""
-    return network.features(pictures.to(device())).float().cpu()
-
-
-def features_of_uint8(network: FeatureNetwork, pixels: Tensor) -> Tensor:
-    """The same for uint8 `[N, H, W, 3]`, in batches."""
-    parts = torch.split(pixels, pictures_at_once())
-    return torch.cat([features_of(network, from_uint8(part)) for part in parts])
-
-
-def save(
-    made: EvaluationSet, grid: Tensor, out: Path, made_from: Mapping[str, Path], teacher_steps: int
-) -> None:
+def save(made: EvaluationSet, grid: Tensor, out: Path, made_from: Mapping[str, Path]) -> None:
     """Write the folder."""
+    on = made.yardstick
     with whole_folder(out) as staging:
         write_json(
             staging / "prompts.json",
             {
                 "prompts": list(made.prompts.prompts),
-                "labels": list(made.prompts.labels),
+                "labels": list(on.labels),
                 "noise": list(range(len(made.prompts))),
+                "groups": [list(group) for group in on.groups],
             },
         )
-        save_file({"features": made.reference}, staging / "reference.safetensors")
-        save_file(
-            {"pictures": made.teacher, "features": made.teacher_features}, staging / "teacher.safetensors"
-        )
+        on.real.save(staging, "real")
+        made.teacher_seen.save(staging, "teacher")
+        save_file({"features": on.reference.contiguous()}, staging / "reference.safetensors")
+        save_file({"layout": on.training.contiguous()}, staging / "training.safetensors")
+        save_file({"images": made.teacher}, staging / "teacher-images.safetensors")
+        write_record(staging / "figures.json", made.reference)
         write_strip(staging / "grid-real.png", grid)
         facts = {
             "noise": {"seed": made.prompts.noise.seed, "stream": made.prompts.noise.stream},
             "grid": made.grid,
-            "teacher_steps": teacher_steps,
+            "near": on.near,
+            "hidden": list(on.hidden),
+            "kernel": next(name for name, kernel in KERNELS.items() if kernel is on.kernel),
         }
         Manifest.seal(staging, "evaluation_set", facts, made_from)
 
@@ -160,11 +274,21 @@ def load(folder: Path) -> EvaluationSet:
     """Read the folder. Raises UserError when it is not whole."""
     facts = Manifest.open(folder, "evaluation_set").facts
     listed = read_json(folder / "prompts.json")
-    teacher = load_file(folder / "teacher.safetensors")
+    yardstick = Yardstick(
+        labels=listed["labels"],
+        groups=listed["groups"],
+        real=Observations.load(folder, "real"),
+        reference=load_file(folder / "reference.safetensors")["features"],
+        training=load_file(folder / "training.safetensors")["layout"],
+        near=facts["near"],
+        hidden=facts["hidden"],
+        kernel=KERNELS[facts["kernel"]],
+    )
     return EvaluationSet(
-        Prompts(listed["prompts"], listed["labels"], Key(**facts["noise"])),
-        load_file(folder / "reference.safetensors")["features"],
-        teacher["pictures"],
-        teacher["features"],
+        Prompts(listed["prompts"], len(listed["labels"]), Key(**facts["noise"])),
+        yardstick,
+        load_file(folder / "teacher-images.safetensors")["images"],
+        Observations.load(folder, "teacher"),
+        read_record(Reference, folder / "figures.json"),
         facts["grid"],
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ConfigDict, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from fewstep.artifacts.folder import read_json, write_json
 from fewstep.config.base import Section, validate
@@ -30,6 +30,18 @@ class Interval(Record):
         if not self.low <= self.value <= self.high:
             raise ValueError("an interval must hold its value: low <= value <= high")
         return self
+
+
+class Ratio(Record):
+    """A ratio and its 95 % interval; 0 <= low.
+
+    value: null where the denominator is not above 0. high: null where the interval has no upper end, since
+    the denominator cannot be told from 0.
+    """
+
+    value: float | None
+    low: float = Field(ge=0)
+    high: float | None
 
 
 R = TypeVar("R", bound=Record)

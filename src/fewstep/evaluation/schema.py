@@ -1,34 +1,97 @@
-"""The two files of figures: `metrics/<model>.json` (hashed) and `logs/speed/<model>.json` (not).
+"""The figures as files.
 
+`metrics/<model>.json` and `evaluation_set/figures.json` are hashed, `logs/speed/<model>.json` is not.
 docs/metrics.md explains every field. Write with `record.write_record`, read with `record.read_record`.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from fewstep.evaluation.record import Interval, Record
+from fewstep.evaluation.record import Interval, Ratio, Record
 
 Share = Annotated[float, Field(ge=0, le=1)]
 StepCount = Annotated[str, Field(pattern=r"^[1-9][0-9]*$")]
 """A number of steps; text, because it is a key of a JSON object."""
 
 
-class StepMetrics(Record):
+class Diversity(Record):
+    """How different the images of one prompt are."""
+
+    distance: Interval
+    """Mean distance of two of them, in features."""
+    layout: Interval
+    """The same in the layout."""
+    vendi: float = Field(ge=0)
+    """Effective number of different ones."""
+
+
+class HiddenAttribute(Record):
+    """A property that captions leave open."""
+
+    shares: dict[str, Share]
+    p_value: Share
+    entropy: float | None
+
+
+class Figures(Record):
+    """What is measured of a set of images, whoever drew them."""
+
+    images: int = Field(ge=1)
+    prompt_accuracy: Interval | None
+    """null: no labelled prompts or no classifier."""
+    attributes: dict[str, Share] | None
+    prompt_similarity: Interval | None
+    """CLIP score; null: the feature network knows no prompts."""
+    kernel_distance: Interval
+    """The headline: to the real images."""
+    layout_distance: Interval
+    """The same in features that see where things are."""
+    frechet_distance: float = Field(ge=0)
+    precision: Share
+    recall: Share
+    density: float = Field(ge=0)
+    coverage: Share
+    diversity: Diversity | None
+    """null: no prompt has several images."""
+    hidden: dict[str, HiddenAttribute] | None
+    drift: dict[str, Interval]
+    copied: Interval
+
+
+class Floor(Figures):
+    """Real images against real ones."""
+
+    pairing: Literal["caption", "none"]
+    """caption: a real image of the same caption stands for each generated one. none: any other real image."""
+
+
+class Reference(Record):
+    """`figures.json` of the evaluation set: what any model's figures are read against."""
+
+    floor: Floor | None
+    """null: too few held-out images."""
+    teacher: Figures
+    """At its full step count."""
+    teacher_steps: int
+
+
+class StepMetrics(Figures):
     """One model at one step count."""
 
     nfe: int = Field(ge=1)
-    """Evaluations of the network per picture; guidance costs two per step."""
-    prompt_accuracy: Interval | None
-    """null: no labelled prompts or no judge."""
-    attributes: dict[str, Share] | None
-    frechet_distance: Interval
-    kernel_distance: float
-    precision: Share
-    recall: Share
+    """Evaluations of the network per image; guidance costs two per step."""
+    kernel_ratio: Ratio
+    """Kernel distance over the teacher's at its full step count."""
+    layout_ratio: Ratio
+    teacher_kernel_distance: Interval
+    """To the teacher's images instead of real ones."""
+    teacher_frechet_distance: float = Field(ge=0)
     teacher_rmse: Share
     teacher_similarity: float = Field(ge=-1, le=1)
     flops_per_picture: float = Field(gt=0)
+    flags: tuple[str, ...] = Field(strict=False)  # JSON has lists only
+    """What is wrong with these images, in words; see flags.py."""
 
 
 class Metrics(Record):
@@ -44,6 +107,7 @@ class Metrics(Record):
     """null: the model takes no guidance weight."""
     parameters: int = Field(ge=1)
     straightness: float | None = Field(ge=0)
+    """null: the model was trained at t = 1 only."""
     steps: dict[StepCount, StepMetrics] = Field(min_length=1)
 
 
@@ -51,7 +115,7 @@ class Speed(Record):
     """How fast one model draws at one step count."""
 
     latency_s: float = Field(gt=0)
-    """Median seconds for a single picture."""
+    """Median seconds for a single image."""
     pictures_per_second: float = Field(gt=0)
     """Median throughput at the log's batch size."""
     peak_memory_bytes: int = Field(gt=0)

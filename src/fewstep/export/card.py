@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.base import Model
+from fewstep.evaluation.plain_text import interval_text, ratio_text
 from fewstep.evaluation.schema import Metrics
 
 
@@ -25,7 +26,7 @@ def model_card(
         base_model=source["repository"] if source else None,
         tags=["few-step", "distillation", made["facts"].get("method", "teacher")],
     )
-    steps = f"{model.steps} step{'s' if model.steps != 1 else ''}" if model.steps else "any number of steps"
+    steps = counted(model.steps) if model.steps else "any number of steps"
     arguments = ", ".join(f"{name}={value!r}" for name, value in call.items())
     prompt = "" if pipeline == "DDIMPipeline" else '"a small red star on a blue background", '
     lines = [
@@ -64,19 +65,31 @@ def measured(metrics: Metrics | None) -> list[str]:
     """The table of figures, where the model was evaluated."""
     if metrics is None:
         return []
-    rows = [
+    lines = [
         "## Measured",
         "",
-        f"On {metrics.pictures} pictures against {metrics.reference} real ones, with `{metrics.features}`.",
+        f"On {metrics.pictures} images, with the features of `{metrics.features}`; intervals are 95 %. The "
+        "kernel distance to real images is unbiased: a perfect model scatters around 0. The ratio is to the "
+        f"teacher at its full step count. The Frechet distance, to {metrics.reference} real images, is "
+        "biased upwards.",
         "",
-        "| steps | NFE | Frechet distance (95 %) | prompt accuracy (95 %) | precision | recall |",
+        "| steps | NFE | kernel distance | ratio to the teacher | prompt accuracy | Frechet distance |",
         "|---|---|---|---|---|---|",
     ]
     for steps, found in metrics.steps.items():
-        distance, accuracy = found.frechet_distance, found.prompt_accuracy
-        share = f"{accuracy.value:.3f} ({accuracy.low:.3f} - {accuracy.high:.3f})" if accuracy else ""
-        rows.append(
-            f"| {steps} | {found.nfe} | {distance.value:.3g} ({distance.low:.3g} - {distance.high:.3g}) "
-            f"| {share} | {found.precision:.2f} | {found.recall:.2f} |"
+        figures = (
+            interval_text(found.kernel_distance),
+            ratio_text(found.kernel_ratio),
+            interval_text(found.prompt_accuracy),
+            f"{found.frechet_distance:.3g}",
         )
-    return [*rows, ""]
+        lines.append(f"| {steps} | {found.nfe} | {' | '.join(figures)} |")
+    warnings = [
+        f"- {counted(int(steps))}: {flag}" for steps, found in metrics.steps.items() for flag in found.flags
+    ]
+    return [*lines, "", *(["The evaluation warns:", "", *warnings, ""] if warnings else [])]
+
+
+def counted(steps: int) -> str:
+    """ "1 step", "4 steps"."""
+    return f"{steps} step{'s' if steps != 1 else ''}"

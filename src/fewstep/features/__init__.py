@@ -1,1 +1,1 @@
-"""Networks whose features pictures are compared in."""
+"""Networks whose features images are compared in."""

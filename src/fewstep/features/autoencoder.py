@@ -1,4 +1,4 @@
-"""Features from a teacher's own autoencoder: for pictures without labels, and with no download."""
+"""Features from a teacher's own autoencoder: for images without labels, and with no download."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -13,6 +13,8 @@ class AutoencoderFeatures(nn.Module):
     """The encoder of a diffusers autoencoder, read at its down blocks and, where it has one, its middle."""
 
     name = "autoencoder"
+    kernel = "polynomial"
+    opens = ("artifact teacher",)
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()

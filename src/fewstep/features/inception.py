@@ -22,9 +22,11 @@ SHA256 = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 
 
 class InceptionFeatures(nn.Module):
-    """Pooled activations, 2048 of them; not differentiable (pictures are rounded to 8 bits first)."""
+    """Pooled activations, 2048 of them; not differentiable (images are rounded to 8 bits first)."""
 
     name = FILE.removesuffix(".pt")
+    kernel = "polynomial"
+    opens = (f"file {FILE}",)
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
@@ -34,8 +36,8 @@ class InceptionFeatures(nn.Module):
     @torch.no_grad()
     def features(self, x: Tensor) -> Tensor:
         """`[B, 2048]`; x `[B, 3, H, W]` in [-1, 1], resized to 299 x 299 by clean-fid's bicubic filter."""
-        pictures = ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
-        resized = np.stack([self.resize(picture) for picture in pictures])
+        images = ((x.permute(0, 2, 3, 1) + 1) * 127.5).round().clamp(0, 255).byte().cpu().numpy()
+        resized = np.stack([self.resize(image) for image in images])
         features: Tensor = self.network(torch.from_numpy(resized).permute(0, 3, 1, 2).to(x.device))
         return features
 

@@ -28,6 +28,8 @@ class JudgeNetworkConfig(Section):
 
     labels: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Attribute -> its values, in the order of the logits."""
+    hidden: tuple[str, ...] = ()
+    """Those of the attributes that captions do not tell."""
     widths: tuple[Width, ...] = Field((32, 64, 128), min_length=1)
     """Channels at full resolution, half of it, a quarter ..."""
     feature_dim: int = Field(64, ge=1)
@@ -40,17 +42,21 @@ class Judge(nn.Module):
     """
 
     name = "judge"
+    kernel, opens = "polynomial", ("artifact judge",)
 
     def __init__(
         self,
         labels: Mapping[str, Sequence[str]],
         widths: Sequence[int] = (32, 64, 128),
         feature_dim: int = 64,
+        hidden: Sequence[str] = (),
     ) -> None:
         super().__init__()
         # Attributes are sorted, as they are in config.json: the order of the logits survives the disk.
         values = {attribute: tuple(labels[attribute]) for attribute in sorted(labels)}
-        self.config = JudgeNetworkConfig(labels=values, widths=tuple(widths), feature_dim=feature_dim)
+        self.config = JudgeNetworkConfig(
+            labels=values, hidden=tuple(sorted(hidden)), widths=tuple(widths), feature_dim=feature_dim
+        )
         self.stem = block(3, widths[0], stride=1)
         self.stages = nn.ModuleList(
             nn.Sequential(block(before, after, stride=2), block(after, after, stride=1))

@@ -1,35 +1,46 @@
-"""Feature networks: what a picture is compared by, whoever computes it."""
+"""Feature networks: what images are compared by, whoever computes it."""
 
-from collections.abc import Callable, Mapping
+import importlib
+import pkgutil
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
 from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import NAME
+from fewstep.backbones.configurations import CONFIG, read_object
 from fewstep.errors import UserError
-from fewstep.features import inception
-from fewstep.features.autoencoder import AutoencoderFeatures
-from fewstep.features.inception import InceptionFeatures
-from fewstep.features.judge import Judge
 
 
 class FeatureNetwork(Protocol):
-    """A frozen network that turns pictures `[B, 3, H, W]` in [-1, 1] into numbers."""
+    """A frozen network that maps images `[B, 3, H, W]` in [-1, 1] to feature vectors."""
 
     @property
     def name(self) -> str:
         """As the metrics file names it."""
         ...
 
+    @property
+    def kernel(self) -> str:
+        """Kernel of the kernel distance in these features.
+
+        "polynomial": (x . y / D + 1)^3 (KID, Binkowski et al. 2018). "gaussian": exp(-|x - y|^2 / 200) on
+        features of unit length, times 1,000 (CMMD, Jayasumana et al. 2024).
+        """
+        ...
+
     def features(self, x: Tensor) -> Tensor:
-        """One row per picture, `[B, D]`."""
+        """One row per image, `[B, D]`."""
         ...
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Activations `[B, C_i, H_i, W_i]`, fine to coarse, not normalised; differentiable in x."""
+        """Activations `[B, C_i, H_i, W_i]`, shallow to deep, not normalised; differentiable in x.
+
+        Raises UserError where the network gives none.
+        """
         ...
 
     def to(self, device: torch.device) -> Self:
@@ -37,31 +48,61 @@ class FeatureNetwork(Protocol):
         ...
 
 
-ARTIFACTS: Mapping[str, Callable[[Path], FeatureNetwork]] = {
-    "judge": Judge.open,
-    "teacher": AutoencoderFeatures.open,
-}
-"""Kind of artifact -> how to open it."""
+class Opener(Protocol):
+    """A class of this package that opens a feature network from the disk."""
+
+    opens: tuple[str, ...]
+    """What it opens, in the words of `kind_of`."""
+
+    def open(self, path: Path) -> FeatureNetwork:
+        """The network, frozen, in evaluation mode, on the CPU. Raises UserError where it is damaged."""
+        ...
 
 
 def open_features(path: Path) -> FeatureNetwork:
-    """The network that lies at `path`, frozen, in evaluation mode, on the CPU.
+    """The network at `path`, frozen, in evaluation mode, on the CPU.
 
-    path: the folder of a judge or a teacher, or the file `inception-2015-12-05.pt`.
-    Raises UserError when there is none of these, or one that is damaged.
+    path: see `kind_of`. Raises UserError when no class of this package opens it, or when it is damaged.
     """
-    return opener(path)(path)
+    return opener(path).open(path)
 
 
-def opener(path: Path) -> Callable[[Path], FeatureNetwork]:
-    """Who can open what lies at `path`."""
-    if path.is_file() and path.name == inception.FILE:
-        return InceptionFeatures.open
-    kind: Any = read_json(path / NAME).get("kind") if (path / NAME).is_file() else None
-    if kind in ARTIFACTS:
-        return ARTIFACTS[kind]
-    found = f"a {kind!r} artifact" if kind else "something else" if path.exists() else "nothing"
+def opener(path: Path) -> Opener:
+    """The class that opens what is at `path`. Raises UserError listing what can be opened."""
+    kind = kind_of(path)
+    if kind in openers():
+        return openers()[kind]
+    found = kind or ("something else" if path.exists() else "nothing")
     raise UserError(
-        f"{path}: features need the folder of a {' or '.join(ARTIFACTS)} artifact (`dvc repro` makes them) "
-        f"or the file {inception.FILE} ({inception.URL}); found {found}"
+        f"{path}: features need one of: {', '.join(sorted(openers()))} (`dvc repro` makes artifacts, "
+        f"docs/metrics.md lists where to get the others); found {found}"
     )
+
+
+def kind_of(path: Path) -> str | None:
+    """What is at `path`: "artifact <kind>", "model_type <type>" or "file <name>"; None for anything else.
+
+    The model type is that of `config.json` in a folder saved by transformers.
+    """
+    if path.is_file():
+        return f"file {path.name}"
+    if (path / NAME).is_file():
+        return f"artifact {read_json(path / NAME).get('kind')}"
+    if (path / CONFIG).is_file() and (model := read_object(path / CONFIG).get("model_type")):
+        return f"model_type {model}"
+    return None
+
+
+@cache
+def openers() -> dict[str, Opener]:
+    """What can be opened -> the class that opens it: every class of this package with an attribute `opens`.
+
+    They are found by importing the package's files, so that a new feature network is a new file.
+    """
+    found: dict[str, Opener] = {}
+    for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
+        members = vars(importlib.import_module(f"{__package__}.{module.name}")).values()
+        for member in members:
+            if isinstance(member, type):
+                found |= dict.fromkeys(getattr(member, "opens", ()), member)
+    return found

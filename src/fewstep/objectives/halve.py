@@ -1,4 +1,11 @@
-"""Progressive distillation: N student steps learn 2N teacher steps (Salimans & Ho 2022, algorithm 2)."""
+"""Progressive distillation: N student steps learn 2N teacher steps (Salimans & Ho 2022, algorithm 2).
+
+A step is learned at `x_t = alpha x_0 + sigma eps`. The paper takes x_0 from the data (`data: encoded`) and
+eps from N(0, I), independently. Here x_0 may also be the teacher's end point (`data: triplets`); eps is
+fresh as in the paper. A reflow model was trained on other x_t, those of coupled pairs (eps, x_0). After
+reflow the triplet's own noise was tried as well: on two seeds no consistent gain either way was measured.
+Fresh noise stays, because it suits every start, and real images, which have no noise of their own.
+"""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -26,7 +33,7 @@ class Config(ObjectiveConfig):
     """What is noised: the teacher's own end points, or real pictures (the paper's; needs `encode_data`)."""
     weight: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr"
     guidance: float = Field(1.0, ge=0)
-    """Guidance baked into the teacher's steps; 1: none (the start has it already)."""
+    """Guidance baked into the teacher's steps, with `sampling.negative_prompt`; 1: none."""
 
 
 def student_of(config: Config, start: Model) -> Model:
@@ -80,7 +87,7 @@ class Halve(Method):
 
     def prepare(self, batch: Batch) -> Batch:
         target = halving_target(
-            self.teacher, batch.x_t, batch.i, self.config.steps, batch.conditions, self.path
+            self.teacher, batch.x_t, batch.i, self.config.steps, batch.conditions, self.denoiser
         )
         return replace(batch, target=target.float())
 

@@ -59,6 +59,7 @@ class Ingredients:
     name: of the model to be made; with `seed` it keys everything random. start: the model it starts from, as
     it stays. student: equal to it, and to be trained, all or its adapter. shards: of triplets. features:
     where the feature network of a perceptual loss lies. encoded: where encoded real pictures lie.
+    negative_prompt: of the teacher's guidance, as `sampling` has it.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Ingredients:
     shards: Sequence[Path]
     features: Path | None
     encoded: Path | None
+    negative_prompt: str = ""
 
     def key(self, use: str) -> Key:
         """Randomness for one use (`noise`, `times` ...) of this training."""
@@ -87,7 +89,7 @@ class Ingredients:
     def real(self) -> Stream[Prompted]:
         """Encoded real pictures in this training's own order."""
         assert self.encoded is not None, "this objective was given no real pictures"
-        return open_encoded(self.encoded, self.key("order"))
+        return open_encoded(self.encoded, self.key("real"))
 
     def real_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
         """x_0 `[B, C, h, w]` of real pictures and their captions' conditions, on the device."""
@@ -103,7 +105,7 @@ class Ingredients:
     def unconditional(self) -> Conditions:
         """The other side of guidance, batch size 1."""
         with torch.no_grad():
-            return self.backbone.unconditional()
+            return self.backbone.unconditional(self.negative_prompt)
 
 
 def start_and_student(

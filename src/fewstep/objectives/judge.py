@@ -1,5 +1,6 @@
 """The judge: a classifier of the labelled pictures, whose features measure all others."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,10 +16,13 @@ from fewstep.hardware import device
 from fewstep.keyed import Key
 from fewstep.training.method import Method, Player, Rows
 
+UNKNOWN = -100
+"""Index of a value that a sample does not have; the loss leaves it out."""
+
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures `[B, 3, H, W]` and, per attribute, the index of its value `[B]`."""
+    """Images `[B, 3, H, W]` and, per attribute, the index of its value `[B]`, UNKNOWN where there is none."""
 
     pictures: Tensor
     labels: dict[str, Tensor]
@@ -41,7 +45,7 @@ class JudgeTraining(Method):
         x = picture_batch(samples)
         noise = torch.from_numpy(self.noise.normal(rows.positions, x.shape[1:]))
         labels = {
-            attribute: torch.tensor([index[(sample.labels or {})[attribute]] for sample in samples])
+            attribute: torch.tensor([index.get(row.get(attribute, ""), UNKNOWN) for row in rows_of(samples)])
             for attribute, index in self.index.items()
         }
         return Batch(
@@ -51,4 +55,15 @@ class JudgeTraining(Method):
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
         logits = self.player.modules["judge"](batch.pictures)
-        return {name: cross_entropy(logits[name].float(), labels) for name, labels in batch.labels.items()}
+        return {name: known_entropy(logits[name].float(), labels) for name, labels in batch.labels.items()}
+
+
+def rows_of(samples: Sequence[Picture]) -> list[dict[str, str]]:
+    """All attributes of each sample, those that its caption tells and the hidden ones."""
+    return [{**(sample.labels or {}), **(sample.hidden or {})} for sample in samples]
+
+
+def known_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy over the rows whose value is known; 0 where none is."""
+    known = (labels != UNKNOWN).sum().clamp(min=1)
+    return cross_entropy(logits, labels, ignore_index=UNKNOWN, reduction="sum") / known

@@ -39,22 +39,29 @@ def learn(
     seed: int,
     features: Path | None = None,
     encoded: Path | None = None,
+    negative_prompt: str = "",
 ) -> None:
     """Train the model `name` with `method` and write it to `artifacts/models/<name>`.
 
-    stage: for the checkpoints' place. shards: the triplet shards to learn from. features, encoded: see
-    `Ingredients`.
+    stage: for the checkpoints' place. shards: the triplet shards to learn from. features, encoded,
+    negative_prompt: see `Ingredients`.
     """
     start_folder, out = MODELS / config.from_, MODELS / name
     triplets = [TRIPLETS / str(shard) for shard in shards]
     made_from = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
     also = {"features": features, "encoded": encoded}
     made_from |= {what: path for what, path in also.items() if path is not None}
-    params = {"seed": seed, "name": name, "method": method, "config": config.model_dump(mode="json")}
+    params = {
+        "seed": seed,
+        "name": name,
+        "method": method,
+        "config": config.model_dump(mode="json"),
+        "negative_prompt": negative_prompt,
+    }
     folder = workspace(stage, params, made_from)
     backbone = open_backbone(TEACHER)
     start, student = start_and_student(open_model(start_folder, backbone), name, backbone, config, seed)
-    given = Ingredients(name, seed, start, student, backbone, triplets, features, encoded)
+    given = Ingredients(name, seed, start, student, backbone, triplets, features, encoded, negative_prompt)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)
     if is_main():

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fewstep.backbones.base import Model
 from fewstep.data.triplets import TripletBatch
-from fewstep.diffusion.denoiser import Denoise, Prediction, along
+from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, along
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.times import Times, times_from
 from fewstep.hardware import device
@@ -68,7 +68,8 @@ class Reflow(Method):
     def batch(self, rows: Rows) -> Batch:
         uniform = torch.from_numpy(self.times.uniform(rows.positions, 2))
         kind = Times.U_SHAPED if self.config.loss == "improved" else Times.UNIFORM
-        return Batch(self.given.triplet_batch(rows.positions), times_from(kind, uniform).to(device()))
+        pairs, t = self.given.triplet_batch(rows.positions), times_from(kind, uniform).to(device())
+        return Batch(*on_the_students_line(self.denoiser, pairs, t))
 
     def preview(self) -> Tensor:
         denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
@@ -78,6 +79,19 @@ class Reflow(Method):
         denoise = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
         error = velocity_error(denoise, batch.triplets, batch.t)
         return {"velocity": pseudo_huber(error) if self.config.loss == "improved" else error.square().mean()}
+
+
+def on_the_students_line(denoiser: Denoiser, pairs: TripletBatch, t: Tensor) -> tuple[TripletBatch, Tensor]:
+    """The pairs and times at which a student learns that samples from pure noise.
+
+    Its network takes pure noise for `x_T = a x_0 + s eps`, the noisiest point of its schedule (SD: a =
+    0.068). So the line that its steps follow ends in `(x_T - a x_0) / s`, and a time beyond the schedule is
+    its noisiest one. Where the schedule ends in pure noise, nothing changes.
+    """
+    end = torch.ones(1, dtype=torch.float64, device=t.device)
+    alpha, sigma = denoiser.own_alpha_sigma(end)
+    eps = ((pairs.eps.double() - alpha * pairs.x_0) / sigma).to(pairs.eps)
+    return replace(pairs, eps=eps), t.clamp(max=denoiser.path.time_at(denoiser.schedule.angle(end)).to(t))
 
 
 def velocity_error(denoise: Denoise, pairs: TripletBatch, t: Tensor) -> Tensor:

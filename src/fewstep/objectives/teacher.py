@@ -38,16 +38,16 @@ class Teacher(Method):
         self, backbone: NewStableDiffusion, config: TrainTeacherConfig, latents: Stream[Latent], seed: int
     ) -> None:
         self.backbone, self.config, self.latents = backbone, config, latents
-        self.noise, self.times, self.dropout = (
-            Key(seed, f"teacher/{use}") for use in ("noise", "times", "dropout")
-        )
+        self.noise, self.times = Key(seed, "teacher/noise"), Key(seed, "teacher/times")
+        # Not `teacher/dropout`, which is the training loop's: dropout inside the network.
+        self.words, self.previewed = Key(seed, "teacher/words"), Key(seed, "teacher/preview")
         self.player = Player({"text_encoder": backbone.text_encoder, "net": backbone.net}, config.training)
         self.players = {"teacher": self.player}
 
     def batch(self, rows: Rows) -> Batch:
         samples = self.latents.rows(rows.positions)
         x_0 = torch.stack([sample.latent for sample in samples])
-        draws = self.dropout.uniform(rows.positions, 1 + WORDS)
+        draws = self.words.uniform(rows.positions, 1 + WORDS)
         captions = [self.thinned(sample.caption, draw) for sample, draw in zip(samples, draws, strict=True)]
         eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:]))
         uniform = self.times.stratified(rows.positions, self.config.training.batch_size)
@@ -64,13 +64,13 @@ class Teacher(Method):
     def preview(self) -> Tensor:
         """What the network draws by now, from the same noises and captions each time."""
         samples = self.latents.rows(range(PREVIEWED))
-        noise = torch.from_numpy(self.noise.normal(range(PREVIEWED), samples[0].latent.shape)).to(device())
+        noise = torch.from_numpy(self.previewed.normal(range(PREVIEWED), samples[0].latent.shape))
         backbone, schedule = self.backbone, self.backbone.schedule
         network = backbone.network(self.player.modules["net"])
         denoiser = Denoiser(network, schedule, backbone.prediction, schedule)
         conditions = backbone.encode_prompts([sample.caption for sample in samples])
         return backbone.decode(
-            solve(Solver.DPM_SOLVER_PP_2M, denoiser, noise, trailing(8), conditions, schedule)
+            solve(Solver.DPM_SOLVER_PP_2M, denoiser, noise.to(device()), trailing(8), conditions, schedule)
         )
 
     def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:

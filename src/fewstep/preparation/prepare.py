@@ -15,7 +15,7 @@ from fewstep.preparation.pictures import BadPicture, decode, encode, fit
 from fewstep.preparation.quarantine import QUARANTINE, SKIPPED, Listing, check
 from fewstep.preparation.shard_writer import ShardWriter
 from fewstep.preparation.split import digest_of, split_of
-from fewstep.preparation.statistics import Statistics
+from fewstep.preparation.statistics import Statistics, values_of
 from fewstep.sources.sample import NO_CAPTION, Sample, Skipped, Unreadable
 from fewstep.text import normalised
 
@@ -89,7 +89,8 @@ def prepare(
         demand_both_splits(config, statistics)
         index = Index(
             resolution=config.resolution,
-            labels=statistics.labels(),
+            labels=values_of(statistics.labels),
+            hidden=values_of(statistics.hidden),
             splits={split: tuple(writer.shards) for split, writer in writers.items()},
         )
         write_json(folder / INDEX, index.model_dump(mode="json"))
@@ -125,7 +126,12 @@ def examine(
         key=f"{digest.hex()}-{ordinal}" if ordinal else digest.hex(),
         split=split_of(decisive, config.heldout),
         png=encode(image),
-        record=Record(caption=caption, labels=entry.labels, aesthetic_score=entry.aesthetic_score),
+        record=Record(
+            caption=caption,
+            labels=entry.labels,
+            hidden=entry.hidden,
+            aesthetic_score=entry.aesthetic_score,
+        ),
         size=original.size,
     )
 

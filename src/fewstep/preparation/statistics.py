@@ -1,6 +1,7 @@
 """What happened to the samples, in numbers that depend on nothing but the data."""
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,8 +47,9 @@ class Statistics:
     width: Range = field(default_factory=Range)
     height: Range = field(default_factory=Range)
     """Pixels of the originals of kept samples, upright."""
-    values: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Label attribute -> the values met."""
+    labels: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    hidden: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    """Attribute -> the values met, of each."""
 
     def keep(self, split: str, record: Record, size: tuple[int, int]) -> None:
         """Count a sample that goes into `split`; `size`: (width, height) of the original."""
@@ -56,11 +58,9 @@ class Statistics:
         self.width.add(size[0])
         self.height.add(size[1])
         for attribute, value in (record.labels or {}).items():
-            self.values[attribute].add(value)
-
-    def labels(self) -> dict[str, tuple[str, ...]] | None:
-        """Attribute -> its sorted values; None when no kept sample has labels."""
-        return {attribute: tuple(sorted(met)) for attribute, met in self.values.items()} or None
+            self.labels[attribute].add(value)
+        for attribute, value in (record.hidden or {}).items():
+            self.hidden[attribute].add(value)
 
     def __str__(self) -> str:
         """What came of everything, in one line."""
@@ -88,6 +88,11 @@ class Statistics:
             "width": self.width.summary(),
             "height": self.height.summary(),
         }
+
+
+def values_of(met: Mapping[str, set[str]]) -> dict[str, tuple[str, ...]] | None:
+    """Attribute -> its sorted values; None when no kept sample has any."""
+    return {attribute: tuple(sorted(values)) for attribute, values in met.items()} or None
 
 
 def listed(reasons: Counter[str], what: str) -> str:

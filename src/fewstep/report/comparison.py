@@ -8,14 +8,14 @@ from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import Manifest, identity
 from fewstep.errors import UserError
 from fewstep.evaluation.record import read_record
-from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
+from fewstep.evaluation.schema import Metrics, Reference, Speed, SpeedLog, StepMetrics
 from fewstep.layout import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
 from fewstep.report.lineage import read_manifest
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a model reached in `steps` steps. `strip`: its pictures. `speed`: None where nobody timed it."""
+    """What a model reached in `steps` steps. `strip`: its images. `speed`: None where nobody timed it."""
 
     steps: int
     metrics: StepMetrics
@@ -24,8 +24,13 @@ class Result:
 
     @property
     def distance(self) -> float:
-        """Frechet distance to the real pictures."""
-        return self.metrics.frechet_distance.value
+        """Kernel distance to the real images."""
+        return self.metrics.kernel_distance.value
+
+    @property
+    def rank(self) -> tuple[bool, float]:
+        """Smaller is better: results without warnings first, then by distance."""
+        return bool(self.metrics.flags), self.distance
 
 
 @dataclass(frozen=True)
@@ -41,34 +46,31 @@ class Model:
 
     @property
     def best(self) -> Result:
-        """The result closest to the real pictures."""
-        return min(self.results, key=lambda result: result.distance)
+        """The result of the best rank."""
+        return min(self.results, key=lambda result: result.rank)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models evaluated on the same prompts and the same noise. `real`: strip of the real pictures."""
+    """Models evaluated on the same prompts and the same noise. `real`: strip of the real images."""
 
     prompts: tuple[str, ...]
     noise: tuple[int, ...]
     real: Path
+    reference: Reference
     models: tuple[Model, ...]
 
     @property
-    def teacher(self) -> Model | None:
-        """What everything is measured against; None when it was not evaluated."""
-        return next((model for model in self.models if model.kind == "teacher"), None)
+    def teacher(self) -> Result | None:
+        """The teacher at its full step count, which ratios are to; None when it was not evaluated there."""
+        results = [result for m in self.models if m.kind == "teacher" for result in m.results]
+        return next((result for result in results if result.steps == self.reference.teacher_steps), None)
 
     @property
     def lead(self) -> tuple[Model, Result] | None:
-        """The student that does best with the fewest evaluations, and that result; None without students."""
+        """The best-ranked student at the fewest evaluations, and that result; None without students."""
         results = [(m, result) for m in self.models if m.kind != "teacher" for result in m.results]
-        return min(results, key=lambda pair: (pair[1].metrics.nfe, pair[1].distance), default=None)
-
-    def ratio(self, result: Result) -> float | None:
-        """Frechet distance over the teacher's best; None when the teacher was not evaluated or reached 0."""
-        best = self.teacher.best.distance if self.teacher else 0.0
-        return result.distance / best if best > 0 else None
+        return min(results, key=lambda pair: (pair[1].metrics.nfe, pair[1].rank), default=None)
 
 
 def load(names: Sequence[str], root: Path) -> Comparison:
@@ -92,7 +94,13 @@ def load(names: Sequence[str], root: Path) -> Comparison:
                     f"{root / METRICS / model.name}.json: {key} = {ours!r} cannot be compared with {first!r} "
                     f"of {models[0].name}; run `dvc repro evaluate@{model.name}`"
                 )
-    return Comparison(tuple(listed["prompts"]), tuple(listed["noise"]), folder / "grid-real.png", models)
+    return Comparison(
+        prompts=tuple(listed["prompts"]),
+        noise=tuple(listed["noise"]),
+        real=folder / "grid-real.png",
+        reference=read_record(Reference, folder / "figures.json"),
+        models=models,
+    )
 
 
 def load_model(name: str, place: int, root: Path) -> Model:

@@ -1,9 +1,22 @@
 """How figures are written on the page; one that was not measured is a dash."""
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from fewstep.evaluation.plain_text import digits
+from fewstep.evaluation.record import Interval, Ratio
 
 DASH = "–"
 SPACE = "\N{NO-BREAK SPACE}"
+MINUS = "\N{MINUS SIGN}"
+
+
+class Written(NamedTuple):
+    """A figure and, in small letters below it, its interval."""
+
+    text: str
+    small: str = ""
 
 
 def percent(share: float | None) -> str:
@@ -11,11 +24,44 @@ def percent(share: float | None) -> str:
     return DASH if share is None else f"{100 * share:.1f}{SPACE}%"
 
 
+def signed_percent(change: float) -> str:
+    """A relative change: "+3.1 %"."""
+    return f"{100 * change:+.1f}{SPACE}%".replace("-", MINUS)
+
+
 def figure(value: float | None) -> str:
     """Three significant digits, or all before the point: "0.0123", "1.08", "1,240"."""
     if value is None:
         return DASH
     return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:#.3g}"
+
+
+def probability(value: float | None) -> str:
+    """A p-value: "0.42", "< 0.001"."""
+    if value is None:
+        return DASH
+    return f"<{SPACE}0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def interval(found: Interval | None, write: Callable[[float], str] | None = None) -> Written:
+    """A figure with its interval, in the digits that the interval leaves, or as `write` writes each."""
+    if found is None:
+        return Written(DASH)
+    ends = found.value, found.low, found.high
+    value, low, high = map(write, ends) if write else (text.replace("-", MINUS) for text in digits(found))
+    return Written(value, f"{low} {DASH} {high}")
+
+
+def ratio(found: Ratio | None) -> Written:
+    """A ratio with its interval: "1.08 ×"; without an upper end only what is known of it."""
+    if found is None:
+        return Written(DASH)
+    if found.high is None or found.value is None:
+        return Written(f"≥{SPACE}{times(found.low)}" if found.low > 0 else DASH, "no upper end")
+    if found.low == found.high:
+        return Written(times(found.value))
+    value, low, high = digits(Interval(value=found.value, low=found.low, high=found.high))
+    return Written(f"{value}{SPACE}×", f"{low} {DASH} {high}")
 
 
 def times(ratio: float | None) -> str:

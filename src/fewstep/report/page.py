@@ -7,12 +7,21 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from fewstep.artifacts.folder import whole_file
+from fewstep.evaluation.schema import Floor
 from fewstep.layout import MODELS
-from fewstep.report import dag, figures, lineage, plots
+from fewstep.report import dag, figures, lineage, more, plots
 from fewstep.report.comparison import Model, load
 from fewstep.report.grid import cut
 
-WRITTEN = (figures.amount, figures.counted, figures.duration, figures.figure, figures.percent, figures.times)
+WRITTEN = (
+    figures.amount,
+    figures.counted,
+    figures.duration,
+    figures.figure,
+    figures.interval,
+    figures.percent,
+    figures.ratio,
+)
 
 
 def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]], out: Path) -> None:
@@ -27,7 +36,8 @@ def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]],
         out,
         "page.html",
         comparison=comparison,
-        plots=plot(comparison.models),
+        plots=plot(comparison.models, comparison.reference.floor),
+        more=more.groups(comparison),
         dag=dag.draw(needs),
         lineage=lineage.trace([root / MODELS / name for name in models], root / MODELS.parent),
     )
@@ -56,18 +66,21 @@ def templates() -> Environment:
     return environment
 
 
-def plot(models: Sequence[Model]) -> Markup:
+def plot(models: Sequence[Model], floor: Floor | None) -> Markup:
     """The plots of these models."""
-    return Markup(plots.render(panels(models)))  # matplotlib escapes its texts
+    return Markup(plots.render(panels(models, floor)))  # matplotlib escapes its texts
 
 
-def panels(models: Sequence[Model]) -> list[plots.Panel]:
-    """Prompt accuracy and Frechet distance against cost; what was measured for no model is left out."""
+def panels(models: Sequence[Model], floor: Floor | None) -> list[plots.Panel]:
+    """Prompt accuracy and kernel distance against cost; what was measured for no model is left out."""
     kinds = (
-        ("prompt_accuracy", "Pictures that show everything the prompt says", True),
-        ("frechet_distance", "Fréchet distance to real pictures", False),
+        ("prompt_accuracy", "Images that show everything the prompt says", True),
+        ("kernel_distance", "Kernel distance to real images", False),
     )
-    drawn = [plots.Panel(title, share, curves(models, name)) for name, title, share in kinds]
+    drawn = [
+        plots.Panel(title, share, curves(models, name), getattr(floor, name, None))
+        for name, title, share in kinds
+    ]
     return [panel for panel in drawn if panel.curves]
 
 

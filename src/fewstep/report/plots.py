@@ -13,11 +13,15 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from fewstep.evaluation.record import Interval
 
 COLOURS = 12
 """How many model colours the page defines, `--c0` ... `--c11`; later models begin again."""
 MARKERS = "osD^v<>ph8d*"
+FLOOR = "real images"
+"""Name of the floor in the legend."""
 INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
 CSS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     f"#00aa{i:02x}": f"var(--c{i})" for i in range(COLOURS)
@@ -64,16 +68,22 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot. `share`: the values are shares in [0, 1], shown in percent; otherwise a logarithmic axis."""
+    """One plot.
+
+    share: the values are shares in [0, 1], shown in percent; otherwise the axis is logarithmic, and linear
+    around 0, since unbiased distances may be negative. floor: the same figure of real images.
+    """
 
     title: str
     share: bool
     curves: tuple[Curve, ...]
+    floor: Interval | None = None
 
 
 def render(panels: Sequence[Panel]) -> str:
     """The panels side by side over one legend, as an `<svg>` element. The same panels give the same bytes."""
     labels = {curve.name for panel in panels for curve in panel.curves}
+    labels |= {FLOOR for panel in panels if panel.floor}
     columns = min(6, max(1, 150 // (8 + max(map(len, labels), default=0))))  # as many as the width holds
     height = 4.5 + 0.2 * max(1, math.ceil(len(labels) / columns))
     with matplotlib.rc_context(STYLE):
@@ -109,7 +119,12 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
     def apart(curve: Curve, nfe: int) -> float:  # else the last curve would hide the others
         return float(nfe * 1.035 ** (sharing[nfe].index(curve.name) - (len(sharing[nfe]) - 1) / 2))
 
+    if not panel.share:  # before anything is drawn, so that the limits follow from this scale
+        axes.set_yscale("symlog", linthresh=near_zero(panel), linscale=0.6)
     handles: dict[str, Any] = {}
+    if panel.floor:
+        axes.axhspan(panel.floor.low, panel.floor.high, color=MUTED, alpha=0.16, linewidth=0, zorder=1)
+        handles[FLOOR] = axes.axhline(panel.floor.value, color=MUTED, linewidth=1.2, linestyle="--", zorder=2)
     for curve in panel.curves:
         colour = f"#00aa{curve.colour % COLOURS:02x}"
         points = sorted(curve.points, key=lambda point: point.nfe)
@@ -129,13 +144,31 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(sharing), [str(nfe) for nfe in sorted(sharing)])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel("evaluations of the network per picture")
+    axes.set_xlabel("evaluations of the network per image")
     axes.set_title(panel.title, fontsize=12, fontweight="bold", pad=12)
     if panel.share:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:g} %"))
     else:
-        axes.set_yscale("log", nonpositive="clip")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        ticks = ticks_of(near_zero(panel), *axes.get_ylim())
+        axes.yaxis.set_major_locator(FixedLocator(ticks))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "\u2212")))
+        axes.yaxis.set_minor_locator(NullLocator())
     return handles
+
+
+def near_zero(panel: Panel) -> float:
+    """Up to which distance the axis is linear: the smallest upper end of a model's interval, a power of 10.
+
+    Below it no model's distance is told apart from 0, and a logarithm would show nothing but noise.
+    """
+    ends = [point.high for curve in panel.curves for point in curve.points if point.high > 0]
+    return float(10.0 ** math.floor(math.log10(min(ends, default=1.0))))
+
+
+def ticks_of(linear_to: float, low: float, high: float) -> list[float]:
+    """0 and 1, 2 and 5 times the powers of 10 on both sides of it, from low to high; a few digits each."""
+    decades = max(math.ceil(math.log10(max(abs(low), abs(high), linear_to) / linear_to)), 0)
+    digits = (1, 2, 5) if decades < 3 else (1, 3) if decades < 5 else (1,)
+    powers = [linear_to * 10**k for k in range(decades + 1)]
+    away = [float(f"{digit * power:.1g}") for power in powers for digit in digits]
+    return [tick for tick in sorted([*(-tick for tick in away), 0.0, *away]) if low <= tick <= high]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from fewstep.artifacts.manifest import Manifest, identity
 from fewstep.errors import UserError
+from fewstep.evaluation.schema import Floor
 from fewstep.layout import EVALUATION_SET
 from fewstep.report.comparison import Comparison, Model, Result, load
 from fewstep.report.lineage import read_manifest
@@ -39,14 +40,14 @@ class Line:
 
     @property
     def columns(self) -> str:
-        """Equal where the same pictures were asked for: prompts, noise and the real ones."""
+        """Equal where the same images were asked for: prompts, noise and the real ones."""
         files = self.evaluation_set.files
         noise = self.evaluation_set.facts.get("noise")
         return str((files.get("prompts.json"), noise, files.get("grid-real.png")))
 
     @property
     def yardstick(self) -> str:
-        """Equal where the figures can be compared: real pictures, features and counts."""
+        """Equal where the figures can be compared: real images, features and counts."""
         metrics, inputs = self.model.metrics, dict(self.evaluation_set.made_from)
         inputs.pop("teacher", None)
         return str((sorted(inputs.items()), metrics.features, metrics.pictures, metrics.reference))
@@ -57,7 +58,7 @@ Row = tuple[Line, Result]
 
 @dataclass(frozen=True)
 class Table:
-    """Rows whose pictures have the same columns, by model and step count, most steps first."""
+    """Rows whose images have the same columns, by model and step count, most steps first."""
 
     variants: tuple[str, ...]
     comparison: Comparison
@@ -90,7 +91,7 @@ class Ablation:
 
     @property
     def tables(self) -> list[Table]:
-        """The rows, apart where their pictures have other columns."""
+        """The rows, apart where their images have other columns."""
         found: dict[str, list[Line]] = {}
         for line in self.lines:
             found.setdefault(line.columns, []).append(line)
@@ -109,29 +110,26 @@ class Ablation:
         return len({line.yardstick for line in self.lines}) == 1
 
     @property
-    def has_teachers(self) -> bool:
-        """Whether every variant's teacher was judged; else ratios are to the best row."""
-        return all(line.comparison.teacher for line in self.lines)
-
-    def ratio(self, row: Row) -> float | None:
-        """Frechet distance over that of the variant's teacher at its best, or of the best row."""
-        line, result = row
-        if self.has_teachers:
-            return line.comparison.ratio(result)
-        best = min(line.model.best.distance for line in self.lines)
-        return result.distance / best if self.comparable and best > 0 else None
+    def floors(self) -> list[tuple[str, Floor]]:
+        """Every floor that some line has, once, and whose it is."""
+        whose: dict[str, dict[str, None]] = {}
+        found: dict[str, Floor] = {}
+        for line in self.lines:
+            if floor := line.comparison.reference.floor:
+                key = floor.model_dump_json()
+                found[key] = floor
+                whose.setdefault(key, {}).update(dict.fromkeys(v.name for v in line.variants))
+        return [(label(list(whose[key]), self.variants), floor) for key, floor in found.items()]
 
     @property
     def contest(self) -> list[Row]:
-        """What differs at the fewest evaluations, best first; teachers where no student does."""
+        """What differs at the fewest evaluations, best rank first; teachers where no student does."""
         differing = [
             (line, result) for line in self.lines if not line.shared for result in line.model.results
         ]
         students = [row for row in differing if row[0].model.kind != "teacher"] or differing
         fewest = min((result.metrics.nfe for _, result in students), default=0)
-        return sorted(
-            (row for row in students if row[1].metrics.nfe == fewest), key=lambda row: row[1].distance
-        )
+        return sorted((row for row in students if row[1].metrics.nfe == fewest), key=lambda row: row[1].rank)
 
     @property
     def lead(self) -> Row | None:
@@ -141,10 +139,15 @@ class Ablation:
 
     @property
     def near(self) -> list[str]:
-        """The other variants whose intervals reach into the leading one's."""
+        """The other variants whose intervals overlap the leading one's."""
         (lead, best), *others = self.contest
-        high = best.metrics.frechet_distance.high
-        close = [line for line, result in others if result.metrics.frechet_distance.low <= high]
+        led = best.metrics.kernel_distance
+        close = [
+            line
+            for line, result in others
+            if result.metrics.kernel_distance.low <= led.high
+            and led.low <= result.metrics.kernel_distance.high
+        ]
         names = dict.fromkeys(variant.name for line in close for variant in line.variants)
         return [name for name in names if name not in {variant.name for variant in lead.variants}]
 
@@ -156,7 +159,9 @@ def build(variants: Sequence[Variant], out: Path) -> None:
     """
     ablation = load_all(variants)
     named = [replace(line.model, name=f"{line.model.name}, {line.label}") for line in ablation.lines]
-    write(out, "variants.html", ablation=ablation, plots=plot(named))
+    floors = ablation.floors
+    floor = floors[0][1] if len(floors) == 1 else None
+    write(out, "variants.html", ablation=ablation, plots=plot(named, floor))
 
 
 def load_all(variants: Sequence[Variant]) -> Ablation:
@@ -168,8 +173,7 @@ def load_all(variants: Sequence[Variant]) -> Ablation:
         comparison = load(variant.models, variant.root)
         for model in comparison.models:
             drawn = identity(model.results[0].strip.parent)
-            ratios = tuple(map(comparison.ratio, model.results))
-            key = (model.name, model.metrics.model_dump_json(), drawn, ratios)
+            key = (model.name, model.metrics.model_dump_json(), drawn)
             same.setdefault(key, []).append((variant, comparison, model))
     order = list(dict.fromkeys(name for variant in variants for name in variant.models))
     lines = sorted(same.values(), key=lambda having: order.index(having[0][2].name))
@@ -196,6 +200,11 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, int], list[Row]]:
     for line, result in sorted(rows, key=lambda row: (names.index(row[0].model.name), -row[1].steps)):
         found.setdefault((line.model.name, result.steps), []).append((line, result))
     return found
+
+
+def label(names: Sequence[str], variants: Sequence[Variant]) -> str:
+    """Whose something is that the variants of these names share."""
+    return "all variants" if len(names) == len(variants) > 1 else ", ".join(names)
 
 
 def values_of(variants: Iterable[Variant], key: str) -> list[str]:

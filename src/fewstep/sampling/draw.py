@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.sampling import SamplingConfig
-from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, asked_at, clipped, guided
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, asked_at, clipped, guided
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import computing
@@ -36,7 +36,7 @@ class Sampler:
         if self.model.takes_guidance:
             denoise = asked_at(denoise, self.sampling.guidance)
         if self.clip is not None:
-            denoise = clipped(denoise, self.model.denoiser.path, self.clip)
+            denoise = clipped(denoise, self.model.denoiser, self.clip)
         return denoise
 
     @property
@@ -47,7 +47,10 @@ class Sampler:
 
     def on(self, path: Schedule) -> "Sampler":
         """The same sampler with its model read on another path."""
-        return replace(self, model=replace(self.model, denoiser=self.model.denoiser.on(path)))
+        return self._reading(self.model.denoiser.on(path))
+
+    def _reading(self, denoiser: Denoiser) -> "Sampler":
+        return replace(self, model=replace(self.model, denoiser=denoiser))
 
     @torch.no_grad()
     def latents(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
@@ -55,9 +58,12 @@ class Sampler:
         teacher = self.model.is_teacher
         solver = self.sampling.solver if teacher else Solver.DDIM
         times = self.backbone.times(steps) if teacher else trailing(steps)
+        sampler = self
+        if solver is Solver.DPM_SOLVER_PP_2M:
+            sampler = self._reading(self.model.denoiser.without_zero_snr())
         with computing():
-            denoise = self.denoise(GUIDANCE in conditions)
-            return solve(solver, denoise, noise, times, conditions, self.model.denoiser.path)
+            denoise = sampler.denoise(GUIDANCE in conditions)
+            return solve(solver, denoise, noise, times, conditions, sampler.model.denoiser.path)
 
     @torch.no_grad()
     def pictures(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:

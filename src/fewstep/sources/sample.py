@@ -27,7 +27,8 @@ class Sample:
     name: where it is (a path, or `archive.tar/member`), for the quarantine list.
     image: the encoded file (png, jpeg, webp ...).
     caption, aesthetic_score: None where the source has none.
-    labels: attribute -> value for labelled data, None otherwise.
+    labels: attribute -> value of what the caption says, for labelled data; None otherwise.
+    hidden: the same for what the caption does not say, by which a model's diversity is measured.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Sample:
     caption: str | None = None
     aesthetic_score: float | None = None
     labels: Mapping[str, str] | None = None
+    hidden: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ one row per output channel here. Updates are scaled to AdamW's size (Liu et al. 
 LLM training", eq. 4), so a learning rate means the same for both.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -18,8 +19,12 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 RIDGE = 1e-6
 ADAMW_RMS = 0.2
-OUTER = ("conv_in", "conv_out", "embed")
-"""Names within first, last and embedding layers, which Muon is not for."""
+IN_A_BLOCK = re.compile(r"[./]\d+\.")
+"""Of a layer's name: an entry of a list of blocks, and a layer within it."""
+EMBEDDING = "embed"
+"""In the names of embedding layers that lie in a block."""
+ADAPTER = ".lora_"
+"""What PEFT puts between a layer's name and its adapter's matrices."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -80,5 +85,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def is_hidden(name: str, weight: Tensor) -> bool:
-    """Whether Muon is for this weight: inside the network, and a matrix."""
-    return weight.ndim >= 2 and not any(part in name for part in OUTER)
+    """Whether Muon is for this weight: the matrix or kernel of a layer that lies in a block.
+
+    name: "module/parameter", as `weights_of` has it. First, last and embedding layers lie beside a network's
+    lists of blocks: `conv_in` and `conv_out` of a U-Net, `proj_out` and `norm_out.linear` of a transformer,
+    but not the `proj_out` of a U-Net's block. A table that is added, as `scale_shift_table`, is no layer's.
+    An adapter's matrices count as those of the layer that it is on. AdamW takes the rest.
+    """
+    layer, _, kind = name.partition(ADAPTER) if ADAPTER in name else name.rpartition(".")
+    in_a_block = IN_A_BLOCK.search(layer) is not None and EMBEDDING not in layer
+    return weight.ndim >= 2 and "weight" in kind and in_a_block

@@ -56,7 +56,10 @@ def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Op
 
 
 def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then decay; a function of the step alone."""
+    """Linear warm-up, then decay to 0 at `training.steps`, one after the last step; a function of the step.
+
+    step: from 0 to `training.steps - 1`.
+    """
     if step < training.warmup:
         return training.learning_rate * (step + 1) / training.warmup
     share = (step - training.warmup) / max(training.steps - training.warmup, 1)

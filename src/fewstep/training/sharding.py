@@ -6,20 +6,21 @@ DTensor; any other is left as it is by everything here, so that training need no
 """
 
 import os
+import sys
 from collections.abc import Callable
 from copy import deepcopy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.utils import swap_tensors
 
 from fewstep.errors import UserError
 from fewstep.hardware import device, process
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 M = TypeVar("M", bound=nn.Module)
 REFUSED = {
@@ -45,6 +46,10 @@ def shard(net: nn.Module) -> Callable[[], None]:
     """
     if not is_wanted():
         return lambda: None
+    # Only here: they take longer to import than a short training takes, and most trainings have one process.
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard
+
     for name, way_out in REFUSED.items():
         if os.environ.get(name, "").lower() not in ("", "0", "false"):
             raise UserError(f"{name} is set, which is not offered for networks in shards (FSDP): {way_out}")
@@ -80,25 +85,29 @@ def without_weights(net: M) -> M:
     return deepcopy(net, memo)
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether each process holds a part of it."""
-    return isinstance(tensor, DTensor)
+    # Where the library was never imported, no tensor is one of its own.
+    library = sys.modules.get("torch.distributed.tensor")
+    return library is not None and isinstance(tensor, library.DTensor)
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process; all ask at once."""
-    if not isinstance(tensor, DTensor):
+    if not is_sharded(tensor):
         return tensor
     here = tensor.to(device())
-    assert isinstance(here, DTensor)
+    assert is_sharded(here)
     return here.full_tensor()
 
 
 def part(tensor: Tensor, like: Tensor) -> Tensor:
     """The inverse of `whole`, on the device of `like` and in its shards if it has its shape."""
     tensor = tensor.to(like.device)
-    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+    if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     # A clone, for a slice would keep all of it in memory.
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).clone()
 
@@ -108,8 +117,10 @@ def per_matrix(f: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
 
     Where processes hold rows of all matrices, each takes `f` of all rows of some.
     """
-    if not isinstance(matrices, DTensor):
+    if not is_sharded(matrices):
         return f(matrices)
+    from torch.distributed.tensor import DTensor, Shard
+
     some = f(matrices.redistribute(placements=[Shard(0)]).to_local())
     done = DTensor.from_local(
         some, matrices.device_mesh, [Shard(0)], shape=matrices.shape, stride=matrices.stride()

@@ -1,7 +1,8 @@
 """A folder of images, captioned in one of three ways, looked for in this order:
 
 - `metadata.jsonl`: one object per line, `file_name`, `caption` or `text`, optionally `aesthetic_score` and
-  `labels` (attribute -> value), on which a judge can be trained;
+  `labels` (attribute -> value), on which a judge can be trained, and `hidden`, which the caption does not
+  tell;
 - `captions.csv`: the same as columns, without labels;
 - a caption file beside each image, at any depth (see `names`).
 
@@ -167,10 +168,10 @@ def from_row(root: Path, row: Row, listed: "Listed") -> Sample | Unreadable:
         return Unreadable(row.place, "broken metadata", row.fault or "no `file_name`")
     try:
         caption, score = caption_in(row.record, "caption", "text"), score_in(row.record, "aesthetic_score")
-        labels = labels_in(row.record, "labels")
+        labels, hidden = labels_in(row.record, "labels"), labels_in(row.record, "hidden")
     except ValueError as error:
         return Unreadable(place, "broken metadata", f"{row.place}: {error}")
-    return sample_at(root, place, caption, score, labels)
+    return sample_at(root, place, caption, score, labels, hidden)
 
 
 def place_in(root: Path, name: str) -> str:
@@ -192,14 +193,19 @@ def place_in(root: Path, name: str) -> str:
 
 
 def sample_at(
-    root: Path, name: str, caption: str | None, score: float | None, labels: Mapping[str, str] | None = None
+    root: Path,
+    name: str,
+    caption: str | None,
+    score: float | None,
+    labels: Mapping[str, str] | None = None,
+    hidden: Mapping[str, str] | None = None,
 ) -> Sample | Unreadable:
     """The sample whose file is `root / name`."""
     path = root / name
     try:
         if not path.is_file() and path.exists():
             return Unreadable(name, "image not readable", "no regular file")
-        return Sample(name, path.read_bytes(), caption, score, labels)
+        return Sample(name, path.read_bytes(), caption, score, labels, hidden)
     except OSError as error:
         detail = "broken link" if path.is_symlink() and not path.exists() else str(error.strerror)
         return Unreadable(name, "image not readable", detail)

@@ -1,13 +1,14 @@
-"""The embedded default: captioned procedural pictures, shape x colour x size x background.
+"""The embedded default: captioned procedural images, shape x colour x size x background.
 
-Picture i is a function of (seed, i) alone. The caption does not say in which of four places the shape
-lies: a model that takes one step can only average them, one that takes many decides. Radius, tints and the
-exact position vary too.
+Image i is a function of (seed, i) alone. The caption does not say in which of four places the shape lies, nor
+its tint: these are the hidden attributes. A model that takes one step can only average them, one that
+takes many decides. Radius and the exact position vary too.
 """
 
 import io
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
@@ -40,6 +41,8 @@ LABELS = {
 COMBINATIONS = [c for c in product(SHAPES, COLOURS, SIZES, BACKGROUNDS) if c[1] != c[3]]
 PLACES = (0.38, 0.62)  # of the centre, across and down, as shares of the side
 DRIFT = 0.03  # of the centre around its place
+TINTS = {"darker": -12, "lighter": 12}  # of the shape against its colour's name, in 1/255
+SHADE = 6  # standard deviation of a colour around that, in 1/255
 OVERSAMPLING = 4
 
 
@@ -62,23 +65,47 @@ def outline(shape: str) -> list[tuple[float, float]]:
     return [corner(0.42 if i % 2 else 1.0, i / 10) for i in range(10)]
 
 
-def draw(
-    shape: str, colour: str, size: str, background: str, resolution: int, rng: np.random.Generator
-) -> Image.Image:
-    """Draw one picture, RGB, `resolution` x `resolution`, antialiased."""
+@dataclass(frozen=True)
+class Details:
+    """What the caption leaves open.
+
+    radius, x, y: shares of the side. ink, ground: RGB in 0..255. hidden: the open attributes by name.
+    """
+
+    radius: float
+    x: float
+    y: float
+    ink: tuple[int, int, int]
+    ground: tuple[int, int, int]
+    hidden: dict[str, str]
+
+
+def details_of(colour: str, size: str, background: str, rng: np.random.Generator) -> Details:
+    """Draw the details of one image."""
     radius = rng.uniform(*SIZES[size])
-    x, y = rng.choice(PLACES, 2) + rng.uniform(-DRIFT, DRIFT, 2)
-    ink, ground = (
-        tuple(int(v) for v in np.clip(np.add(base, rng.normal(0, 6, 3)), 0, 255))
-        for base in (COLOURS[colour], BACKGROUNDS[background])
-    )
-    side = resolution * OVERSAMPLING
-    image = Image.new("RGB", (side, side), ground)
+    across, down = rng.integers(len(PLACES), size=2)
+    x, y = np.take(PLACES, (across, down)) + rng.uniform(-DRIFT, DRIFT, 2)
+    tint = sorted(TINTS)[rng.integers(len(TINTS))]
+    means = np.add((COLOURS[colour], BACKGROUNDS[background]), ([TINTS[tint]], [0]))
+    ink, ground = np.clip(rng.normal(means, SHADE), 0, 255).astype(int).tolist()
+    hidden = {
+        "place": f"{('top', 'bottom')[down]} {('left', 'right')[across]}",
+        "tint": tint,
+    }
+    return Details(radius, x, y, tuple(ink), tuple(ground), hidden)
+
+
+def draw(shape: str, details: Details, resolution: int) -> Image.Image:
+    """Draw one image, RGB, `resolution` x `resolution`, antialiased."""
+    side, radius, x, y = resolution * OVERSAMPLING, details.radius, details.x, details.y
+    image = Image.new("RGB", (side, side), details.ground)
     pen = ImageDraw.Draw(image)
     if shape == "circle":
-        pen.ellipse([(v * side) for v in (x - radius, y - radius, x + radius, y + radius)], fill=ink)
+        box = (x - radius, y - radius, x + radius, y + radius)
+        pen.ellipse([v * side for v in box], fill=details.ink)
     else:
-        pen.polygon([((x + radius * u) * side, (y + radius * v) * side) for u, v in outline(shape)], fill=ink)
+        corners = [((x + radius * u) * side, (y + radius * v) * side) for u, v in outline(shape)]
+        pen.polygon(corners, fill=details.ink)
     return image.resize((resolution, resolution), Image.Resampling.BOX)
 
 
@@ -99,11 +126,14 @@ def samples(config: DataConfig, seed: int) -> Iterator[Sample]:
     for i in range(config.count):
         rng = key.generator(i)
         attributes = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
+        shape, colour, size, background = attributes
+        details = details_of(colour, size, background, rng)
         encoded = io.BytesIO()
-        draw(*attributes, config.resolution, rng).save(encoded, format="png", compress_level=1)
+        draw(shape, details, config.resolution).save(encoded, format="png", compress_level=1)
         yield Sample(
             name=f"shapes/{i:08d}",
             image=encoded.getvalue(),
             caption=caption_of(*attributes),
             labels=dict(zip(LABELS, attributes, strict=True)),
+            hidden=details.hidden,
         )

@@ -124,7 +124,7 @@ def sample(archive: str, group: Group, names: Names, keys: KeysConfig) -> Sample
     try:
         record = parse_object(group.parts[names.metadata])
         caption, score = caption_in(record, keys.caption), score_in(record, keys.aesthetic_score)
-        labels = labels_in(record, keys.labels)
+        labels, hidden = labels_in(record, keys.labels), labels_in(record, keys.hidden)
     except ValueError as error:
         return Unreadable(name, "broken metadata", f".{keys.metadata}: {error}")
-    return Sample(name, image, caption, score, labels)
+    return Sample(name, image, caption, score, labels, hidden)

@@ -1,0 +1,157 @@
+"""How long a whole chain takes on this machine: measured steps of the real networks, times their numbers.
+
+`measuring.py` measures, this module multiplies. What is not known: loading weights, text encoders of foreign
+teachers, downloads, compilation, and what several processes tell each other.
+"""
+
+import tempfile
+from math import ceil
+from pathlib import Path
+
+from fewstep.checks.data import images_of
+from fewstep.checks.machine import processes
+from fewstep.checks.measuring import Measuring, Rates
+from fewstep.checks.plan import PlannedStage, plan
+from fewstep.checks.rehearsal import rehearsal, uncompiled
+from fewstep.checks.stopwatch import ROOM, Stopwatch
+from fewstep.config.base import switch
+from fewstep.config.chain import Chain
+from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.hardware import deterministic
+from fewstep.memory import Design
+from fewstep.training.loop import PREVIEWS
+
+# The evaluation in numbers that params.yaml does not have.
+FEATURE_PASSES = 2
+"""Passes of the feature network per drawn image: its features, and the attributes that it recognises."""
+STRAIGHTNESS = (64, 16)
+"""Images and steps."""
+SPEED = (0.6, 66)
+"""Of the speed log, per step count: seconds of timing, and images beside it (warm-up, a call in progress)."""
+FIGURES = 2.0
+"""Seconds of the figures themselves, per step count."""
+REPORT = 6.0
+"""Seconds of the report: DVC's graph and the plots."""
+
+PREVIEW = (8, 4)
+"""Images and steps of a training's preview."""
+WITHOUT_TEACHER = ("watch_inputs", "prepare_data", "train_judge", "collect_code", "report")
+"""Stages that open no pipeline."""
+AROUND = 0.5
+"""Seconds of DVC around a stage: hashes of what it reads and writes."""
+
+
+def forecast(chain: Chain, denoiser: Design | None, watch: Stopwatch) -> dict[str, float | None]:
+    """Seconds of every stage of `plan(chain)`, by name; None while its teacher is unknown.
+
+    denoiser: `design(chain)`. Takes about the budget of the watch.
+    """
+    deterministic()
+    with tempfile.TemporaryDirectory() as folder, uncompiled():
+        here = rehearsal(chain, denoiser, Path(folder), int(ROOM * watch.memory()))
+        rates = Measuring(chain, denoiser, watch, here).rates()
+    return {stage.name: seconds_of(chain, stage, rates) for stage in plan(chain)}
+
+
+def in_words(seconds: dict[str, float | None]) -> str:
+    """The sum, and what it does not hold."""
+    unknown = [name for name, value in seconds.items() if value is None]
+    total = duration(sum(value for value in seconds.values() if value is not None))
+    without = f"; unknown until the teacher is there: {', '.join(unknown)}" if unknown else ""
+    return f"about {total} on this machine for the whole chain{without}"
+
+
+def duration(seconds: float) -> str:
+    """As a person says it: 40 s, 14 min, 3.5 h, 12 days."""
+    for unit, size, digits in (("s", 1, 0), ("min", 60, 0), ("h", 3600, 1)):
+        if seconds < 90 * size:
+            return f"{seconds / size:.{digits}f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def seconds_of(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
+    """One stage, its process included."""
+    kind, _, name = stage.name.partition("@")
+    begun = AROUND + (rates.start if kind in WITHOUT_TEACHER else rates.open)
+    if kind in rates.step:
+        return plus(training(chain, stage, rates), begun)
+    match kind:
+        case "prepare_data":
+            return begun + (stage.samples or 0) * rates.prepare
+        case "encode_data":
+            return begun + (stage.samples or 0) * (rates.read + rates.prompt + rates.encode)
+        case "generate_triplets":
+            return plus(triplets(chain, stage, rates), begun)
+        case "evaluation_set":
+            return plus(evaluation_set(chain.evaluation_set, chain, rates), begun)
+        case "evaluate":
+            return plus(evaluation(chain, name, rates), begun)
+        case "report":
+            return begun + REPORT
+    return begun
+
+
+def plus(seconds: float | None, more: float) -> float | None:
+    """The sum; None where one is unknown."""
+    return None if seconds is None else seconds + more
+
+
+def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
+    """Steps, the images that are read for them, previews, and states on disk."""
+    each = rates.step[stage.name]
+    if each is None or stage.steps is None:
+        return None
+    images, steps = PREVIEW
+    preview = images * (steps * (rates.student or 0.0) + rates.decode)
+    seconds = stage.steps * each + PREVIEWS * preview
+    if stage.name in ("train_judge", "train_teacher, autoencoder"):
+        # A shard is decoded anew in each epoch.
+        seconds += (stage.samples or 0) * rates.read
+    if stage.name == "train_teacher, autoencoder":
+        # Then every training image is encoded once.
+        seconds += (1 - chain.data.heldout) * (images_of(chain.data) or 0) * (rates.read + rates.encode)
+    saves = PREVIEWS + seconds / float(switch("SAVE_EVERY_SECONDS", "30"))
+    return seconds + saves * rates.save[stage.name]
+
+
+def triplets(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
+    """Captions, with which the images are read, their conditions, and the teacher's steps."""
+    if rates.teacher is None:
+        return None
+    drawn = ceil((stage.samples or 0) / processes())
+    return (stage.samples or 0) * (rates.read + rates.prompt) + drawn * chain.triplets.steps * rates.teacher
+
+
+def evaluation_set(config: EvaluationSetConfig, chain: Chain, rates: Rates) -> float | None:
+    """Real images and their features, and the teacher's images at its full step count."""
+    if rates.teacher is None:
+        return None
+    read = max(config.pictures, config.reference) + config.training
+    real = read * rates.read + config.reference * FEATURE_PASSES * rates.features
+    return real + drawing(drawn(config), chain.sampling.steps * rates.teacher, rates) + FIGURES
+
+
+def evaluation(chain: Chain, name: str, rates: Rates) -> float | None:
+    """Images at every step count, their figures, the straightness and the speed log."""
+    each = rates.teacher if name == "teacher" else rates.student
+    if each is None:
+        return None
+    images, steps = STRAIGHTNESS
+    seconds = images * steps * each
+    timing, more = SPEED
+    for count in chain.evaluate.models[name]:
+        seconds += FIGURES + timing + more * (count * each + rates.decode)
+        if not (name == "teacher" and count == chain.sampling.steps):
+            # The set holds the teacher's at its full step count.
+            seconds += drawing(drawn(chain.evaluation_set), count * each, rates)
+    return seconds
+
+
+def drawn(config: EvaluationSetConfig) -> int:
+    """Images of one model at one step count: one per prompt, and further ones of some for diversity."""
+    return config.pictures + config.diversity.prompts * (config.diversity.samples - 1)
+
+
+def drawing(images: int, each: float, rates: Rates) -> float:
+    """Images, decoded and looked at by the feature network; each: seconds of one's solver steps."""
+    return images * (rates.prompt + each + rates.decode + FEATURE_PASSES * rates.features)

@@ -1,0 +1,256 @@
+"""The chain's own methods and samplers on random weights and invented data, to be timed.
+
+Everything that runs is what the stages run: `training/state.py` and `training/loop.py`'s `advance`, the
+objectives, `sampling/draw.py`, the autoencoder and the classifier. Only the streams of data are made up.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fewstep.artifacts.folder import whole_folder
+from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.base import Backbone, Model
+from fewstep.backbones.sd_new import NewStableDiffusion
+from fewstep.checks.data import first_entries
+from fewstep.checks.untrained import untrained
+from fewstep.config.chain import Chain
+from fewstep.config.training import TrainingConfig
+from fewstep.data.latents import Latent
+from fewstep.data.prompted import Prompted
+from fewstep.data.shards import Picture
+from fewstep.data.stream import Stream
+from fewstep.data.triplets import Triplet
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoiser
+from fewstep.features.autoencoder import AutoencoderFeatures
+from fewstep.features.judge import Judge
+from fewstep.features.network import FeatureNetwork, open_features
+from fewstep.hardware import device
+from fewstep.keyed import Key
+from fewstep.layout import JUDGE, TEACHER
+from fewstep.memory import Design
+from fewstep.objectives.ingredients import Ingredients, start_and_student
+from fewstep.objectives.judge import JudgeTraining
+from fewstep.objectives.learn import objective_module
+from fewstep.objectives.lora import detach
+from fewstep.objectives.teacher import Teacher
+from fewstep.objectives.vae import Vae
+from fewstep.sampling.draw import Sampler
+from fewstep.sources.sample import Sample
+from fewstep.training.loop import advance
+from fewstep.training.method import Method
+from fewstep.training.state import State
+
+SAMPLES = 64
+"""Invented samples, which batches repeat."""
+PHASES = 3
+"""Places of a training at which a step is timed: a method may change its loss on the way."""
+CAPTION = "an image without a caption"
+
+Run = Callable[[int], object]
+"""What is timed: called with a number of samples."""
+
+
+class Invented(Ingredients):
+    """An objective's inputs, whose triplets and encoded images are made up."""
+
+    @cached_property
+    def prompted(self) -> list[Prompted]:
+        """Latents of noise, with conditions of the right shapes."""
+        with torch.no_grad():
+            conditions = self.backbone.encode_prompts([CAPTION])
+        table = {name: value[0].float().cpu() for name, value in conditions.items()}
+        if self.student.takes_guidance:
+            table[GUIDANCE] = torch.tensor(1.0)
+        return [Prompted(torch.randn(self.backbone.latent_shape), table) for _ in range(SAMPLES)]
+
+    @cached_property
+    def triplets(self) -> Stream[Triplet]:
+        return invented([Triplet(i, end) for i, end in enumerate(self.prompted)])
+
+    @cached_property
+    def real(self) -> Stream[Prompted]:
+        return invented(self.prompted)
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The teacher of a chain with random weights.
+
+    folder: for what a loss opens from the disk. backbone: None while a foreign teacher is unknown.
+    """
+
+    chain: Chain
+    folder: Path
+    backbone: Backbone | None
+
+    @cached_property
+    def samples(self) -> list[Sample]:
+        """The first of the source; none of a URL, which would have to be fetched."""
+        return samples_of(self.chain)
+
+    @cached_property
+    def images(self) -> Stream[Picture]:
+        """Noise, with captions and labels of the source."""
+        side = self.chain.data.resolution
+        some = self.samples or [Sample("invented", b"", CAPTION)]
+        pixels = np.random.default_rng(0).integers(0, 256, (SAMPLES, side, side, 3), np.uint8)
+        rows = []
+        for i in range(SAMPLES):
+            sample = some[i % len(some)]
+            caption = sample.caption or CAPTION
+            rows.append(Picture(str(i), pixels[i], caption, sample.labels, sample.hidden))
+        return invented(rows)
+
+    @property
+    def teacher(self) -> Model:
+        """The teacher on its own path."""
+        assert self.backbone is not None
+        backbone = self.backbone
+        denoiser = Denoiser(
+            backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
+        )
+        return Model("teacher", backbone.net, denoiser, None, True)
+
+    def model(self, name: str) -> Model:
+        """A model of the chain on the path and at the steps that it will have."""
+        if name == "teacher":
+            return self.teacher
+        config = self.chain.objectives()[name]
+        student = objective_module(self.chain.method_of(name)).student_of(config, self.model(config.from_))
+        return replace(cast(Model, student), name=name, is_teacher=False)
+
+    @cached_property
+    def judge(self) -> Judge:
+        """The classifier of the samples' attributes."""
+        config = self.chain.train_judge
+        assert config is not None
+        found: dict[str, set[str]] = {}
+        for sample in self.samples:
+            for name, value in {**(sample.labels or {}), **(sample.hidden or {})}.items():
+                found.setdefault(name, {"", "other"}).add(value)
+        labels = {name: tuple(sorted(values)) for name, values in (found or {"label": {"", "other"}}).items()}
+        return Judge(labels, config.widths, config.feature_dim)
+
+    @cached_property
+    def features_path(self) -> Path:
+        """Where a loss or an evaluation opens the feature network."""
+        path = self.chain.features
+        if path == JUDGE:
+            self.judge.save(self.folder / "judge", self.chain.data.resolution, {})
+            return self.folder / "judge"
+        if path == TEACHER:
+            with whole_folder(self.folder / "teacher") as staging:
+                cast(Any, self.backbone).vae.save_pretrained(staging / "vae")
+                Manifest.seal(staging, "teacher", {}, {})
+            return self.folder / "teacher"
+        return path
+
+    def features(self) -> FeatureNetwork:
+        """The network in whose features images are compared."""
+        if self.chain.features == TEACHER:
+            return AutoencoderFeatures(cast(Any, self.backbone).vae.encoder)
+        return open_features(self.features_path).to(device())
+
+    def judge_training(self) -> Method:
+        """`train_judge`."""
+        assert self.chain.train_judge is not None
+        return JudgeTraining(self.judge, self.chain.train_judge, self.images, self.chain.seed)
+
+    def vae_training(self) -> Method:
+        """The autoencoder of `train_teacher`."""
+        assert self.chain.train_teacher is not None
+        return Vae(cast(Any, self.backbone).vae, self.chain.train_teacher.vae, self.images, self.chain.seed)
+
+    def teacher_training(self) -> Method:
+        """The denoiser of `train_teacher`."""
+        assert isinstance(self.backbone, NewStableDiffusion) and self.chain.train_teacher is not None
+        rows = self.images.rows(range(SAMPLES))
+        latents = [Latent(torch.randn(self.backbone.latent_shape), row.caption) for row in rows]
+        return Teacher(self.backbone, self.chain.train_teacher, invented(latents), self.chain.seed)
+
+    @contextmanager
+    def student_training(self, name: str) -> Iterator[Method]:
+        """A training of a student from its start; afterwards the start is as it was."""
+        assert self.backbone is not None
+        chain, config = self.chain, self.chain.objectives()[name]
+        start, student = start_and_student(self.model(config.from_), name, self.backbone, config, chain.seed)
+        features = self.features_path if config.needs_feature_maps else None
+        given = Invented(name, chain.seed, start, student, self.backbone, (), features, None)
+        objective = objective_module(chain.method_of(name)).build(config, given)
+        try:
+            yield objective.method
+        finally:
+            if config.lora is not None:
+                detach(student.net)
+
+    def drawing(self, name: str) -> Run:
+        """One solver step of a model, noise included."""
+        assert self.backbone is not None
+        backbone = self.backbone
+        sampler = Sampler(self.model(name), backbone, self.chain.sampling)
+        with torch.no_grad():
+            one = backbone.encode_prompts([CAPTION])
+
+        def run(rows: int) -> Tensor:
+            noise = torch.from_numpy(Key(0, "forecast").normal(range(rows), backbone.latent_shape))
+            conditions: Conditions = {k: v.expand(rows, *v.shape[1:]).contiguous() for k, v in one.items()}
+            return sampler.latents(conditions, noise.to(device()), 1)
+
+        return run
+
+
+def training_step(method: Method, training: TrainingConfig, folder: Path) -> Run:
+    """A real step on so many rows, at the places of the training in turn."""
+    state = State(method, folder)
+    places = [training.steps * (2 * k + 1) // (2 * PHASES) for k in range(PHASES)]
+    calls = 0
+
+    def run(rows: int) -> object:
+        nonlocal calls
+        state.step, calls = places[calls % PHASES], calls + 1
+        return advance(state, "forecast", 0, rows)
+
+    return run
+
+
+def rehearsal(chain: Chain, denoiser: Design | None, folder: Path, memory: int) -> Rehearsal:
+    """The chain's teacher on the device.
+
+    denoiser: `design(chain)`. folder: see `Rehearsal`. memory: bytes that it may fill.
+    """
+    captions = [sample.caption or CAPTION for sample in samples_of(chain)] or [CAPTION]
+    return Rehearsal(chain, folder, untrained(chain, denoiser, captions, memory))
+
+
+def samples_of(chain: Chain) -> list[Sample]:
+    """The first samples of the source; none of a URL, which would have to be fetched."""
+    source = import_module(f"fewstep.sources.{chain.data.source}")
+    if chain.data.source != "shapes" and not source.inputs(chain.data):
+        return []
+    return [entry for entry in first_entries(chain) if isinstance(entry, Sample)]
+
+
+def invented(rows: Sequence[Any]) -> Stream[Any]:
+    """A stream that repeats these rows."""
+    return Stream([len(rows)], lambda _: rows, Key(0, "forecast"))
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Networks are not compiled inside: that alone would take minutes."""
+    backend = os.environ.pop("FEWSTEP_COMPILE", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["FEWSTEP_COMPILE"] = backend

@@ -1,0 +1,112 @@
+"""Times a step of a network within a budget of seconds, and within the device's free memory."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from statistics import median
+
+import psutil
+import torch
+
+from fewstep.hardware import device
+from fewstep.tracing import LiveBytes
+
+FEW = 2
+"""Samples of the first, small try: enough to tell what more of them take."""
+SHARE = 1 / 40
+"""Of the budget: the longest step that is run."""
+ROOM = 0.7
+"""Share of the free memory that a measured step may fill."""
+REPEATS = 3
+WORTH = 1.5
+"""How many times as many samples are worth another try."""
+
+
+class Stopwatch:
+    """Measures durations, the device's queue included.
+
+    budget: seconds for ten to fifteen kinds of steps together. clock, memory: where the seconds and the free
+    bytes come from.
+    """
+
+    def __init__(
+        self,
+        budget: float = 30.0,
+        clock: Callable[[], float] = time.perf_counter,
+        memory: Callable[[], int] | None = None,
+    ) -> None:
+        self.budget, self.longest = budget, budget * SHARE
+        self.clock, self.memory = clock, memory or free_bytes
+
+    def once(self, action: Callable[[], object]) -> float:
+        """Seconds of one call."""
+        synchronize()
+        begun = self.clock()
+        action()
+        synchronize()
+        return self.clock() - begun
+
+    def several(self, action: Callable[[], object]) -> float:
+        """Median of up to REPEATS calls, fewer when one takes long."""
+        taken = [self.once(action)]
+        while len(taken) < REPEATS and sum(taken) < self.longest:
+            taken.append(self.once(action))
+        return median(taken)
+
+    def batch(self, run: Callable[[int], object], rows: int, fitting: int | None = None) -> float:
+        """Seconds of `run(rows)`, a step with so many samples, after a warm-up.
+
+        fitting: samples that the memory is known to hold; None: a small try is measured. Where more would
+        take too long or too much memory, fewer samples are run, and what each further one costs is taken
+        from half of these.
+        """
+        n = min(rows, FEW, fitting or FEW)
+        with LiveBytes(1) if fitting is None else nullcontext() as live:
+            first = self.once(lambda: run(n))
+        if first > self.budget / 2:
+            return first * rows / n
+        if live is not None:
+            each = max((size for _, size in live.history), default=0) / n
+            fitting = int(ROOM * self.memory() / (each + 1))
+        n = self.grown(run, n, min(rows, fitting or n))
+        measured = self.several(lambda: run(n))
+        if n == rows:
+            return measured
+        half = self.several(lambda: run(n // 2)) if n > 1 else 0.0
+        return extrapolated(n, measured, half, rows)
+
+    def grown(self, run: Callable[[int], object], n: int, most: int) -> int:
+        """The number of samples, from n to `most`, whose step is not too long.
+
+        Four times as many take at most four times as long, and of a small network hardly longer.
+        """
+        seconds = self.once(lambda: run(n))
+        while n < most:
+            more = min(most, 4 * n, int(n * self.longest / max(seconds, 1e-9)))
+            if more < most and more < WORTH * n:
+                break
+            n = more
+            seconds = self.once(lambda: run(n))  # noqa: B023
+        return n
+
+
+def extrapolated(n: int, seconds: float, half: float, rows: int) -> float:
+    """Seconds at `rows` samples from those at n and at n // 2.
+
+    No less than at n, no more than in proportion.
+    """
+    each = (seconds - half) / (n - n // 2)
+    return min(max(seconds + each * (rows - n), seconds), seconds * rows / n)
+
+
+def synchronize() -> None:
+    """Wait for the device's queue."""
+    if device().type != "cpu":
+        torch.accelerator.synchronize()
+
+
+def free_bytes() -> int:
+    """Free memory of the device that trains."""
+    if device().type == "cuda":
+        return torch.cuda.mem_get_info(device())[0]
+    return int(psutil.virtual_memory().available)

@@ -1,0 +1,37 @@
+"""Figures with their 95 % intervals as plain text, for tables outside the report."""
+
+import math
+
+from fewstep.evaluation.record import Interval, Ratio
+
+UNKNOWN_RATIO = "the teacher's is not told apart from 0"
+
+
+def digits(found: Interval) -> tuple[str, str, str]:
+    """Value, low and high with as many decimals as show two digits of the interval's half width.
+
+    "0.0123", "0.0101", "0.0152". Below a millionth, and without a width, three significant digits.
+    """
+    half = (found.high - found.low) / 2
+    decimals = max(1 - math.floor(math.log10(half)), 0) if half > 0 else math.inf
+    style = f",.{decimals}f" if decimals <= 7 else "#.3g"
+    value, low, high = (f"{part:{style}}" for part in (found.value, found.low, found.high))
+    return value, low, high
+
+
+def interval_text(found: Interval | None) -> str:
+    """ "0.0123 (0.0101 - 0.0152)"; empty where nothing was measured."""
+    if found is None:
+        return ""
+    value, low, high = digits(found)
+    return f"{value} ({low} - {high})"
+
+
+def ratio_text(found: Ratio) -> str:
+    """ "1.08 x (0.91 - 1.30)"; without an upper end only what is known of it."""
+    if found.high is None or found.value is None:
+        return f"at least {found.low:.3g} x; {UNKNOWN_RATIO}" if found.low > 0 else UNKNOWN_RATIO
+    if found.low == found.high:
+        return f"{found.value:.3g} x"
+    value, low, high = digits(Interval(value=found.value, low=found.low, high=found.high))
+    return f"{value} x ({low} - {high})"

@@ -1,0 +1,45 @@
+"""Drift of brightness, saturation, contrast and detail: side effects of distillation and guidance."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from fewstep.evaluation.diversity import mean_interval
+from fewstep.evaluation.record import Interval
+
+TONES = ("brightness", "saturation", "contrast", "detail")
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luma (ITU-R BT.601)."""
+
+
+def tones(x: Tensor) -> Tensor:
+    """The four tones of each image, `[B, 4]`; x `[B, 3, H, W]` in [-1, 1].
+
+    brightness: mean luma. saturation: mean of the largest minus the smallest channel. contrast: standard
+    deviation of the luma. detail: root mean square of the luma minus its 3 x 3 mean, the energy of high
+    frequencies.
+    """
+    rgb = (x.float().clamp(-1, 1) + 1) / 2
+    luma = (rgb * torch.tensor(LUMA, device=x.device).reshape(3, 1, 1)).sum(1, keepdim=True)
+    fine = (luma - avg_pool2d(luma, 3, stride=1, padding=1, count_include_pad=False)).square()
+    return torch.stack(
+        [
+            luma.mean((1, 2, 3)),
+            (rgb.amax(1) - rgb.amin(1)).mean((1, 2)),
+            luma.std((1, 2, 3), unbiased=False),
+            fine.mean((1, 2, 3)).sqrt(),
+        ],
+        dim=1,
+    )
+
+
+def drift(generated: Tensor, real: Tensor) -> Mapping[str, Interval]:
+    """Relative change of each tone against the real images' mean.
+
+    generated, real: `[N, 4]`, paired by prompt. 0: none; 0.1: a tenth more. The interval is Student's over
+    the prompts.
+    """
+    change = (generated - real).double() / real.double().mean(0).clamp(min=1e-6)
+    return {name: mean_interval(change[:, i].tolist()) for i, name in enumerate(TONES)}

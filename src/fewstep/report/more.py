@@ -1,0 +1,176 @@
+"""The second table: a line per figure, a column per model and step count, real images first."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from fewstep.evaluation.schema import Diversity, Figures, HiddenAttribute, Speed, StepMetrics
+from fewstep.report.comparison import Comparison
+from fewstep.report.figures import (
+    DASH,
+    Written,
+    amount,
+    duration,
+    figure,
+    interval,
+    percent,
+    probability,
+    ratio,
+    signed_percent,
+)
+
+NOTHING = Written(DASH)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Figures of one set of images. step: the same, where a model drew them. speed: where it was timed."""
+
+    figures: Figures
+    step: StepMetrics | None = None
+    speed: Speed | None = None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure of all sets."""
+
+    title: str
+    cells: tuple[Written, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures of one kind."""
+
+    title: str
+    lines: tuple[Line, ...]
+
+
+Write = Callable[[Column], Written]
+
+
+def groups(comparison: Comparison) -> list[Group]:
+    """All groups with a figure that was measured for some column; the first column is the floor, if any."""
+    floor = comparison.reference.floor
+    columns = [Column(floor)] if floor else []
+    columns += [
+        Column(result.metrics, result.metrics, result.speed)
+        for model in comparison.models
+        for result in model.results
+    ]
+    found = []
+    for title, writers in figures_of(columns).items():
+        lines = [Line(name, tuple(write(column) for column in columns)) for name, write in writers.items()]
+        if measured := tuple(line for line in lines if any(cell != NOTHING for cell in line.cells)):
+            found.append(Group(title, measured))
+    return found
+
+
+def figures_of(columns: Iterable[Column]) -> dict[str, dict[str, Write]]:
+    """Title of each group -> title of each figure -> how it is written."""
+    all_figures = [column.figures for column in columns]
+    attributes = names(found.attributes for found in all_figures)
+    hidden = names(found.hidden for found in all_figures)
+    shares = {name: names(values(found, name) for found in all_figures) for name in hidden}
+    tones = names(found.drift for found in all_figures)
+    return {
+        "Against real images": {
+            "Fréchet distance": lambda c: Written(figure(c.figures.frechet_distance)),
+            "layout distance": lambda c: interval(c.figures.layout_distance),
+            "its ratio to the teacher": lambda c: ratio(c.step.layout_ratio if c.step else None),
+            "precision": lambda c: Written(percent(c.figures.precision)),
+            "recall": lambda c: Written(percent(c.figures.recall)),
+            "density": lambda c: Written(figure(c.figures.density)),
+            "coverage": lambda c: Written(percent(c.figures.coverage)),
+        },
+        "What the prompt names": {
+            **{f"{name} is right": attribute(name) for name in attributes},
+            "CLIP score": lambda c: interval(c.figures.prompt_similarity),
+        },
+        "Images of one prompt": {
+            "distance in features": diverse(lambda found: interval(found.distance)),
+            "distance in layout": diverse(lambda found: interval(found.layout)),
+            "Vendi score": diverse(lambda found: Written(figure(found.vendi))),
+        },
+        **{f"Hidden attribute: {name}": hidden_lines(name, shares[name]) for name in hidden},
+        "Change against real images": {name: drift(name) for name in tones},
+        "Copies": {"close to a training image": lambda c: interval(c.figures.copied, percent)},
+        "Against the teacher’s images": {
+            "kernel distance": stepped(lambda step: interval(step.teacher_kernel_distance)),
+            "Fréchet distance": stepped(lambda step: Written(figure(step.teacher_frechet_distance))),
+            "RMSE": stepped(lambda step: Written(figure(step.teacher_rmse))),
+            "similarity": stepped(lambda step: Written(figure(step.teacher_similarity))),
+        },
+        "Cost": {
+            "evaluations (NFE)": stepped(lambda step: Written(str(step.nfe))),
+            "FLOP per image": stepped(lambda step: Written(amount(step.flops_per_picture))),
+            "one image": timed(lambda speed: duration(speed.latency_s)),
+            "images per second": timed(lambda speed: figure(speed.pictures_per_second)),
+            "peak memory": timed(lambda speed: amount(speed.peak_memory_bytes, "B")),
+        },
+    }
+
+
+def names(mappings: Iterable[Iterable[str] | None]) -> list[str]:
+    """Every key of some mapping, in the order of first sight."""
+    return list(dict.fromkeys(name for mapping in mappings for name in mapping or ()))
+
+
+def values(found: Figures, name: str) -> Iterable[str]:
+    """The values of a hidden attribute that were recognised."""
+    seen = (found.hidden or {}).get(name)
+    return sorted(seen.shares) if seen else ()
+
+
+def attribute(name: str) -> Write:
+    """Share of the images that show this attribute of the prompt."""
+    return lambda column: Written(percent((column.figures.attributes or {}).get(name)))
+
+
+def drift(name: str) -> Write:
+    """Relative change of one tone."""
+
+    def write(column: Column) -> Written:
+        change = column.figures.drift.get(name)
+        return interval(change, signed_percent)
+
+    return write
+
+
+def hidden_lines(name: str, shares: Iterable[str]) -> dict[str, Write]:
+    """Shares of a hidden attribute's values, its test and its entropy."""
+    return {
+        **{share: of_hidden(name, share_of(share)) for share in shares},
+        "p-value": of_hidden(name, lambda found: probability(found.p_value)),
+        "entropy per prompt, bits": of_hidden(name, lambda found: figure(found.entropy)),
+    }
+
+
+def share_of(value: str) -> Callable[[HiddenAttribute], str]:
+    """How often a value was recognised: 0 where it never was."""
+    return lambda found: percent(found.shares.get(value, 0.0))
+
+
+def of_hidden(name: str, write: Callable[[HiddenAttribute], str]) -> Write:
+    """A figure of one hidden attribute."""
+
+    def written(column: Column) -> Written:
+        found = (column.figures.hidden or {}).get(name)
+        return Written(write(found)) if found else NOTHING
+
+    return written
+
+
+def diverse(write: Callable[[Diversity], Written]) -> Write:
+    """A figure of the diversity."""
+    return lambda c: write(c.figures.diversity) if c.figures.diversity else NOTHING
+
+
+def stepped(write: Callable[[StepMetrics], Written]) -> Write:
+    """A figure that only models have."""
+    return lambda c: write(c.step) if c.step else NOTHING
+
+
+def timed(write: Callable[[Speed], str]) -> Write:
+    """A figure of the machine's."""
+    return lambda c: Written(write(c.speed)) if c.speed else NOTHING

@@ -1,0 +1,161 @@
+"""A path that is noisier than its network's schedule: the network is asked at its own last time.
+
+Stable Diffusion's table ends at alpha_bar = 0.0047, which the rectified flow reaches at t = 0.936.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones.base import Model
+from fewstep.backbones.custom import CustomModel
+from fewstep.config.sampling import SamplingConfig
+from fewstep.diffusion.denoiser import (
+    Conditions,
+    Denoise,
+    Denoiser,
+    Estimate,
+    Prediction,
+    along,
+    clipped,
+    guided,
+)
+from fewstep.diffusion.halving import halving_target
+from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
+from fewstep.diffusion.solvers import Solver, at, ddim, ddim_step, solve, straightness, trailing
+from fewstep.sampling.draw import Sampler
+
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+TABLE = DiscreteVP(tuple((1 - BETAS).cumprod(0).tolist()))
+FLOW = RectifiedFlow()
+TIMES = [1.0, 0.97, 0.9, 0.3]
+"""The first two lie beyond the table."""
+BOUND = 0.7
+FREE = {"text": torch.zeros(1, 3, dtype=torch.float64)}
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def network(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+    """Some smooth function of all its inputs."""
+    return torch.sin(1.3 * x + along(time, x) / 400 + conditions.get("text", torch.zeros(1)).float())
+
+
+class Text(CustomModel):
+    """A model whose prompts are tensors already."""
+
+    def unconditional(self, negative_prompt: str = "") -> Conditions:
+        return FREE
+
+    def call(self, net: nn.Module, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        return network(x, time, conditions)
+
+
+def teacher(prediction: Prediction, path: Schedule = FLOW) -> Denoiser:
+    return Denoiser(network, TABLE, prediction, path)
+
+
+def own_sum(denoiser: Denoiser, estimate: Estimate, t: Tensor) -> Tensor:
+    """What the estimate adds up to at the point at which the network was asked."""
+    alpha, sigma = (along(c, estimate.x_0) for c in denoiser.own_alpha_sigma(t))
+    return alpha * estimate.x_0 + sigma * estimate.eps
+
+
+def compositions(denoiser: Denoiser) -> list[tuple[Denoise, Conditions]]:
+    """Alone, and with guidance as the teacher is asked."""
+    return [(denoiser, {}), (guided(denoiser, FREE, 4.0), {"text": torch.ones(8, 3, dtype=torch.float64)})]
+
+
+@pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
+def test_the_networks_own_point_is_the_paths_where_the_table_reaches(prediction: Prediction) -> None:
+    denoiser = teacher(prediction)
+    for time in TIMES:
+        t = at(time, noise(8, 3))
+        own, path = denoiser.own_alpha_sigma(t), FLOW.alpha_sigma(t)
+        inside = time < FLOW.time_at(TABLE.angle(torch.ones(1)))
+        ratio, expected = own[0] / own[1], path[0] / path[1]
+        assert torch.allclose(ratio, expected, rtol=1e-9) == bool(inside)
+        assert torch.allclose(torch.hypot(*own), torch.ones(8, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
+@pytest.mark.parametrize("time", TIMES)
+def test_a_bound_that_nothing_reaches_changes_nothing(prediction: Prediction, time: float) -> None:
+    denoiser, x = teacher(prediction), noise(8, 3)
+    for denoise, conditions in compositions(denoiser):
+        free = denoise(x, at(time, x), conditions)
+        for bound in (math.inf, 1e6):
+            kept = clipped(denoise, denoiser, bound)(x, at(time, x), conditions)
+            assert torch.equal(kept.x_0, free.x_0) and torch.equal(kept.eps, free.eps)
+
+
+@pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
+@pytest.mark.parametrize("time", TIMES)
+def test_a_clipped_estimate_adds_up_to_what_the_network_was_asked(
+    prediction: Prediction, time: float
+) -> None:
+    denoiser, x = teacher(prediction), noise(8, 3)
+    t = at(time, x)
+    for denoise, conditions in compositions(denoiser):
+        free, bounded = denoise(x, t, conditions), clipped(denoise, denoiser, BOUND)(x, t, conditions)
+        outside = free.x_0.abs() > BOUND
+        assert outside.any() and bounded.x_0.abs().max() == BOUND
+        assert torch.equal(bounded.eps[~outside], free.eps[~outside])
+        for estimate in (free, bounded):
+            torch.testing.assert_close(own_sum(denoiser, estimate, t), denoiser.own_x(x, t))
+
+
+def test_at_pure_data_clipping_leaves_the_noise_alone() -> None:
+    denoiser, x = Denoiser(network, TABLE, Prediction.V, TABLE), noise(8, 3)
+    free, bounded = (denoise(x, at(0.0, x), {}) for denoise in (denoiser, clipped(denoiser, denoiser, BOUND)))
+    assert bounded.x_0.abs().max() == BOUND and torch.equal(bounded.eps, free.eps)
+
+
+@pytest.mark.parametrize("is_teacher", [True, False], ids=["teacher", "student"])
+def test_a_sampler_with_an_infinite_bound_draws_as_one_without(is_teacher: bool) -> None:
+    """The teacher on its table with guidance, a student on the straight path."""
+    net = nn.Identity()
+    backbone = Text(net, (3,), TABLE, Prediction.V)
+    denoiser = Denoiser(backbone.network(net), TABLE, Prediction.V, TABLE if is_teacher else FLOW)
+    sampler = Sampler(Model("model", net, denoiser, None, is_teacher), backbone, SamplingConfig(guidance=4.0))
+    conditions, eps = {"text": torch.ones(8, 3, dtype=torch.float64)}, noise(8, 3)
+    for steps in (1, 4):
+        plain, bounded, tight = (
+            Sampler(sampler.model, backbone, sampler.sampling, clip).latents(conditions, eps, steps)
+            for clip in (None, math.inf, BOUND)
+        )
+        assert torch.equal(plain, bounded) and not torch.equal(plain, tight)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 20])
+def test_a_student_that_predicts_the_target_lands_where_two_steps_do(steps: int) -> None:
+    """With eps taken from the path, its first of two steps misses by 0.03 x_0."""
+    start, x = teacher(Prediction.V), noise(8, 3)
+    for i in {steps - 1, steps // 2}:
+        index = torch.full((8,), float(i), dtype=torch.float64)
+        target = halving_target(start, x, index, steps, {}, start)
+        student = Denoiser(lambda *_, raw=target: raw, TABLE, Prediction.SAMPLE, FLOW)
+        t, middle, end = (i + 1) / steps, (i + 0.5) / steps, i / steps
+        landed = ddim_step(student(x, at(t, x), {}), FLOW, at(end, x))
+        torch.testing.assert_close(landed, ddim(start, x, [t, middle, end], {}, FLOW), atol=1e-9, rtol=1e-6)
+
+
+def test_the_straight_flow_of_a_table_is_straight() -> None:
+    """Each noise leads to one x_0, on a line through the point at which the network is asked first."""
+
+    def straight(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        """x_0 = x_T / 2, from `x = alpha x_0 + sigma eps` and `x_T = a x_0 + s eps` at the table's end."""
+        alpha, sigma = TABLE.alpha_sigma((time.double() + 1) / 1000)
+        a, s = TABLE.alpha_sigma(torch.ones(1))
+        return along(1 / (alpha + sigma * (2 - a) / s), x.double()) * x
+
+    denoiser, eps = Denoiser(straight, TABLE, Prediction.SAMPLE, FLOW), noise(64, 3)
+    for steps in (1, 4, 15):  # with more, others than the first lie beyond the table
+        drawn = solve(Solver.DDIM, denoiser, eps, trailing(steps), {}, FLOW)
+        torch.testing.assert_close(drawn, 0.5 * eps.float(), atol=1e-5, rtol=1e-5)
+    assert straightness(denoiser, eps, {}, FLOW, steps=15).max() < 1e-9
+    assert straightness(teacher(Prediction.V), eps, {}, FLOW, steps=15).min() > 1e-3

@@ -1,0 +1,194 @@
+"""The forecast of `fewstep check`: times scale as the stages do, and what is timed is what the stages run."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.checks import forecast as forecasting
+from fewstep.checks import measuring
+from fewstep.checks.forecast import AROUND, duration, forecast, in_words, seconds_of
+from fewstep.checks.measuring import Measuring, Rates, distinct
+from fewstep.checks.plan import plan
+from fewstep.checks.rehearsal import rehearsal, training_step
+from fewstep.checks.stopwatch import ROOM, Stopwatch
+from fewstep.checks.teacher import design
+from fewstep.config.chain import Chain, load_chain
+from fewstep.layout import TRIPLETS
+from fewstep.objectives.ingredients import Ingredients, start_and_student
+from fewstep.objectives.learn import objective_module
+from fewstep.training.loop import advance
+from fewstep.training.state import State
+from tests.imports import ROOT
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+
+MINIATURE = ROOT / "tests/integration/miniature.yaml"
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(measuring, "processes", lambda: 1)
+    monkeypatch.setattr(forecasting, "processes", lambda: 1)
+
+
+def rates_of(chain: Chain, **changes: Any) -> Rates:
+    """Whole numbers of seconds, and nothing for what is small."""
+    trainings = ["train_judge", "train_teacher, autoencoder", "train_teacher, denoiser", *chain.objectives()]
+    known = Rates(
+        start=1.0,
+        open=1.0,
+        prepare=0.0,
+        read=0.0,
+        step=dict.fromkeys(trainings, 2.0),
+        save=dict.fromkeys(trainings, 0.0),
+        teacher=3.0,
+        student=0.0,
+        prompt=0.0,
+        encode=0.0,
+        decode=0.0,
+        features=0.0,
+    )
+    return replace(known, **changes)
+
+
+def times(chain: Chain, rates: Rates) -> dict[str, float]:
+    return {stage.name: seconds_of(chain, stage, rates) or 0.0 for stage in plan(chain)}
+
+
+def test_times_are_numbers_times_rates() -> None:
+    chain = load_chain(ROOT / "params.yaml")
+    rates, begun = rates_of(chain), 1.0 + AROUND
+    found = times(chain, rates)
+    for name, config in chain.objectives().items():
+        assert found[name] == pytest.approx(begun + 2.0 * config.training.steps)
+    triplets = chain.triplets
+    assert found["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.shard_size)
+    assert found["prepare_data"] == begun
+    reading = times(chain, replace(rates, prepare=0.5))
+    assert reading["prepare_data"] == pytest.approx(begun + 0.5 * (chain.data.count or 0))
+    # An image costs a decoding and two looks, whatever the model.
+    drawn = replace(rates, decode=1.0, features=1.0)
+    more = times(chain, drawn)["evaluate@one_step"] - found["evaluate@one_step"]
+    images = forecasting.drawn(chain.evaluation_set)
+    assert more == pytest.approx(images * (1 + forecasting.FEATURE_PASSES) + forecasting.SPEED[1])
+
+
+def test_processes_share_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = load_chain(ROOT / "params.yaml")
+    alone = times(chain, rates_of(chain))
+    monkeypatch.setattr(forecasting, "processes", lambda: 4)
+    shared = times(chain, rates_of(chain))
+    begun = 1.0 + AROUND
+    assert shared["generate_triplets@0"] - begun == pytest.approx((alone["generate_triplets@0"] - begun) / 4)
+    assert shared["evaluate@teacher"] == alone["evaluate@teacher"]
+
+
+def test_what_is_unknown_is_named() -> None:
+    chain = load_chain(ROOT / "params.yaml")
+    rates = rates_of(chain, teacher=None, step=dict.fromkeys(rates_of(chain).step, None))
+    found = {stage.name: seconds_of(chain, stage, rates) for stage in plan(chain)}
+    assert found["reflow"] is None and found["generate_triplets@0"] is None
+    assert "unknown until the teacher is there: " in in_words(found) and "reflow" in in_words(found)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(12.4, "12 s"), (840.0, "14 min"), (3 * 3600.0, "3.0 h"), (12 * 86400.0, "12 days")],
+)
+def test_durations_are_a_persons(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+    assert in_words({"one": seconds}) == f"about {words} on this machine for the whole chain"
+
+
+class Machine:
+    """A machine on which a step of n samples takes `1 + n / 100` seconds and so many bytes each."""
+
+    def __init__(self, memory: int, bytes_each: int) -> None:
+        self.memory, self.bytes_each, self.now, self.ran = memory, bytes_each, 0.0, [0]
+
+    def run(self, rows: int) -> None:
+        torch.empty(rows * self.bytes_each, dtype=torch.uint8)
+        self.ran.append(rows)
+        self.now += 1 + rows / 100
+
+    def watch(self, budget: float = 1e6) -> Stopwatch:
+        return Stopwatch(budget, lambda: self.now, lambda: self.memory)
+
+
+def test_a_step_is_measured_at_its_own_size_where_that_fits() -> None:
+    machine = Machine(memory=10**9, bytes_each=1000)
+    assert machine.watch().batch(machine.run, 100) == pytest.approx(2.0)
+    assert max(machine.ran) == 100
+
+
+def test_no_step_exceeds_the_free_memory() -> None:
+    machine = Machine(memory=100_000, bytes_each=1000)
+    assert machine.watch().batch(machine.run, 1000) == pytest.approx(11.0)
+    assert max(machine.ran) * machine.bytes_each <= ROOM * machine.memory
+    known = Machine(memory=10**9, bytes_each=1000)
+    assert known.watch().batch(known.run, 1000, fitting=50) == pytest.approx(11.0)
+    assert max(known.ran) == 50
+
+
+def test_no_step_takes_more_than_its_share_of_the_budget() -> None:
+    machine = Machine(memory=10**9, bytes_each=1000)
+    watch = machine.watch(budget=80.0)
+    watch.batch(machine.run, 1000)
+    assert 1 + max(machine.ran) / 100 <= watch.longest and machine.now < watch.budget / 4
+    # Where the first samples take that long already, they are all that is run.
+    slow = Machine(memory=10**9, bytes_each=1000)
+    assert slow.watch(budget=1.0).batch(slow.run, 1000) == pytest.approx(510.0)
+    assert slow.ran == [0, 2]
+
+
+@pytest.mark.parametrize("name", ["reflow", "halve-4", "one_step"])
+def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The miniature's text encoder reads fewer tokens than any published one.
+    monkeypatch.setattr("fewstep.backbones.sd.CLIP_LENGTH", 12)
+    backbone = import_miniature("sd")
+    prepare_pictures()
+    draw_triplets(backbone)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["teacher"] = {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []}
+    params["data"]["resolution"] = 64
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    chain = load_chain()
+    config, rows = chain.objectives()[name], 4
+    here = rehearsal(chain, design(chain), Path("rehearsed"), 10**9)
+
+    # As `learn` builds it, on the artifacts.
+    start, student = start_and_student(here.model(config.from_), name, backbone, config, chain.seed)
+    given = Ingredients(name, chain.seed, start, student, backbone, [TRIPLETS / "0"], None, None)
+    method = objective_module(chain.method_of(name)).build(config, given).method
+    state = State(method, Path("work"))
+    with FlopCounterMode(display=False) as counter:
+        advance(state, name, chain.seed, rows)
+    with here.student_training(name) as rehearsed:
+        run = training_step(rehearsed, config.training, Path("rehearsed"))
+        with FlopCounterMode(display=False) as again:
+            run(rows)
+    assert again.get_total_flops() == counter.get_total_flops() > 0
+
+
+def test_trainings_of_one_design_are_measured_once() -> None:
+    chain = load_chain(ROOT / "params.yaml")
+    assert distinct(chain.students["one_step"]) == distinct(chain.students["no_halving"])
+    assert distinct(chain.halve["4"]) != distinct(chain.halve["2"])
+
+
+def test_every_stage_of_the_plan_has_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real networks of the miniature chain; its perceptual loss opens the classifier from the disk."""
+    monkeypatch.setattr(measuring, "START", "pass")
+    monkeypatch.setattr(measuring, "OPEN", "pass")
+    monkeypatch.setattr(Measuring, "best", 1e12)
+    chain = load_chain(MINIATURE)
+    found = forecast(chain, design(chain), Stopwatch(2.0))
+    assert [*found] == [stage.name for stage in plan(chain)]
+    assert all(value is not None and value > 0 for value in found.values())
+    assert {"train_judge", "train_teacher, denoiser", "export@one_step", "report"} < found.keys()
