@@ -34,8 +34,10 @@ ui: .venv/ready  ## watch and start the chain in a browser
 worker: .venv/ready  ## take stages of a cluster
 	prefect worker start --pool fewstep-stages --limit 1
 
-# Two at once, a file of tests each: most of their time is the start of processes.
+# Two at once, a file of tests each: most of their time is the start of processes. Their tensors are small, and
+# threads that share cores wait for each other.
 test: export OMP_WAIT_POLICY ?= PASSIVE
+test: export OMP_NUM_THREADS ?= 1
 test: .venv/ready  ## run the tests
 	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 

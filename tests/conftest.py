@@ -6,10 +6,10 @@ import pytest
 
 FIRST = (
     "test_flows",
+    "test_stable_diffusion",
     "test_chain",
     "test_cluster",
     "test_several_processes",
-    "test_stable_diffusion",
     "test_distributed",
     "test_backbones",
     "test_inputs_teachers",
@@ -18,7 +18,10 @@ FIRST = (
     "test_server",
     "test_export",
 )
-"""The longest begin first, so that no process of pytest-xdist is left alone with one at the end."""
+"""The longest begin first, so that no process of pytest-xdist is left alone with one at the end.
+
+The first waits for the miniature chain; the second does not need it, so that two processes work meanwhile.
+"""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,7 +21,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("evaluate.models.nobody", [1], "evaluate.models.nobody: no such model"),
     ("data.resolution", 20, "data.resolution = 20: Input should be a multiple of 8"),
     ("teacher.load", ["./nowhere"], "exactly one entry"),
-    ("features", "weights.pt", "features = weights.pt: no such file"),
+    ("features", "weights.pt", "features = weights.pt: features need one of: artifact judge, "),
     ("seed", "zero", "seed = 'zero'"),
     (
         "data.path",
