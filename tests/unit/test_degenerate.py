@@ -16,9 +16,10 @@ from fewstep.data.shards import open_pictures, read_index
 from fewstep.evaluation.copies import nearness_limit
 from fewstep.evaluation.evaluation_set import grouped, look_at, training_layout
 from fewstep.evaluation.figures import Yardstick, figures
-from fewstep.evaluation.flags import flags
+from fewstep.evaluation.flags import drifted, flags
 from fewstep.evaluation.kernel import polynomial
 from fewstep.evaluation.observations import observe
+from fewstep.evaluation.record import Interval
 from fewstep.evaluation.schema import Figures, Floor, Reference
 from fewstep.features.judge import Judge
 from fewstep.keyed import Key
@@ -93,6 +94,31 @@ def test_a_perfect_sampler_has_no_distance_and_no_flag(setting: Setting) -> None
         assert found.kernel_distance.low < 1e-3
         assert setting.flags(found) == ""
         assert found.prompt_accuracy and found.prompt_accuracy.value > 0.6
+
+
+def test_images_better_than_the_teachers_have_no_flag(setting: Setting) -> None:
+    blurred = setting.figures(setting.images["blurred"])
+    reference = setting.reference.model_copy(update={"teacher": blurred})
+    assert "detail" not in "; ".join(flags(setting.figures(setting.images["perfect"]), reference))
+
+
+@pytest.mark.parametrize(
+    ("change", "usual", "expected"),
+    [
+        ((-0.02, 0.02), -0.24, False),  # as real images, where the teacher is blurred
+        ((-0.30, -0.26), -0.24, True),  # further than LARGE_DRIFT
+        ((-0.30, -0.20), -0.24, False),  # not clearly
+        ((-0.18, -0.12), -0.05, False),
+        ((-0.20, -0.16), -0.05, True),  # further than DRIFT beyond the teacher
+        ((0.11, 0.15), -0.05, True),
+        ((0.11, 0.15), 0.04, False),
+    ],
+)
+def test_a_tone_drifts_beyond_the_teachers_or_far(
+    change: tuple[float, float], usual: float, expected: bool
+) -> None:
+    low, high = change
+    assert drifted(Interval(value=(low + high) / 2, low=low, high=high), usual) == expected
 
 
 @pytest.mark.parametrize(

@@ -18,15 +18,19 @@ DIVERSITY_LOSS = 0.15
 P_VALUE = 1e-3
 """Of a hidden attribute's frequencies."""
 DRIFT, LARGE_DRIFT = 0.1, 0.25
-"""Relative change of a tone against the teacher's, and against real images."""
+"""Relative change of a tone beyond the teacher's, and against real images."""
 LAYOUT_RATIO = 2.0
 """Layout distance over the reference's, where both are clear."""
 COPIES = 4 * EXPECTED
 
 
-def outside(change: Interval, expected: float, tolerance: float) -> bool:
-    """Whether the whole interval lies further than `tolerance` from what is expected."""
-    return change.low > expected + tolerance or change.high < expected - tolerance
+def drifted(change: Interval, usual: float) -> bool:
+    """Whether a tone has clearly drifted: further than the teacher's, which is `usual`, or far in any case.
+
+    What lies between real images and the teacher's is no fault.
+    """
+    low, high = min(usual, 0.0) - DRIFT, max(usual, 0.0) + DRIFT
+    return change.low > min(high, LARGE_DRIFT) or change.high < max(low, -LARGE_DRIFT)
 
 
 def flags(found: Figures, reference: Reference) -> Iterator[str]:
@@ -49,7 +53,7 @@ def flags(found: Figures, reference: Reference) -> Iterator[str]:
             yield f"{name} is not distributed as in real images (p = {attribute.p_value:.1g}): {shares}"
     for name, change in found.drift.items():
         usual = teacher.drift[name].value
-        if outside(change, usual, DRIFT) or outside(change, 0.0, LARGE_DRIFT):
+        if drifted(change, usual):
             yield f"{name} {change.value:+.0%} against real images, the teacher's {usual:+.0%}"
     if found.copied.low > COPIES:
         yield f"{found.copied.value:.0%} lie as near to a training image as {EXPECTED:.0%} of new images do"
