@@ -1,6 +1,6 @@
 """A path that is noisier than its network's schedule: the network is asked at its own last time.
 
-Stable Diffusion's table ends at alpha_bar = 0.0047, which the rectified flow reaches at t = 0.936.
+Stable Diffusion's table ends before the rectified flow does, at t = 0.936.
 """
 
 import math
@@ -23,12 +23,11 @@ from fewstep.diffusion.denoiser import (
     guided,
 )
 from fewstep.diffusion.halving import halving_target
-from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
+from fewstep.diffusion.schedules import RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import Solver, at, ddim, ddim_step, solve, straightness, trailing
 from fewstep.sampling.draw import Sampler
+from tests.schedules import STABLE_DIFFUSION
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-TABLE = DiscreteVP(tuple((1 - BETAS).cumprod(0).tolist()))
 FLOW = RectifiedFlow()
 TIMES = [1.0, 0.97, 0.9, 0.3]
 """The first two lie beyond the table."""
@@ -56,7 +55,7 @@ class Text(CustomModel):
 
 
 def teacher(prediction: Prediction, path: Schedule = FLOW) -> Denoiser:
-    return Denoiser(network, TABLE, prediction, path)
+    return Denoiser(network, STABLE_DIFFUSION, prediction, path)
 
 
 def own_sum(denoiser: Denoiser, estimate: Estimate, t: Tensor) -> Tensor:
@@ -76,7 +75,7 @@ def test_the_networks_own_point_is_the_paths_where_the_table_reaches(prediction:
     for time in TIMES:
         t = at(time, noise(8, 3))
         own, path = denoiser.own_alpha_sigma(t), FLOW.alpha_sigma(t)
-        inside = time < FLOW.time_at(TABLE.angle(torch.ones(1)))
+        inside = time < FLOW.time_at(STABLE_DIFFUSION.angle(torch.ones(1)))
         ratio, expected = own[0] / own[1], path[0] / path[1]
         assert torch.allclose(ratio, expected, rtol=1e-9) == bool(inside)
         assert torch.allclose(torch.hypot(*own), torch.ones(8, dtype=torch.float64))
@@ -110,7 +109,7 @@ def test_a_clipped_estimate_adds_up_to_what_the_network_was_asked(
 
 
 def test_at_pure_data_clipping_leaves_the_noise_alone() -> None:
-    denoiser, x = Denoiser(network, TABLE, Prediction.V, TABLE), noise(8, 3)
+    denoiser, x = Denoiser(network, STABLE_DIFFUSION, Prediction.V, STABLE_DIFFUSION), noise(8, 3)
     free, bounded = (denoise(x, at(0.0, x), {}) for denoise in (denoiser, clipped(denoiser, denoiser, BOUND)))
     assert bounded.x_0.abs().max() == BOUND and torch.equal(bounded.eps, free.eps)
 
@@ -119,8 +118,10 @@ def test_at_pure_data_clipping_leaves_the_noise_alone() -> None:
 def test_a_sampler_with_an_infinite_bound_draws_as_one_without(is_teacher: bool) -> None:
     """The teacher on its table with guidance, a student on the straight path."""
     net = nn.Identity()
-    backbone = Text(net, (3,), TABLE, Prediction.V)
-    denoiser = Denoiser(backbone.network(net), TABLE, Prediction.V, TABLE if is_teacher else FLOW)
+    backbone = Text(net, (3,), STABLE_DIFFUSION, Prediction.V)
+    denoiser = Denoiser(
+        backbone.network(net), STABLE_DIFFUSION, Prediction.V, STABLE_DIFFUSION if is_teacher else FLOW
+    )
     sampler = Sampler(Model("model", net, denoiser, None, is_teacher), backbone, SamplingConfig(guidance=4.0))
     conditions, eps = {"text": torch.ones(8, 3, dtype=torch.float64)}, noise(8, 3)
     for steps in (1, 4):
@@ -138,7 +139,7 @@ def test_a_student_that_predicts_the_target_lands_where_two_steps_do(steps: int)
     for i in {steps - 1, steps // 2}:
         index = torch.full((8,), float(i), dtype=torch.float64)
         target = halving_target(start, x, index, steps, {}, start)
-        student = Denoiser(lambda *_, raw=target: raw, TABLE, Prediction.SAMPLE, FLOW)
+        student = Denoiser(lambda *_, raw=target: raw, STABLE_DIFFUSION, Prediction.SAMPLE, FLOW)
         t, middle, end = (i + 1) / steps, (i + 0.5) / steps, i / steps
         landed = ddim_step(student(x, at(t, x), {}), FLOW, at(end, x))
         torch.testing.assert_close(landed, ddim(start, x, [t, middle, end], {}, FLOW), atol=1e-9, rtol=1e-6)
@@ -149,11 +150,11 @@ def test_the_straight_flow_of_a_table_is_straight() -> None:
 
     def straight(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         """x_0 = x_T / 2, from `x = alpha x_0 + sigma eps` and `x_T = a x_0 + s eps` at the table's end."""
-        alpha, sigma = TABLE.alpha_sigma((time.double() + 1) / 1000)
-        a, s = TABLE.alpha_sigma(torch.ones(1))
+        alpha, sigma = STABLE_DIFFUSION.alpha_sigma((time.double() + 1) / 1000)
+        a, s = STABLE_DIFFUSION.alpha_sigma(torch.ones(1))
         return along(1 / (alpha + sigma * (2 - a) / s), x.double()) * x
 
-    denoiser, eps = Denoiser(straight, TABLE, Prediction.SAMPLE, FLOW), noise(64, 3)
+    denoiser, eps = Denoiser(straight, STABLE_DIFFUSION, Prediction.SAMPLE, FLOW), noise(64, 3)
     for steps in (1, 4, 15):  # with more, others than the first lie beyond the table
         drawn = solve(Solver.DDIM, denoiser, eps, trailing(steps), {}, FLOW)
         torch.testing.assert_close(drawn, 0.5 * eps.float(), atol=1e-5, rtol=1e-5)

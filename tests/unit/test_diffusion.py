@@ -28,9 +28,8 @@ from fewstep.diffusion.schedules import (
 )
 from fewstep.diffusion.solvers import Solver, at, ddim, ddim_step, solve, straightness, trailing
 from fewstep.diffusion.times import Times, times_from
+from tests.schedules import STABLE_DIFFUSION
 
-SD_BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-STABLE_DIFFUSION = DiscreteVP(tuple((1 - SD_BETAS).cumprod(0).tolist()))
 ZERO_TERMINAL = DiscreteVP((0.99, 0.7, 0.2, 0.0))
 SCHEDULES = [RectifiedFlow(), Cosine(), STABLE_DIFFUSION, ZERO_TERMINAL]
 INSIDE = torch.linspace(0.002, 0.998, 301, dtype=torch.float64)

@@ -8,9 +8,10 @@ from torch import Tensor
 
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Estimate, Prediction, along
-from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow
+from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import Solver, solve, straightness, trailing
 from fewstep.objectives.reflow import on_the_students_line, pseudo_huber, velocity_error
+from tests.schedules import STABLE_DIFFUSION
 
 STEPS = 16
 SIGMA_DATA = 0.5
@@ -65,17 +66,15 @@ def test_reflow_learns_the_straight_map(
             assert torch.allclose(drawn, data(noise).float(), atol=3e-3)
 
 
-BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-TABLE = DiscreteVP(tuple((1 - BETAS).cumprod(0).tolist()))
-
-
 class TableNetwork(torch.nn.Module):
     """`k x + m` with two free numbers at each of the times that a flow of four steps asks SD's table for."""
 
     def __init__(self) -> None:
         super().__init__()
         self.k, self.m = (torch.nn.Parameter(torch.zeros(4)) for _ in range(2))
-        self.times = TABLE.network_time(TABLE.time_at(RectifiedFlow().angle(torch.arange(1, 5).double() / 4)))
+        self.times = STABLE_DIFFUSION.network_time(
+            STABLE_DIFFUSION.time_at(RectifiedFlow().angle(torch.arange(1, 5).double() / 4))
+        )
 
     def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         i = (time[:, None] - self.times).abs().argmin(1)
@@ -88,7 +87,7 @@ def test_reflow_of_a_table_that_ends_before_pure_noise_learns_all_of_the_map(pre
     generator = torch.Generator().manual_seed(0)
     eps = torch.randn(256, 1, generator=generator)
     network, flow = TableNetwork(), RectifiedFlow()
-    student = Denoiser(network, TABLE, prediction, flow)
+    student = Denoiser(network, STABLE_DIFFUSION, prediction, flow)
     pairs, t = TripletBatch(1 + 0.5 * eps, eps, {}), (torch.arange(256) % 4 + 1) / 4
     pairs, t = on_the_students_line(student, pairs, t)
     optimizer = torch.optim.LBFGS(network.parameters(), max_iter=500, line_search_fn="strong_wolfe")
