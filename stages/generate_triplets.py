@@ -7,7 +7,7 @@ from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.layout import TEACHER, TRIPLETS
-from fewstep.processes import is_main
+from fewstep.processes import is_main_process
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
 from fewstep.stage import run
@@ -31,7 +31,7 @@ def main() -> None:
     backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
     write_triplets(OUT, sampler, config, SHARD, seed, folder, made_from)
-    if is_main():
+    if is_main_process():
         finished(folder)
 
 

@@ -10,7 +10,7 @@ from fewstep.features.judge import Judge
 from fewstep.keyed import Key
 from fewstep.layout import DATA, JUDGE
 from fewstep.objectives.judge import JudgeTraining
-from fewstep.processes import is_main
+from fewstep.processes import is_main_process
 from fewstep.stage import run
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
@@ -28,7 +28,7 @@ def main() -> None:
     judge = Judge({**hidden, **index.labels}, config.widths, config.feature_dim, tuple(hidden))
     pictures = open_pictures(DATA, "train", Key(seed, "judge/order"))
     train(JudgeTraining(judge, config, pictures, seed), "judge", seed, folder)
-    if is_main():
+    if is_main_process():
         judge.save(JUDGE, index.resolution, {"data": DATA})
         finished(folder)
 

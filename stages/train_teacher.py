@@ -14,7 +14,7 @@ from fewstep.keyed import Key
 from fewstep.layout import DATA, TEACHER
 from fewstep.objectives.teacher import Teacher
 from fewstep.objectives.vae import Vae, unit_variance
-from fewstep.processes import is_main
+from fewstep.processes import is_main_process
 from fewstep.stage import run
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
@@ -40,7 +40,7 @@ def main() -> None:
     encode_shards(DATA, "train", backbone.encode, folder / "latents")
     latents = open_latents(DATA, "train", folder / "latents", Key(seed, "teacher/order"))
     train(Teacher(backbone, config, latents, seed), "teacher", seed, folder)
-    if is_main():
+    if is_main_process():
         with whole_folder(TEACHER) as staging:
             save_pipeline(backbone, staging)
             Manifest.seal(staging, "teacher", teacher_facts("sd", backbone), {"data": DATA})

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from fewstep.config.training import TrainingConfig
 from fewstep.keyed import Key
-from fewstep.processes import is_main
+from fewstep.processes import is_main_process
 from fewstep.stage import run
 from fewstep.training.loop import train
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 
 OUT = Path("weights.safetensors")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -54,8 +54,9 @@ class Coding(Method):
     """Mean squared error of what comes back."""
 
     def __init__(self, net: Autoencoder) -> None:
-        self.player = Player({"net": net}, TrainingConfig.model_validate(TRAINING))
-        self.players = {"coder": self.player}
+        self.net = net
+        self.training = TrainingConfig.model_validate(TRAINING)
+        self.groups = {"coder": Group({"net": net}, self.training)}
         self.factor = 0.0
 
     def batch(self, rows: Rows) -> Tensor:
@@ -72,28 +73,24 @@ class Coding(Method):
     def is_time(self, what: str, rows: Rows) -> bool:
         return RANK == WORLD - 1 and AT.get(what) == str(rows.step)
 
-    def losses(self, player: str, batch: Tensor) -> dict[str, Tensor]:
-        net = self.player.modules["net"]
-        assert isinstance(net, Autoencoder)
-        z = net.encode(batch)
-        error = net.decode(z) - batch
+    def losses(self, group: str, batch: Tensor, step: int) -> dict[str, Tensor]:
+        z = self.net.encode(batch)
+        error = self.net.decode(z) - batch
         return {
             "squared": error.square().mean(),
             "absolute": 0.1 * error.abs().mean(),
-            "huge": self.factor * net.decode(z.detach())[:, -1].float().mean(),
+            "huge": self.factor * self.net.decode(z.detach())[:, -1].float().mean(),
         }
 
     def preview(self) -> Tensor:
-        net = self.player.modules["net"]
-        assert isinstance(net, Autoencoder)
-        return net.decode(net.encode(pictures(range(2))))
+        return self.net.decode(self.net.encode(pictures(range(2))))
 
 
 def main() -> None:
     torch.manual_seed(0)
     net = Autoencoder()
     train(Coding(net), "coder", 0, Path("states"))
-    if is_main():
+    if is_main_process():
         save_file(net.state_dict(), OUT)
 
 

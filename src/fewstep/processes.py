@@ -28,17 +28,17 @@ KINDS = {
 }
 
 
-def is_main() -> bool:
+def is_main_process() -> bool:
     """Whether this is the one process that writes what all share."""
     return bool(process().is_main_process)
 
 
-def wait() -> None:
+def barrier() -> None:
     """Go on when every process is here."""
     process().wait_for_everyone()
 
 
-def own(things: Sequence[T]) -> Sequence[T]:
+def local_slice(things: Sequence[T]) -> Sequence[T]:
     """This process's part; the parts of all processes are disjoint and make the whole."""
     state = process()
     return things[state.process_index :: state.num_processes]
@@ -59,7 +59,7 @@ def require(kind: DistributedType, processes: int, batch_size: int) -> None:
 
 
 @torch.no_grad()
-def add_up(tensors: Sequence[Tensor]) -> None:
+def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor, in place, by its sum over processes."""
     if process().num_processes == 1:
         return
@@ -67,8 +67,8 @@ def add_up(tensors: Sequence[Tensor]) -> None:
         waiting.wait()
 
 
-def any_of(*here: bool) -> list[bool]:
+def any_rank(*here: bool) -> list[bool]:
     """Whether each is so in any process: the same answers in all."""
     flags = torch.tensor(here, dtype=torch.float32, device=device())
-    add_up([flags])
+    all_reduce_sum([flags])
     return [bool(flag) for flag in flags.tolist()]

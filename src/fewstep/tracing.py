@@ -28,8 +28,7 @@ from fewstep.diffusion.denoiser import Conditions, Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.hardware import attention, computing, device
 from fewstep.objectives.lora import LoraSettings, attach
-from fewstep.training.method import Player
-from fewstep.training.optimization import optimizers_of
+from fewstep.training.optimization import optimizers_of, trained_weights
 
 ROWS = 127
 """Samples of the traced step: a prime, so that a size divisible by it is a batch's and not a weight's."""
@@ -170,7 +169,7 @@ def optimizers_for(net: nn.Module, optimizer: str) -> list[torch.optim.Optimizer
     if optimizer == "adamw_8bit":
         return []
     training = TrainingConfig(steps=1, batch_size=1, learning_rate=1e-3, optimizer=optimizer)
-    return optimizers_of(Player({"net": net}, training))
+    return optimizers_of(trained_weights({"net": net}), training)
 
 
 def update(trained: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:

@@ -49,6 +49,6 @@ def test_l2_learns_the_average_l1_the_picture_of_most_and_its_logarithm_decides(
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)
     for step in range(400):
         optimizer.zero_grad()
-        torch.stack(list(method.losses("student", (step, pairs)).values())).sum().backward()  # type: ignore[no-untyped-call]
+        torch.stack(list(method.losses("student", pairs, step).values())).sum().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     assert net.answer.item() == pytest.approx(learned, abs=0.02)

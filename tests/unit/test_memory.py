@@ -27,8 +27,7 @@ from fewstep.hardware import attention, computing
 from fewstep.memory import Design, Setup, advice, need, operations, setup_of, speed
 from fewstep.objectives.lora import LoraSettings, attach
 from fewstep.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
-from fewstep.training.method import Player
-from fewstep.training.optimization import optimizers_of
+from fewstep.training.optimization import optimizers_of, trained_weights
 from tests.imports import ROOT
 from tests.pipelines import backbone_of, make, pixart_transformer, unet
 
@@ -159,7 +158,7 @@ def test_bfloat16_keeps_less(default: Design, monkeypatch: pytest.MonkeyPatch) -
 def test_optimizer_state_is_that_of_real_tensors(optimizer: Any, default: Design) -> None:
     net = default.make()
     training = TrainingConfig(steps=1, batch_size=1, learning_rate=1e-3, optimizer=optimizer)
-    optimizers = optimizers_of(Player({"net": net}, training))
+    optimizers = optimizers_of(trained_weights({"net": net}), training)
     update([*net.parameters()], optimizers)
     found = optimizer_bytes(optimizers)
     assert trace(default, Kind(optimizer)).optimizer == found

@@ -11,9 +11,8 @@ from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.training import TrainingConfig
 from fewstep.features.judge import Judge
 from fewstep.objectives.lora import LoraSettings, attach
-from fewstep.training.method import Player
 from fewstep.training.muon import Muon, is_hidden
-from fewstep.training.optimization import optimizers_of, weights_of
+from fewstep.training.optimization import optimizers_of, trained_weights
 from tests import pipelines
 
 TIME = ("time_embedding.linear_1", "time_embedding.linear_2")
@@ -146,10 +145,10 @@ def test_a_network_of_ones_own_has_its_blocks_in_a_list() -> None:
 
 def test_each_weight_has_one_optimizer() -> None:
     training = TrainingConfig(steps=1, batch_size=1, learning_rate=1e-3, optimizer="muon")
-    player = Player({"text_encoder": pipelines.clip(16), "net": denoiser("sd")}, training)
-    adamw, muon = optimizers_of(player)
+    weights = trained_weights({"text_encoder": pipelines.clip(16), "net": denoiser("sd")})
+    adamw, muon = optimizers_of(weights, training)
     assert isinstance(adamw, torch.optim.AdamW) and isinstance(muon, Muon)
-    names = {id(weight): name for name, weight in weights_of(player).items()}
+    names = {id(weight): name for name, weight in weights.items()}
     taken = [[names[id(w)] for group in each.param_groups for w in group["params"]] for each in (adamw, muon)]
     assert sorted([*taken[0], *taken[1]]) == sorted(names.values())
     assert "net/conv_out.weight" in taken[0] and "net/mid_block.attentions.0.proj_out.weight" in taken[1]

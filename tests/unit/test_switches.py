@@ -17,7 +17,7 @@ from fewstep.layout import MODELS, TEACHER
 from fewstep.objectives import reflow
 from fewstep.objectives.learn import learn
 from fewstep.training.loop import advance, train
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 from fewstep.training.state import State
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
@@ -115,15 +115,15 @@ class Root(Method):
     def __init__(self, start: float, stop: int | None = None) -> None:
         self.net, self.stop = nn.Linear(1, 1, bias=False), stop
         nn.init.constant_(self.net.weight, start)
-        training = TrainingConfig(steps=20, batch_size=2, learning_rate=0.1)
-        self.players = {"root": Player({"net": self.net}, training)}
+        self.training = TrainingConfig(steps=20, batch_size=2, learning_rate=0.1)
+        self.groups = {"root": Group({"net": self.net}, self.training)}
 
     def batch(self, rows: Rows) -> Tensor:
         if rows.step == self.stop:
             raise KeyboardInterrupt
         return torch.ones(len(rows.positions), 1)
 
-    def losses(self, player: str, batch: Tensor) -> dict[str, Tensor]:
+    def losses(self, group: str, batch: Tensor, step: int) -> dict[str, Tensor]:
         return {"root": self.net.weight.sqrt().mean(), "half": self.net(batch).float().mean() / 2}
 
 
@@ -142,7 +142,7 @@ def test_an_overflow_changes_no_weight_and_ends_no_training(half: None, tmp_path
     scales, weights = [], []
     for _ in range(4):
         advance(state, "root", 0, 2)
-        scales.append(state.scalers["root"].get_scale())
+        scales.append(state.groups["root"].scaler.get_scale())
         weights.append(root.net.weight.item())
     assert scales == [2.0**17, 2.0**16, 2.0**16, 2.0**16]
     assert weights[:2] == [4.0, 4.0] and weights[2] > weights[3] and weights[2] < 4.0

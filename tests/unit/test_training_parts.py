@@ -15,7 +15,7 @@ from fewstep.errors import UserError
 from fewstep.keyed import Key
 from fewstep.training.ema import Ema
 from fewstep.training.loop import train
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 from fewstep.training.muon import Muon, orthogonal
 from fewstep.training.optimization import learning_rate, optimizers_of
 
@@ -54,25 +54,29 @@ def test_rate_is_the_usual_one_and_no_step_is_wasted(decay: Decay) -> None:
     """As transformers schedule rates, but that the first warm-up step is not at 0 either."""
     steps, warmup, peak = 100, 10, 2.0
     training = TrainingConfig(steps=steps, batch_size=1, learning_rate=peak, warmup=warmup, decay=decay)
-    rates = [learning_rate(training, step) for step in range(steps)]
+    rates = [learning_rate(training, step, steps) for step in range(steps)]
     assert rates[:warmup] == pytest.approx([peak * (k + 1) / warmup for k in range(warmup)])
     assert max(rates) == rates[warmup] == peak and min(rates) > 0
     name = decay if decay != "constant" else "constant_with_warmup"
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=peak)
     theirs = get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps).lr_lambdas[0]
     assert rates[warmup:] == pytest.approx([peak * theirs(step) for step in range(warmup, steps)])
-    assert learning_rate(training, steps) == pytest.approx(peak if decay == "constant" else 0.0)
+    assert learning_rate(training, steps, steps) == pytest.approx(peak if decay == "constant" else 0.0)
     if decay == "linear":
         assert rates[-1] == pytest.approx(peak / (steps - warmup))
 
 
-def test_average_forgets_its_start_and_refuses_other_weights() -> None:
+def test_average_forgets_its_start_as_its_decays_say_and_refuses_other_weights() -> None:
+    """Closed form: of the start `prod d_k` is left, `d_k = min(0.99, (1 + k) / (10 + k))`."""
     ema = Ema({"w": torch.zeros(3)}, decay=0.99)
-    for n in range(300):
-        ema.update({"w": torch.ones(3)}, n)
-    assert torch.allclose(ema.average["w"], torch.ones(3), atol=0.02)
+    left = 1.0
+    for k in range(1200):
+        ema.update({"w": torch.ones(3)})
+        left *= min(0.99, (1 + k) / (10 + k))
+        if k in (0, 5, 300, 1199):
+            assert torch.allclose(1 - ema.average["w"], torch.full((3,), left), atol=1e-6), k
     with pytest.raises(AssertionError):
-        ema.update({"v": torch.ones(3)}, 300)
+        ema.update({"v": torch.ones(3)})
 
 
 def test_draws_depend_on_seed_stream_and_index_alone() -> None:
@@ -102,14 +106,15 @@ class Fit(Method):
         self.net = torch.nn.Sequential(torch.nn.Sequential(layer))  # a list of blocks, for Muon
         self.weight = layer.weight
         training = {"steps": 40, "batch_size": 64, "learning_rate": 0.01, "optimizer": optimizer}
-        self.players = {"fit": Player({"net": self.net}, TrainingConfig.model_validate(training))}
+        self.training = TrainingConfig.model_validate(training)
+        self.groups = {"fit": Group({"net": self.net}, self.training)}
 
     def batch(self, rows: Rows) -> torch.Tensor:
         if rows.step == self.stop:
             raise KeyboardInterrupt
         return torch.from_numpy(Key(0, "x").normal(rows.positions, (96,)))
 
-    def losses(self, player: str, batch: torch.Tensor) -> dict[str, torch.Tensor]:
+    def losses(self, group: str, batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
         with torch.no_grad():
             wanted = self.goal(batch)
         return {"square": (self.net(batch) - wanted).square().mean()}
@@ -183,4 +188,4 @@ def test_without_trackers_nothing_is_drawn_for_them_and_nothing_said(
 def test_an_optimizer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match="adamw_8bit: `pip install bitsandbytes` first"):
-        optimizers_of(Fit("adamw_8bit").players["fit"])
+        optimizers_of({"w": torch.nn.Parameter(torch.zeros(1))}, Fit("adamw_8bit").training)

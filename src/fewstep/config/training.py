@@ -7,20 +7,16 @@ from pydantic import Field
 from fewstep.config.base import Section
 
 
-class TrainingConfig(Section):
-    """Optimiser and schedule of one training. What runs where is no matter of params (see README)."""
+class OptimizerConfig(Section):
+    """Optimizer of one group of networks. A method with several groups has one of these for each."""
 
-    steps: int = Field(ge=1)
-    """Optimiser steps."""
-    batch_size: int = Field(ge=1)
-    """Global batch: samples per step over all processes."""
     learning_rate: float = Field(gt=0)
     """Peak learning rate."""
     warmup: int = Field(0, ge=0)
     """Steps of linear warm-up: step k of W, counted from 0, has (k + 1) / W of the peak."""
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the rate falls from its peak. `linear` and `cosine` reach 0 at step `steps`, one after the last,
-    so that no step is wasted (as in transformers' `get_scheduler`)."""
+    """How the rate falls from its peak. `linear` and `cosine` reach 0 at the training's step `steps`, one
+    after the last, so that no step is wasted (as in transformers' `get_scheduler`)."""
     optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """muon: orthogonalised momentum for hidden layers, AdamW for the rest; learns in fewer steps. adamw_8bit:
     averages of a byte each (Dettmers et al. 2022), by bitsandbytes, which is not installed with the rest."""
@@ -31,3 +27,15 @@ class TrainingConfig(Section):
     """Largest gradient norm."""
     ema: float | None = Field(None, gt=0, lt=1)
     """Decay of the weights' moving average, which is then what is kept; null: none."""
+
+
+class TrainingConfig(OptimizerConfig):
+    """Length and batch size of one training, and the optimizer of its first group.
+
+    Device, processes and precision are the machine's matter (see README).
+    """
+
+    steps: int = Field(ge=1)
+    """Optimizer steps."""
+    batch_size: int = Field(ge=1)
+    """Global batch: samples per step over all processes."""

@@ -15,7 +15,7 @@ from fewstep.data.shards import Picture, read_index, read_verified
 from fewstep.data.stream import Stream
 from fewstep.hardware import computing, device, in_parts, pictures_at_once
 from fewstep.keyed import Key
-from fewstep.processes import own, wait
+from fewstep.processes import barrier, local_slice
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], fo
 
     Each process encodes its own; all wait for the last.
     """
-    for shard in own(read_index(data).splits[split]):
+    for shard in local_slice(read_index(data).splits[split]):
         target = folder / f"{Path(shard.shard).stem}.safetensors"
         if target.with_suffix(".json").exists():
             continue
@@ -39,7 +39,7 @@ def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], fo
         with whole_file(target) as staging:
             save_file({"latents": latents_of(pictures, encode)}, staging)
         write_json(target.with_suffix(".json"), {"captions": [picture.caption for picture in pictures]})
-    wait()
+    barrier()
 
 
 @torch.no_grad()

@@ -20,9 +20,9 @@ from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.hardware import device
-from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
+from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig
 from fewstep.objectives.perceptual import perceptual_distance
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 
 PROBE = 32
 """Side in pixels of the image on which a feature network is tried."""
@@ -66,8 +66,8 @@ class Direct(Method):
 
     def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
         self.config, self.given, self.denoiser = config, given, student.denoiser
-        self.player = Player({"net": student.net}, config.training)
-        self.players = {"student": self.player}
+        self.training = config.training
+        self.groups = {"student": Group({"net": student.net}, config.training)}
         self.features: FeatureNetwork | None = None
         if config.perceptual_weight + config.pixel_weight > 0:
             self.frozen = (given.backbone.decoder(),)
@@ -77,23 +77,20 @@ class Direct(Method):
             # Whether it gives maps at all, before the first phase of the training is over.
             self.features.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))
 
-    def batch(self, rows: Rows) -> tuple[int, TripletBatch]:
-        """The step and its triplets."""
-        return rows.step, self.given.triplet_batch(rows.positions)
+    def batch(self, rows: Rows) -> TripletBatch:
+        return self.given.triplet_batch(rows.positions)
 
     def preview(self) -> Tensor:
-        denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
-        return self.given.preview(denoiser, 1)
+        return self.given.preview(self.denoiser, 1)
 
-    def losses(self, player: str, batch: tuple[int, TripletBatch]) -> dict[str, Tensor]:
-        step, pairs = batch
+    def losses(self, group: str, batch: TripletBatch, step: int) -> dict[str, Tensor]:
         config, backbone = self.config, self.given.backbone
-        denoise = on_module(self.denoiser, backbone, self.player.modules["net"])
-        x_hat = denoise(pairs.eps, torch.ones(len(pairs.eps), device=pairs.eps.device), pairs.conditions).x_0
-        terms = {"latents": config.latent_weight * distance(config.latent_loss, x_hat, pairs.x_0)}
+        t = torch.ones(len(batch.eps), device=batch.eps.device)
+        x_hat = self.denoiser(batch.eps, t, batch.conditions).x_0
+        terms = {"latents": config.latent_weight * distance(config.latent_loss, x_hat, batch.x_0)}
         if step >= config.perceptual_from and config.perceptual_weight + config.pixel_weight > 0:
             with torch.no_grad():
-                target = backbone.decode(pairs.x_0)
+                target = backbone.decode(batch.x_0)
             picture = backbone.decode(x_hat)
             terms["pixels"] = config.pixel_weight * (picture - target).abs().mean()
             if self.features is not None:

@@ -18,8 +18,8 @@ from fewstep.backbones.base import Model
 from fewstep.diffusion.denoiser import Conditions, Denoise, along, guided
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
 from fewstep.hardware import device
-from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
-from fewstep.training.method import Method, Player, Rows
+from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig
+from fewstep.training.method import Group, Method, Rows
 
 WEIGHTS = {"truncated_snr": truncated_snr, "snr_plus_one": snr_plus_one}
 
@@ -63,8 +63,8 @@ class Halve(Method):
     def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
         self.config, self.given, self.denoiser = config, given, student.denoiser
         self.path = student.denoiser.path
-        self.player = Player({"net": student.net}, config.training)
-        self.players = {"student": self.player}
+        self.training = config.training
+        self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (given.start.net,)
         self.teacher: Denoise = given.start.denoiser
         # A teacher's guidance may also come with each triplet.
@@ -92,13 +92,11 @@ class Halve(Method):
         return replace(batch, target=target.float())
 
     def preview(self) -> Tensor:
-        denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
-        return self.given.preview(denoiser, self.config.steps)
+        return self.given.preview(self.denoiser, self.config.steps)
 
-    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         assert batch.target is not None
         t = (batch.i + 1) / self.config.steps
-        denoise = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
-        error = denoise(batch.x_t.float(), t, batch.conditions).x_0 - batch.target
+        error = self.denoiser(batch.x_t.float(), t, batch.conditions).x_0 - batch.target
         weight = WEIGHTS[self.config.weight](*self.path.alpha_sigma(t))
         return {"x_0": (along(weight, error) * error.square()).mean()}

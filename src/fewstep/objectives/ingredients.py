@@ -23,7 +23,7 @@ from fewstep.diffusion.denoiser import Conditions, Denoiser
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import device
 from fewstep.keyed import Key
-from fewstep.objectives.lora import LoraSettings, WithoutAdapter, attach
+from fewstep.objectives.lora import LoraSettings, attach, twin
 from fewstep.training.method import Method
 
 PREVIEWED = 8
@@ -113,7 +113,7 @@ def start_and_student(
 ) -> tuple[Model, Model]:
     """The start as it stays, and the student that begins as its equal, under the new name.
 
-    A whole student is a copy; with `lora` both share one copy of the weights.
+    A whole student is a copy; with `lora` both share one copy of the base weights.
     """
     takes_guidance = start.takes_guidance or config.guidance_embedding
     if config.lora is None:
@@ -121,9 +121,8 @@ def start_and_student(
         net = backbone.with_guidance(start.net) if widened else deepcopy(start.net)
         net.requires_grad_(True)
     else:
-        net = start.net
+        net = twin(start.net)
         attach(net, config.lora, backbone.lora_targets, Key(seed, f"{name}/lora").seed32(0))
-        start = with_net(start, WithoutAdapter(net), backbone)
     student = with_net(start, net, backbone)
     return start, replace(student, name=name, is_teacher=False, takes_guidance=takes_guidance)
 
@@ -139,8 +138,3 @@ class Objective:
 
     method: Method
     model: Model
-
-
-def on_module(denoiser: Denoiser, backbone: Backbone, module: object) -> Denoiser:
-    """The denoiser asking `module`, which the loop may have wrapped."""
-    return replace(denoiser, network=backbone.network(module))  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from fewstep.data.stream import Stream
 from fewstep.features.judge import Judge
 from fewstep.hardware import device
 from fewstep.keyed import Key
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 
 UNKNOWN = -100
 """Index of a value that a sample does not have; the loss leaves it out."""
@@ -32,13 +32,13 @@ class JudgeTraining(Method):
     """Cross-entropy of every attribute, on pictures with a little noise."""
 
     def __init__(self, judge: Judge, config: JudgeConfig, pictures: Stream[Picture], seed: int) -> None:
-        self.config, self.pictures, self.noise = config, pictures, Key(seed, "judge/noise")
+        self.judge, self.config, self.pictures, self.noise = judge, config, pictures, Key(seed, "judge/noise")
         self.index = {
             attribute: {value: i for i, value in enumerate(values)}
             for attribute, values in judge.labels.items()
         }
-        self.player = Player({"judge": judge}, config.training)
-        self.players = {"judge": self.player}
+        self.training = config.training
+        self.groups = {"judge": Group({"judge": judge}, config.training)}
 
     def batch(self, rows: Rows) -> Batch:
         samples = self.pictures.rows(rows.positions)
@@ -53,8 +53,8 @@ class JudgeTraining(Method):
             {name: value.to(device()) for name, value in labels.items()},
         )
 
-    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        logits = self.player.modules["judge"](batch.pictures)
+    def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        logits = self.judge(batch.pictures)
         return {name: known_entropy(logits[name].float(), labels) for name, labels in batch.labels.items()}
 
 

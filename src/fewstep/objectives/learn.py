@@ -10,7 +10,7 @@ from fewstep.errors import UserError
 from fewstep.layout import MODELS, TEACHER, TRIPLETS
 from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig, start_and_student
 from fewstep.objectives.lora import detach
-from fewstep.processes import is_main
+from fewstep.processes import is_main_process
 from fewstep.training.loop import train
 from fewstep.workspace import finished, workspace
 
@@ -64,7 +64,7 @@ def learn(
     given = Ingredients(name, seed, start, student, backbone, triplets, features, encoded, negative_prompt)
     objective = objective_module(method).build(config, given)
     train(objective.method, name, seed, folder)
-    if is_main():
+    if is_main_process():
         adapter = detach(objective.model.net) if config.lora is not None else None
         save_model(out, objective.model, backbone, method, made_from, adapter)
         finished(folder)

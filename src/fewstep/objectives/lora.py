@@ -1,15 +1,17 @@
 """Low-rank students (Hu et al. 2021, "LoRA"): `W + (alpha / rank) B A` on chosen layers, B = 0 at the start.
 
-One copy of the base weights serves both: with the adapter the student, without it the model it started from.
+Networks with adapters of their own (student, fake score, averages) and the one without share one copy of the
+base weights: they are separate modules on the same parameters, so none has to be switched for another.
 The adapter is kept in diffusers' format, for `load_lora_weights` on the network it started from; the network
 that goes on in the chain has it merged, so that nothing after it needs to know.
 """
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from fewstep.config.base import Section
 from fewstep.errors import UserError
 
+M = TypeVar("M", bound=nn.Module)
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 """Under this name diffusers looks for rank and alpha in the file's header."""
@@ -86,30 +89,9 @@ def is_in(target: str, names: Iterable[str]) -> bool:
     return any(f".{name}".endswith(f".{target}") for name in names)
 
 
-class WithoutAdapter(nn.Module):
-    """A network as it was before `attach`, on the same weights: in evaluation mode, without gradient."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.shared = [net]  # no submodule: what is done to this module must not reach the student's weights
-        self.config = getattr(net, "config", None)
-
-    @torch.no_grad()
-    def forward(self, *inputs: Any, **named: Any) -> Any:
-        """As the network's own."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        (net,) = self.shared
-        training = net.training
-        layers = [layer for layer in net.modules() if isinstance(layer, BaseTunerLayer)]
-        for layer in layers:
-            layer.enable_adapters(False)
-        try:
-            return net.eval()(*inputs, **named)
-        finally:
-            net.train(training)
-            for layer in layers:
-                layer.enable_adapters(True)
+def twin(net: M) -> M:
+    """A second network on the same weights: what is attached to it does not change the first."""
+    return deepcopy(net, {id(weight): weight for weight in net.parameters()})
 
 
 def detach(net: nn.Module) -> LowRank:

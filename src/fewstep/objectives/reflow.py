@@ -17,8 +17,8 @@ from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, along
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.times import Times, times_from
 from fewstep.hardware import device
-from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig, on_module
-from fewstep.training.method import Method, Player, Rows
+from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig
+from fewstep.training.method import Group, Method, Rows
 
 HUBER = 0.00054
 """c of the pseudo-Huber loss per element (Lee et al. 2024)."""
@@ -61,8 +61,8 @@ class Reflow(Method):
 
     def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
         self.config, self.given, self.denoiser = config, given, student.denoiser
-        self.player = Player({"net": student.net}, config.training)
-        self.players = {"student": self.player}
+        self.training = config.training
+        self.groups = {"student": Group({"net": student.net}, config.training)}
         self.times = given.key("times")
 
     def batch(self, rows: Rows) -> Batch:
@@ -72,12 +72,10 @@ class Reflow(Method):
         return Batch(*on_the_students_line(self.denoiser, pairs, t))
 
     def preview(self) -> Tensor:
-        denoiser = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
-        return self.given.preview(denoiser, 4)
+        return self.given.preview(self.denoiser, 4)
 
-    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
-        denoise = on_module(self.denoiser, self.given.backbone, self.player.modules["net"])
-        error = velocity_error(denoise, batch.triplets, batch.t)
+    def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        error = velocity_error(self.denoiser, batch.triplets, batch.t)
         return {"velocity": pseudo_huber(error) if self.config.loss == "improved" else error.square().mean()}
 
 

@@ -15,7 +15,7 @@ from fewstep.diffusion.denoiser import Denoiser, Estimate, along, from_estimate
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.hardware import device
 from fewstep.keyed import Key
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 
 PREVIEWED = 8
 WORDS = 64  # of a caption, as far as word_dropout reaches
@@ -41,8 +41,9 @@ class Teacher(Method):
         self.noise, self.times = Key(seed, "teacher/noise"), Key(seed, "teacher/times")
         # Not `teacher/dropout`, which is the training loop's: dropout inside the network.
         self.words, self.previewed = Key(seed, "teacher/words"), Key(seed, "teacher/preview")
-        self.player = Player({"text_encoder": backbone.text_encoder, "net": backbone.net}, config.training)
-        self.players = {"teacher": self.player}
+        self.training = config.training
+        modules = {"text_encoder": backbone.text_encoder, "net": backbone.net}
+        self.groups = {"teacher": Group(modules, config.training)}
 
     def batch(self, rows: Rows) -> Batch:
         samples = self.latents.rows(rows.positions)
@@ -66,19 +67,19 @@ class Teacher(Method):
         samples = self.latents.rows(range(PREVIEWED))
         noise = torch.from_numpy(self.previewed.normal(range(PREVIEWED), samples[0].latent.shape))
         backbone, schedule = self.backbone, self.backbone.schedule
-        network = backbone.network(self.player.modules["net"])
+        network = backbone.network(backbone.net)
         denoiser = Denoiser(network, schedule, backbone.prediction, schedule)
         conditions = backbone.encode_prompts([sample.caption for sample in samples])
         return backbone.decode(
             solve(Solver.DPM_SOLVER_PP_2M, denoiser, noise.to(device()), trailing(8), conditions, schedule)
         )
 
-    def losses(self, player: str, batch: Batch) -> dict[str, Tensor]:
+    def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         schedule, prediction = self.backbone.schedule, self.backbone.prediction
         alpha, sigma = schedule.alpha_sigma(batch.t)
         x_t = along(alpha, batch.x_0) * batch.x_0 + along(sigma, batch.eps) * batch.eps
-        text = self.player.modules["text_encoder"](batch.tokens).last_hidden_state
-        network = self.backbone.network(self.player.modules["net"])
+        text = self.backbone.text_encoder(batch.tokens).last_hidden_state
+        network = self.backbone.network(self.backbone.net)
         raw = network(x_t, schedule.network_time(batch.t).float(), {"text": text})
         target = from_estimate(Estimate(batch.x_0, batch.eps), alpha, sigma, prediction)
         return {str(prediction): mse_loss(raw.float(), target)}

@@ -13,7 +13,7 @@ from fewstep.data.shards import Picture
 from fewstep.data.stream import Stream
 from fewstep.hardware import computing, device
 from fewstep.keyed import Key
-from fewstep.training.method import Method, Player, Rows
+from fewstep.training.method import Group, Method, Rows
 
 PREVIEWED = 8
 
@@ -23,8 +23,9 @@ class Vae(Method):
 
     def __init__(self, vae: AutoencoderKL, config: VaeConfig, pictures: Stream[Picture], seed: int) -> None:
         self.config, self.pictures, self.noise = config, pictures, Key(seed, "vae/noise")
-        self.player = Player({"vae": vae}, config.training)
-        self.players = {"vae": self.player}
+        self.vae: Any = vae
+        self.training = config.training
+        self.groups = {"vae": Group({"vae": vae}, config.training)}
 
     def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
         """Pictures `[B, 3, H, W]` in [-1, 1] and the noise that samples their latents."""
@@ -36,14 +37,12 @@ class Vae(Method):
     def preview(self) -> Tensor:
         """Pictures above their reconstructions."""
         x = picture_batch(self.pictures.rows(range(PREVIEWED))).to(device())
-        vae: Any = self.player.modules["vae"]
-        return torch.cat([x, vae.decode(vae.encode(x).latent_dist.mean).sample.float()])
+        return torch.cat([x, self.vae.decode(self.vae.encode(x).latent_dist.mean).sample.float()])
 
-    def losses(self, player: str, batch: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def losses(self, group: str, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         x, noise = batch
-        vae: Any = self.player.modules["vae"]
-        posterior = vae.encode(x).latent_dist
-        y = vae.decode((posterior.mean + posterior.std * noise).to(x.dtype)).sample.float()
+        posterior = self.vae.encode(x).latent_dist
+        y = self.vae.decode((posterior.mean + posterior.std * noise).to(x.dtype)).sample.float()
         return {
             "pixels": l1_loss(y, x),
             "squares": self.config.square_weight * mse_loss(y, x),

@@ -20,7 +20,7 @@ from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.errors import UserError
 from fewstep.hardware import deterministic, device, pictures_at_once
 from fewstep.keyed import Key
-from fewstep.processes import is_main, own, wait
+from fewstep.processes import barrier, is_main_process, local_slice
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
 from fewstep.text import normalised, read_text
@@ -49,7 +49,7 @@ def write_triplets(
     size = pictures_at_once()
     starts = range(0, count, size)
     with progress(f"triplets {out.name}", count) as report:
-        for start in own(starts):
+        for start in local_slice(starts):
             part = part_of(work, start)
             if not part.exists():
                 these = slice(start, start + size)
@@ -60,8 +60,8 @@ def write_triplets(
                 with whole_file(part) as staging:
                     save_file({"latents": latents.cpu()}, staging)
             report(min(start + size, count))
-    wait()
-    if not is_main():
+    barrier()
+    if not is_main_process():
         return
     parts = [load_file(part_of(work, start))["latents"] for start in starts]
     with whole_folder(out) as staging:

@@ -1,4 +1,4 @@
-"""Moving average of weights, in float32, beside them or with FEWSTEP_EMA_ON_HOST in the host's memory."""
+"""Exponential moving average of weights, in float32."""
 
 from collections.abc import Mapping
 
@@ -14,17 +14,21 @@ class Ema:
     The ramp lets the average forget the initial weights in short trainings.
     """
 
-    def __init__(self, weights: Mapping[str, Tensor], decay: float) -> None:
-        self.decay = decay
-        where = "cpu" if is_on("EMA_ON_HOST") else None
-        self.average = {
-            name: value.detach().clone().to(where, torch.float32) for name, value in weights.items()
-        }
+    def __init__(self, average: Mapping[str, Tensor], decay: float) -> None:
+        """average: float32 tensors that hold the initial weights, updated in place."""
+        self.average, self.decay, self.updates = dict(average), decay, 0
 
     @torch.no_grad()
-    def update(self, weights: Mapping[str, Tensor], n: int) -> None:
-        """Fold in the weights after optimiser step n (0-based)."""
+    def update(self, weights: Mapping[str, Tensor]) -> None:
+        """Fold in the weights after an optimizer step."""
         assert weights.keys() == self.average.keys(), "EMA and model have different parameters"
-        decay = min(self.decay, (1 + n) / (10 + n))
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         new = [weights[name].detach().to(average) for name, average in self.average.items()]
         torch._foreach_lerp_(list(self.average.values()), new, 1 - decay)
+        self.updates += 1
+
+
+def beside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the weights in float32; in the host's memory with FEWSTEP_EMA_ON_HOST."""
+    where = "cpu" if is_on("EMA_ON_HOST") else None
+    return {name: value.detach().clone().to(where, torch.float32) for name, value in weights.items()}

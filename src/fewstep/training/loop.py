@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,11 +15,11 @@ from fewstep.config.base import switch
 from fewstep.hardware import attention, computing, deterministic, micro_batches, process
 from fewstep.keyed import Key
 from fewstep.layout import LOGS
-from fewstep.processes import add_up, any_of, is_main, own, require, wait
+from fewstep.processes import all_reduce_sum, any_rank, barrier, is_main_process, local_slice, require
 from fewstep.progress import progress
 from fewstep.training.interrupt import interruptible
 from fewstep.training.method import Method, Rows
-from fewstep.training.optimization import learning_rate, weights_of
+from fewstep.training.optimization import learning_rate
 from fewstep.training.sharding import is_sharded
 from fewstep.training.state import State
 
@@ -29,13 +30,13 @@ PREVIEWS = 5
 def train(method: Method, name: str, seed: int, folder: Path) -> None:
     """Train `method` to its end, from the newest state in `folder / name` where there is one.
 
-    Afterwards its players' networks hold the trained weights. A finished training returns at once, so a
+    Afterwards its groups' networks hold the trained weights. A finished training returns at once, so a
     stage may train several methods in turn and be killed between them.
 
     Raises UserError when a loss is not finite or explodes; KeyboardInterrupt, after saving, on SIGINT.
     """
     deterministic()
-    wait()
+    barrier()
     accelerator = Accelerator(
         # Precision is ours: the networks that are not trained need it as much.
         mixed_precision="no",
@@ -43,12 +44,12 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
         log_with=[tracker for tracker in switch("TRACKERS", "tensorboard").split(",") if tracker] or None,
         project_dir=LOGS,
     )
-    training = next(iter(method.players.values())).training
+    training = method.training
     require(accelerator.distributed_type, accelerator.num_processes, training.batch_size)
     state = State(method, folder / name)
     state.resume()
     # From here on the main process may replace what the others have just read.
-    wait()
+    barrier()
     patience = float(switch("SAVE_EVERY_SECONDS", "30"))
     with unless_it_fails(accelerator):
         accelerator.init_trackers(name)
@@ -62,10 +63,10 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                         accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
                 # What all must do at once, none decides alone.
-                arrived, due, shown = any_of(
+                arrived, due, shown = any_rank(
                     interrupted(),
                     time.monotonic() - saved > patience,
-                    is_main() and bool(accelerator.trackers),
+                    is_main_process() and bool(accelerator.trackers),
                 )
                 stop = arrived and state.step < training.steps
                 shown &= state.step % max(training.steps // PREVIEWS, 1) == 0
@@ -75,7 +76,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                     saved = time.monotonic()
                 if stop:
                     # Ending early, a process would have the launcher end the one that still writes.
-                    wait()
+                    barrier()
                     raise KeyboardInterrupt
                 if shown:
                     show(state, accelerator)
@@ -88,7 +89,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
 
 
 def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
-    """One step on the global batch. Returns each player's loss, and everything that is logged."""
+    """One step on the global batch. Returns each group's loss, and everything that is logged."""
     step, method = state.step, state.method
     begun = time.monotonic()
     positions = range(step * batch_size, (step + 1) * batch_size)
@@ -100,24 +101,17 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
             parts.append((share, method.prepare(method.batch(Rows(step, few)))))
     losses: dict[str, float] = {}
     logged: dict[str, float] = {}
-    for label in method.turns(step):
-        player, scaler = method.players[label], state.scalers[label]
-        terms: dict[str, Tensor] = {}
-        for share, batch in parts:
-            with computing():
-                found = method.losses(label, batch)
-            with attention():
-                torch.autograd.backward(scaler.scale(share * torch.stack(list(found.values())).sum()))
-            for term, value in found.items():
-                terms[term] = share * value.detach() + terms.get(term, 0.0)
-        values = torch.stack(list(terms.values()))
-        add_up([values])
-        losses[label] = state.guard(f"{label} loss", values.sum(), positions)
-        gradients = [weight.grad for weight in weights_of(player).values() if weight.grad is not None]
-        add_up([gradient for gradient in gradients if not is_sharded(gradient)])
-        rate = learning_rate(player.training, step)
-        norm = state.update(label, rate, positions)
-        logged |= {f"{label}/{term}": value for term, value in zip(terms, values.tolist(), strict=True)} | {
+    for label in method.schedule(step):
+        with state.turn(label) as group:
+            terms = accumulate(method, label, parts, step, group.scaler)
+            losses[label] = state.guard(f"{label} loss", sum(terms.values()), positions)
+            all_reduce_sum([gradient for gradient in group.gradients() if not is_sharded(gradient)])
+            norm, overflown = group.clipped_norm()
+            if not overflown:
+                state.guard(f"{label} gradient norm", norm, positions)
+            rate = learning_rate(group.config, step, method.training.steps)
+            group.update(rate)
+        logged |= {f"{label}/{term}": value for term, value in terms.items()} | {
             f"{label}/loss": losses[label],
             f"{label}/gradient_norm": norm,
             f"{label}/learning_rate": rate,
@@ -127,13 +121,30 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     return losses, logged
 
 
+def accumulate(
+    method: Method, label: str, parts: Sequence[tuple[float, Any]], step: int, scaler: torch.amp.GradScaler
+) -> dict[str, float]:
+    """Add up a group's gradients over micro-batches (share of the rows, batch). Returns its loss terms."""
+    terms: dict[str, Tensor] = {}
+    for share, batch in parts:
+        with computing():
+            found = method.losses(label, batch, step)
+        with attention():
+            torch.autograd.backward(scaler.scale(share * torch.stack(list(found.values())).sum()))
+        for term, value in found.items():
+            terms[term] = share * value.detach() + terms.get(term, 0.0)
+    values = torch.stack(list(terms.values()))
+    all_reduce_sum([values])
+    return dict(zip(terms, values.tolist(), strict=True))
+
+
 def portions(positions: Sequence[int]) -> Iterator[tuple[Sequence[int], float]]:
     """This process's micro-batches of a step, each with its share of the batch's rows.
 
     All processes have equally many, since networks in shards are asked by all at once: where rows divide
     unevenly, one that would have fewer has its first row once more, with share 0.
     """
-    mine = own(positions)
+    mine = local_slice(positions)
     for few in micro_batches(mine):
         yield few, len(few) / len(positions)
     largest = positions[:: process().num_processes]
@@ -159,7 +170,7 @@ def show(state: State, accelerator: Accelerator) -> None:
     """
     with torch.no_grad(), computing():
         images = state.method.preview()
-    if images is None or not is_main():
+    if images is None or not is_main_process():
         return
     pixels = ((images.clamp(-1, 1) + 1) / 2).permute(0, 2, 3, 1).float().cpu().numpy()
     with unless_it_fails(accelerator):

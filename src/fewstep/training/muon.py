@@ -87,10 +87,10 @@ def orthogonal(matrices: Tensor) -> Tensor:
 def is_hidden(name: str, weight: Tensor) -> bool:
     """Whether Muon is for this weight: the matrix or kernel of a layer that lies in a block.
 
-    name: "module/parameter", as `weights_of` has it. First, last and embedding layers lie beside a network's
-    lists of blocks: `conv_in` and `conv_out` of a U-Net, `proj_out` and `norm_out.linear` of a transformer,
-    but not the `proj_out` of a U-Net's block. A table that is added, as `scale_shift_table`, is no layer's.
-    An adapter's matrices count as those of the layer that it is on. AdamW takes the rest.
+    name: "module/parameter", as `trained_weights` has it. First, last and embedding layers lie beside a
+    network's lists of blocks: `conv_in` and `conv_out` of a U-Net, `proj_out` and `norm_out.linear` of a
+    transformer, but not the `proj_out` of a U-Net's block. A table that is added, as `scale_shift_table`, is
+    no layer's. An adapter's matrices count as those of the layer that it is on. AdamW takes the rest.
     """
     layer, _, kind = name.partition(ADAPTER) if ADAPTER in name else name.rpartition(".")
     in_a_block = IN_A_BLOCK.search(layer) is not None and EMBEDDING not in layer

@@ -1,49 +1,46 @@
-"""A player's optimisers: which weights, which rate at which step, and how they are kept."""
+"""A group's optimizers: which weights, which learning rate at which step, and how they are saved."""
 
 import importlib
 import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import OptimizerConfig
 from fewstep.errors import UserError
-from fewstep.training.method import Player
 from fewstep.training.muon import Muon, is_hidden
 from fewstep.training.sharding import is_wanted, part
 
 
-def weights_of(player: Player) -> dict[str, Tensor]:
-    """Trained parameters by name, "module/parameter"."""
+def trained_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Parameters with `requires_grad` by name, "module/parameter"."""
     return {
         f"{key}/{name}": value
-        for key, module in player.modules.items()
+        for key, module in modules.items()
         for name, value in module.named_parameters()
         if value.requires_grad
     }
 
 
-def optimizers_of(player: Player) -> list[torch.optim.Optimizer]:
-    """AdamW over a player's weights, and Muon for the hidden ones where its training says so."""
-    training, weights = player.training, weights_of(player)
-    hidden = [w for name, w in weights.items() if training.optimizer == "muon" and is_hidden(name, w)]
+def optimizers_of(weights: Mapping[str, Tensor], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW over a group's weights; for `muon`, Muon over the hidden ones.
+
+    weights: by name, "module/parameter".
+    """
+    hidden = [w for name, w in weights.items() if config.optimizer == "muon" and is_hidden(name, w)]
     theirs = {id(weight) for weight in hidden}
     others = [weight for weight in weights.values() if id(weight) not in theirs]
-    optimizers = [adamw(others, training)]
+    optimizers = [adamw(others, config)]
     if hidden:
-        optimizers.append(Muon(hidden, training.learning_rate, weight_decay=training.weight_decay))
+        optimizers.append(Muon(hidden, config.learning_rate, weight_decay=config.weight_decay))
     return optimizers
 
 
-def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits where its training says so. Raises UserError where that is not installed."""
-    options = {
-        "lr": training.learning_rate,
-        "betas": training.betas,
-        "weight_decay": training.weight_decay,
-    }
-    if training.optimizer != "adamw_8bit":
+def adamw(weights: Sequence[Tensor], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW, or its 8-bit version for `adamw_8bit`. Raises UserError where that is not installed."""
+    options = {"lr": config.learning_rate, "betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer != "adamw_8bit":
         return torch.optim.AdamW(weights, **options, fused=True)  # type: ignore[arg-type]
     if is_wanted():
         raise UserError("training.optimizer = adamw_8bit: not for networks in shards (FSDP); choose another")
@@ -55,22 +52,22 @@ def adamw(weights: Sequence[Tensor], training: TrainingConfig) -> torch.optim.Op
     return small
 
 
-def learning_rate(training: TrainingConfig, step: int) -> float:
-    """Linear warm-up, then decay to 0 at `training.steps`, one after the last step; a function of the step.
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then decay to 0 at `steps`, one after the last step; a function of the step.
 
-    step: from 0 to `training.steps - 1`.
+    step: of the training, from 0 to `steps - 1`, also for a group that is not updated at every step.
     """
-    if step < training.warmup:
-        return training.learning_rate * (step + 1) / training.warmup
-    share = (step - training.warmup) / max(training.steps - training.warmup, 1)
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    share = (step - config.warmup) / max(steps - config.warmup, 1)
     factor = {"constant": 1.0, "linear": 1 - share, "cosine": 0.5 * (1 + math.cos(math.pi * share))}
-    return training.learning_rate * factor[training.decay]
+    return config.learning_rate * factor[config.decay]
 
 
 def optimizer_state(
     optimizers: Sequence[torch.optim.Optimizer], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The optimisers' tensors, and counts as tensors, under the names of the weights they belong to."""
+    """The optimizers' tensors, and counts as tensors, under the names of the weights they belong to."""
     names = {id(weight): name for name, weight in weights.items()}
     return {
         f"{names[id(weight)]}/{slot}": torch.as_tensor(value)

@@ -1,0 +1,161 @@
+"""What changes of one group while it trains: weights, optimizers, averages, the gradient scale."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
+
+from fewstep.config.training import OptimizerConfig
+from fewstep.hardware import device, frugal, mixed_precision, placed, plain
+from fewstep.training.ema import Ema, beside
+from fewstep.training.method import KEPT, Group
+from fewstep.training.optimization import (
+    optimizer_state,
+    optimizers_of,
+    restore_optimizers,
+    restore_scaler,
+    scaler_state,
+    trained_weights,
+)
+from fewstep.training.sharding import part, shard, whole
+
+
+class GroupState:
+    """A group on this process's device.
+
+    weights: the trained parameters by name, "module/parameter", fixed here: what a method does to
+    `requires_grad` later neither drops a weight from a saved state nor adds one.
+    """
+
+    def __init__(self, group: Group) -> None:
+        self.group = group
+        self.config: OptimizerConfig = group.optimizer
+        for module in group.modules.values():
+            frugal(placed(module)).train()
+        self._copies = {name: averaged_copies(group.modules) for name in group.decays}
+        group.averages.update(self._copies)
+        self.unshards: list[Callable[[], None]] = [shard(module) for module in group.modules.values()]
+        for copies in self._copies.values():
+            for module in copies.values():
+                shard(module)
+        self.weights = trained_weights(group.modules)
+        self.optimizers = optimizers_of(self.weights, group.optimizer)
+        self.scaler = torch.amp.GradScaler(device().type, enabled=mixed_precision() == "fp16")
+        self.averages = {
+            name: Ema(weights_named(copies, self.weights), group.decays[name])
+            for name, copies in self._copies.items()
+        }
+        if group.optimizer.ema is not None:
+            self.averages[KEPT] = Ema(beside(self.weights), group.optimizer.ema)
+
+    @contextmanager
+    def constant(self) -> Iterator[None]:
+        """Gradients pass through the networks to their inputs, and leave none on the weights."""
+        before = {name: weight.requires_grad for name, weight in self.weights.items()}
+        for weight in self.weights.values():
+            weight.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for name, weight in self.weights.items():
+                weight.requires_grad_(before[name])
+
+    def forget_gradients(self) -> None:
+        """Before and after a turn no weight has a gradient."""
+        for weight in self.weights.values():
+            weight.grad = None
+
+    def gradients(self) -> list[Tensor]:
+        """Those at hand."""
+        return [weight.grad for weight in self.weights.values() if weight.grad is not None]
+
+    def clipped_norm(self) -> tuple[float, bool]:
+        """Clip the gradients. Returns their norm before, and whether it overflowed in float16."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = whole(clip_grad_norm_(list(self.weights.values()), self.config.clip))
+        return float(norm), self.scaler.get_scale() > 1 and not bool(norm.isfinite())
+
+    def update(self, rate: float) -> None:
+        """Step the optimizers at this learning rate, then the averages.
+
+        Gradients that overflowed in float16 change no weight: their scale is halved, and training goes on.
+        """
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        for average in self.averages.values():
+            average.update(self.weights)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name."""
+        found = named("weights", self.weights)
+        found |= named("optimizer", optimizer_state(self.optimizers, self.weights))
+        found["scaler"] = scaler_state(self.scaler)
+        for name, average in self.averages.items():
+            found |= named(f"average/{name}/weights", average.average)
+            found[f"average/{name}/updates"] = torch.tensor(average.updates)
+        return found
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """The inverse of `tensors`. Raises KeyError when one is missing."""
+        copy_into(self.weights, within("weights", tensors))
+        restore_scaler(self.scaler, tensors["scaler"])
+        restore_optimizers(self.optimizers, self.weights, within("optimizer", tensors))
+        for name, average in self.averages.items():
+            copy_into(average.average, within(f"average/{name}/weights", tensors))
+            average.updates = int(tensors[f"average/{name}/updates"])
+
+    @torch.no_grad()
+    def finish(self) -> None:
+        """Leave the final weights, or their kept average, in ordinary modules in evaluation mode."""
+        if KEPT in self.averages:
+            copy_into(self.weights, self.averages[KEPT].average)
+        for unshard in self.unshards:
+            unshard()
+        for module in self.group.modules.values():
+            plain(module).eval()
+
+
+def averaged_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Copies of networks whose trained weights are float32 copies; frozen ones are shared."""
+    shared = {id(w): w for module in modules.values() for w in module.parameters() if not w.requires_grad}
+    copies = {name: deepcopy(module, dict(shared)) for name, module in modules.items()}
+    for copy in copies.values():
+        for weight in copy.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
+        copy.eval().requires_grad_(False)
+    return copies
+
+
+def weights_named(modules: Mapping[str, nn.Module], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Parameters of copies by the names of the originals' trained weights."""
+    found = {}
+    for name in like:
+        key, _, parameter = name.partition("/")
+        found[name] = modules[key].get_parameter(parameter).detach()
+    return found
+
+
+def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors under a common prefix."""
+    return {f"{prefix}/{name}": value for name, value in tensors.items()}
+
+
+def within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The inverse of `named`."""
+    start = f"{prefix}/"
+    return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Overwrite tensors in place. Raises KeyError when one is missing."""
+    for name, target in targets.items():
+        target.copy_(part(sources[name], target))
