@@ -9,7 +9,7 @@ from fewstep.hardware import deterministic
 from fewstep.layout import DATA, ENCODED, TEACHER
 from fewstep.sampling.encode import encode_split
 from fewstep.stage import run
-from fewstep.workspace import finished, workspace
+from fewstep.workspace import Workspace
 
 SPLIT = sys.argv[1]
 
@@ -17,12 +17,13 @@ SPLIT = sys.argv[1]
 def main() -> None:
     """params.yaml `encode_data.SPLIT` + data + teacher -> artifacts/encoded/SPLIT."""
     config = read(EncodeConfig, "encode_data", SPLIT)
-    made_from = {"data": DATA, "teacher": TEACHER}
-    params = {"split": SPLIT, "config": config.model_dump(mode="json")}
-    folder = workspace(f"encode_data@{SPLIT}", params, made_from)
+    inputs = {"data": DATA, "teacher": TEACHER}
+    params = {"split": SPLIT, "encode_data": config.model_dump(mode="json")}
     deterministic()
-    encode_split(ENCODED / SPLIT, open_backbone(TEACHER), DATA, SPLIT, config.dtype, folder, made_from)
-    finished(folder)
+    backbone = open_backbone(TEACHER)
+    work = Workspace(f"encode_data@{SPLIT}", params, inputs)
+    encode_split(ENCODED / SPLIT, backbone, DATA, SPLIT, config.dtype, work, inputs)
+    work.finish()
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from fewstep.processes import is_main_process
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
 from fewstep.stage import run
-from fewstep.workspace import finished, workspace
+from fewstep.workspace import Workspace
 
 SHARD = int(sys.argv[1])
 OUT = TRIPLETS / str(SHARD)
@@ -21,18 +21,18 @@ def main() -> None:
     """params.yaml `sampling`, `triplets` + prompts + teacher -> artifacts/triplets/SHARD."""
     seed, config = read(int, "seed"), read(TripletsConfig, "triplets")
     sampling = read(SamplingConfig, "sampling").model_copy(update={"steps": config.steps})
-    made_from = {"prompts": config.prompts, "teacher": TEACHER}
+    inputs = {"prompts": config.prompts, "teacher": TEACHER}
     params = {
         "seed": seed,
         "triplets": config.model_dump(mode="json", exclude={"shards"}),
         "sampling": sampling.model_dump(mode="json"),
     }
-    folder = workspace(f"generate_triplets@{SHARD}", params, made_from)
     backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
-    write_triplets(OUT, sampler, config, SHARD, seed, folder, made_from)
+    work = Workspace(f"generate_triplets@{SHARD}", params, inputs)
+    write_triplets(OUT, sampler, config, SHARD, seed, work, inputs)
     if is_main_process():
-        finished(folder)
+        work.finish()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from fewstep.objectives.judge import JudgeTraining
 from fewstep.processes import is_main_process
 from fewstep.stage import run
 from fewstep.training.loop import train
-from fewstep.workspace import finished, workspace
+from fewstep.workspace import Workspace
 
 
 def main() -> None:
@@ -22,15 +22,16 @@ def main() -> None:
     index = read_index(DATA)
     if index.labels is None:
         raise UserError("params.yaml: judge.train needs labelled data; set judge.train: [] for this source")
-    folder = workspace("train_judge", {"seed": seed, **config.model_dump(mode="json")}, {"data": DATA})
     torch.manual_seed(Key(seed, "judge/init").seed32(0))
     hidden = index.hidden or {}
     judge = Judge({**hidden, **index.labels}, config.widths, config.feature_dim, tuple(hidden))
     pictures = open_pictures(DATA, "train", Key(seed, "judge/order"))
-    train(JudgeTraining(judge, config, pictures, seed), "judge", seed, folder)
+    method, params = JudgeTraining(judge, config, pictures, seed), config.model_dump(mode="json")
+    work = Workspace("train_judge", {"seed": seed, "train_judge": params}, {"data": DATA})
+    train(method, "judge", seed, work.folder)
     if is_main_process():
-        judge.save(JUDGE, index.resolution, {"data": DATA})
-        finished(folder)
+        judge.save(JUDGE, index.resolution, {"data": DATA}, work.metadata)
+        work.finish()
 
 
 if __name__ == "__main__":

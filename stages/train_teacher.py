@@ -17,7 +17,7 @@ from fewstep.objectives.vae import Vae, unit_variance
 from fewstep.processes import is_main_process
 from fewstep.stage import run
 from fewstep.training.loop import train
-from fewstep.workspace import finished, workspace
+from fewstep.workspace import Workspace
 
 TOKENIZER_CAPTIONS = 100_000
 """The tokenizer learns from this many captions at most."""
@@ -27,24 +27,21 @@ def main() -> None:
     """params.yaml `train_teacher` + artifacts/data -> artifacts/models/teacher."""
     seed, config = read(int, "seed"), read(TrainTeacherConfig, "train_teacher")
     resolution = read_index(DATA).resolution
-    folder = workspace("train_teacher", {"seed": seed, **config.model_dump(mode="json")}, {"data": DATA})
     some = islice(captions(DATA, "train"), TOKENIZER_CAPTIONS)
     backbone = new_stable_diffusion(config, resolution, some, seed)
-    train(
-        Vae(backbone.vae, config.vae, open_pictures(DATA, "train", Key(seed, "vae/order")), seed),
-        "vae",
-        seed,
-        folder,
-    )
+    vae = Vae(backbone.vae, config.vae, open_pictures(DATA, "train", Key(seed, "vae/order")), seed)
+    params = {"seed": seed, "train_teacher": config.model_dump(mode="json")}
+    work = Workspace("train_teacher", params, {"data": DATA})
+    train(vae, "vae", seed, work.folder)
     unit_variance(backbone.vae, open_pictures(DATA, "train", Key(seed, "vae/scale")))
-    encode_shards(DATA, "train", backbone.encode, folder / "latents")
-    latents = open_latents(DATA, "train", folder / "latents", Key(seed, "teacher/order"))
-    train(Teacher(backbone, config, latents, seed), "teacher", seed, folder)
+    encode_shards(DATA, "train", backbone.encode, work.folder / "latents")
+    latents = open_latents(DATA, "train", work.folder / "latents", Key(seed, "teacher/order"))
+    train(Teacher(backbone, config, latents, seed), "teacher", seed, work.folder)
     if is_main_process():
         with whole_folder(TEACHER) as staging:
             save_pipeline(backbone, staging)
-            Manifest.seal(staging, "teacher", teacher_facts("sd", backbone), {"data": DATA})
-        finished(folder)
+            Manifest.seal(staging, "teacher", teacher_facts("sd", backbone) | work.metadata, {"data": DATA})
+        work.finish()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from fewstep.layout import DATA, TEACHER, TRIPLETS
 from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
+from fewstep.workspace import Workspace
 from tests.pipelines import backbone_of, make
 
 
@@ -72,5 +73,8 @@ def draw_triplets(backbone: Backbone, guidance: float | tuple[float, float] = 1.
     teacher = Sampler(
         open_model(TEACHER, backbone), backbone, SamplingConfig(steps=config.steps, guidance=guidance)
     )
-    write_triplets(TRIPLETS / "0", teacher, config, 0, 0, Path("work"), {"teacher": TEACHER})
+    params = config.model_dump(mode="json") | {"sampling": teacher.sampling.model_dump(mode="json")}
+    work = Workspace("generate_triplets@0", params, {"teacher": TEACHER})
+    write_triplets(TRIPLETS / "0", teacher, config, 0, 0, work, {"teacher": TEACHER})
+    work.finish()
     return teacher

@@ -1,4 +1,4 @@
-"""The command line: `fewstep check | sample | evaluate | report`."""
+"""The command line: `fewstep check | sample | evaluate | report | clean`."""
 
 import argparse
 import json
@@ -61,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
 
     add = commands.add_parser("report", help="write reports/index.html anew from what is there")
     add.set_defaults(command=report)
+
+    add = commands.add_parser("clean", help="delete unfinished work in .checkpoints")
+    add.set_defaults(command=clean)
+    add.add_argument("stage", nargs="*", help="as DVC names it, e.g. train_teacher; default: all")
     return top
 
 
@@ -155,6 +159,21 @@ def report(chosen: argparse.Namespace) -> None:
     import runpy
 
     runpy.run_path("stages/report.py", run_name="__main__")
+
+
+def clean(chosen: argparse.Namespace) -> None:
+    """`fewstep clean`."""
+    from rich.filesize import decimal
+
+    from fewstep.workspace import unfinished
+
+    found = [work for stage in chosen.stage or [None] for work in unfinished(stage)]
+    for work in found:
+        line = f"deleted: {work}, {decimal(work.size)}"
+        work.delete()
+        print(line)
+    if not found:
+        print("nothing unfinished")
 
 
 if __name__ == "__main__":

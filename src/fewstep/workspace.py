@@ -1,43 +1,228 @@
-"""Where a stage keeps unfinished work, and when that work may be taken up again."""
+"""Where a stage keeps unfinished work, and when that work may be resumed.
 
+Work lies in `.checkpoints/<stage>/<fingerprint>`. The fingerprint covers the params, the inputs and the
+source of every loaded module of ours, so work is only ever resumed under what it was begun with. Other work
+of the stage is reported and kept. FEWSTEP_RESUME=<fingerprint> resumes it in spite of the differences, which
+the artifact's manifest then records; `fewstep clean` deletes it.
+"""
+
+import fcntl
 import hashlib
 import json
+import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from fewstep.artifacts.folder import read_json, write_json
 from fewstep.artifacts.manifest import identity, sha256
+from fewstep.config.base import is_on, switch
+from fewstep.errors import UserError
 from fewstep.layout import CHECKPOINTS
+from fewstep.processes import barrier, is_main_process
+
+ORIGIN = "origin.json"
+"""In a folder of work: what it was begun with."""
+LOCK = "lock"
+"""Locked by the stage that is at work in the folder."""
+UNKNOWN = "made by an earlier version of fewstep"
 
 
-def workspace(stage: str, params: Any, inputs: Mapping[str, Path]) -> Path:
-    """The folder of a stage's unfinished work, `.checkpoints/<stage>/<fingerprint>`.
+@dataclass(frozen=True)
+class Origin:
+    """What work depends on. params: as plain JSON. inputs: name -> identity. source: module -> SHA-256.
 
-    The fingerprint covers the params, the inputs' manifests and the source of every module of ours that is
-    loaded, so work is only ever resumed under what it was begun with. Work begun under another
-    fingerprint is deleted.
+    resumed: differences in spite of which the work was resumed, in order.
     """
-    facts = {
-        "params": params,
-        "inputs": {name: identity(path) for name, path in inputs.items()},
-        "source": {
-            name: sha256(Path(module.__file__))
-            for name, module in sys.modules.items()
-            if name.startswith("fewstep") and module.__file__
-        },
+
+    params: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    source: Mapping[str, str]
+    resumed: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> Self:
+        """With the modules that are loaded now."""
+        plain = json.loads(json.dumps(params))
+        return cls(plain, {name: identity(path) for name, path in inputs.items()}, loaded_source())
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """Of the work in a folder; None where it was made by an earlier version."""
+        if not (folder / ORIGIN).exists():
+            return None
+        facts = read_json(folder / ORIGIN)
+        return cls(facts["params"], facts["inputs"], facts["source"], tuple(facts["resumed"]))
+
+    def write(self, folder: Path) -> None:
+        """For `read`."""
+        write_json(folder / ORIGIN, vars(self))
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits; `resumed` is not part of it."""
+        facts = {"params": self.params, "inputs": self.inputs, "source": self.source}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+    def differences(self, then: Self | None) -> list[str]:
+        """What is different from another origin, a line each."""
+        if then is None:
+            return [UNKNOWN]
+        params, before = flat(self.params), flat(then.params)
+        names = [name for name in sorted(params | before) if params.get(name) != before.get(name)]
+        lines = [f"{name} = {params.get(name)!r}, then {before.get(name)!r}" for name in names]
+        for what, now, old in (("input", self.inputs, then.inputs), ("code", self.source, then.source)):
+            changed = [name for name in sorted({*now, *old}) if now.get(name) != old.get(name)]
+            lines += [f"{what} {name}" for name in changed]
+        return lines
+
+
+class Workspace:
+    """The folder of a stage's unfinished work.
+
+    folder: where it lies. origin: what it depends on.
+    """
+
+    def __init__(self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
+        """Find or make it; every process of the stage calls this once everything it trains with is open.
+
+        Modules imported later would not be part of the fingerprint. Raises UserError where FEWSTEP_RESUME
+        names no work of this stage.
+        """
+        self.origin = Origin.of(params, inputs)
+        self.folder = CHECKPOINTS / stage / self.origin.fingerprint
+        barrier()
+        if is_main_process():
+            self._claim(stage)
+        barrier()
+        self.origin = Origin.read(self.folder) or self.origin
+        self._lock = locked(self.folder / LOCK, fcntl.LOCK_SH)
+
+    def _claim(self, stage: str) -> None:
+        """Make the folder, from the work that FEWSTEP_RESUME names if it does, and report other work."""
+        wanted = switch("RESUME", "")
+        others = [other for other in unfinished(stage) if other.folder != self.folder]
+        if wanted and wanted != self.folder.name and not (self.folder / ORIGIN).exists():
+            found = [other for other in others if other.folder.name == wanted]
+            if found:
+                found[0].refuse_if_used()
+                before = Origin.read(found[0].folder)
+                differences = self.origin.differences(before)
+                resumed = (*(before.resumed if before else ()), *differences)
+                message = f"{stage}: resumes {found[0]}, in spite of {'; '.join(differences)}"
+                shutil.rmtree(self.folder, ignore_errors=True)
+                found[0].folder.rename(self.folder)
+                Origin(self.origin.params, self.origin.inputs, self.origin.source, resumed).write(self.folder)
+                print(message, flush=True)
+                return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not (self.folder / ORIGIN).exists():
+            self.origin.write(self.folder)
+        for other in others:
+            why = "; ".join(self.origin.differences(Origin.read(other.folder)))
+            print(
+                f"{stage}: does not resume {other}, because of {why}. To resume it all the same, set "
+                f"FEWSTEP_RESUME={other.folder.name}; to delete it, `fewstep clean {stage}`",
+                flush=True,
+            )
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """For the manifest of what was made here: nothing, or in spite of what work was resumed."""
+        return {"resumed": list(self.origin.resumed)} if self.origin.resumed else {}
+
+    def finish(self) -> None:
+        """Drop the work, whose artifact is written; with FEWSTEP_KEEP_STATE it stays."""
+        late = loaded_source().keys() - self.origin.source.keys()
+        if late and not self.origin.resumed:
+            print(f"warning: not part of the fingerprint, for imported late: {', '.join(sorted(late))}")
+        self.leave()
+        if not is_on("KEEP_STATE"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Let others have the work; a process that ends does so by itself."""
+        os.close(self._lock)
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """Work of a stage that is on disk."""
+
+    stage: str
+    folder: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was kept yet."""
+        return all(file.name in (ORIGIN, LOCK) for file in self.folder.rglob("*") if file.is_file())
+
+    @property
+    def progress(self) -> str:
+        """How far it is."""
+        states = sorted((state.stat().st_mtime, state) for state in self.folder.glob("*/step-*"))
+        if states:
+            newest = states[-1][1]
+            return f"{newest.parent.name} at step {int(newest.name.removeprefix('step-'))}"
+        return f"{len([*self.folder.glob('*.safetensors')])} finished parts"
+
+    def refuse_if_used(self) -> None:
+        """Raises UserError where a stage is at work in it."""
+        try:
+            os.close(locked(self.folder / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise UserError(f"{self.folder}: a stage is at work here; stop it first") from None
+
+    def delete(self) -> None:
+        """Raises UserError where a stage is at work in it."""
+        self.refuse_if_used()
+        shutil.rmtree(self.folder)
+
+    def __str__(self) -> str:
+        return f"unfinished work ({self.progress}) in {self.folder}"
+
+
+def unfinished(stage: str | None = None) -> Iterator[Unfinished]:
+    """Work on disk, of one stage or of all, oldest first; what was begun and kept nothing is left out."""
+    folders = [*CHECKPOINTS.glob(f"{stage or '*'}/*")]
+    for folder in sorted(folders, key=lambda each: each.stat().st_mtime):
+        work = Unfinished(folder.parent.name, folder)
+        if folder.is_dir() and not work.is_empty:
+            yield work
+
+
+def locked(file: Path, how: int) -> int:
+    """A descriptor that holds the file's lock until it is closed. Raises BlockingIOError with LOCK_NB."""
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(descriptor, how)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def loaded_source() -> dict[str, str]:
+    """SHA-256 of every loaded module of ours, the stage's script among them."""
+    ours = {n: m for n, m in sorted(sys.modules.items()) if n.split(".")[0] in ("fewstep", "__main__")}
+    files = {name: getattr(module, "__file__", None) for name, module in ours.items()}
+    return {name: sha256(Path(file)) for name, file in files.items() if file}
+
+
+def flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested params as `section.key` -> value."""
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    return {
+        name: value
+        for key, each in values.items()
+        for name, value in flat(each, f"{prefix}.{key}" if prefix else str(key)).items()
     }
-    fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = CHECKPOINTS / stage / fingerprint
-    if folder.parent.exists():
-        for other in folder.parent.iterdir():
-            if other != folder:
-                shutil.rmtree(other, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def finished(folder: Path) -> None:
-    """Drop the unfinished work of a stage whose artifact is written, so that a forced run starts anew."""
-    shutil.rmtree(folder, ignore_errors=True)

@@ -22,6 +22,7 @@ from fewstep.layout import TEACHER
 from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.encode import encode_split
+from fewstep.workspace import Workspace
 from tests.miniature import imported
 
 ORDER = Key(0, "order")
@@ -37,11 +38,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def made(data: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Backbone, Path, Mapping[str, Path]]:
+def made(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Backbone, Path, Mapping[str, Path]]:
     """A teacher and prepared pictures."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.chdir(tmp_path)
     teacher = imported("sd") / TEACHER
     return open_backbone(teacher), data, {"data": data, "teacher": teacher}
+
+
+def work() -> Workspace:
+    """The stage's unfinished work, in the current folder."""
+    return Workspace("encode_data@train", {}, {})
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 0.0), ("float16", 1e-3)])
@@ -49,7 +58,7 @@ def test_what_is_read_is_what_the_backbone_encodes(
     made: tuple[Backbone, Path, Mapping[str, Path]], tmp_path: Path, dtype: str, tolerance: float
 ) -> None:
     backbone, data, made_from = made
-    encode_split(tmp_path / "out", backbone, data, "train", dtype, tmp_path / "work", made_from)
+    encode_split(tmp_path / "out", backbone, data, "train", dtype, work(), made_from)
     pictures = open_pictures(data, "train", ORDER)
     encoded = open_encoded(tmp_path / "out", ORDER)
     assert encoded.total == pictures.total
@@ -79,7 +88,7 @@ def test_finished_shards_are_not_encoded_again(
         return encode(pictures)
 
     monkeypatch.setattr(backbone, "encode", counted)
-    arguments = (backbone, data, "train", "float32", tmp_path / "work", made_from)
+    arguments = (backbone, data, "train", "float32", work(), made_from)
     with pytest.raises(KeyboardInterrupt):
         encode_split(tmp_path / "out", *arguments)
     assert not (tmp_path / "out").exists()
@@ -94,9 +103,7 @@ def test_pictures_of_another_size_than_the_teachers_are_refused(
     backbone, _, made_from = made
     prepare(DataConfig(source="shapes", count=40, resolution=32, heldout=0.5), 0, tmp_path / "small")
     with pytest.raises(UserError, match=r"data\.resolution: images of 32 are latents of 4.*are of 8"):
-        encode_split(
-            tmp_path / "out", backbone, tmp_path / "small", "train", "float32", tmp_path / "work", made_from
-        )
+        encode_split(tmp_path / "out", backbone, tmp_path / "small", "train", "float32", work(), made_from)
     teacher = Sampler(
         open_model(made_from["teacher"], backbone), backbone, SamplingConfig(steps=1, guidance=1.0)
     )

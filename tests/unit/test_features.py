@@ -40,7 +40,7 @@ def judge() -> Judge:
 
 @pytest.fixture
 def judge_folder(judge: Judge, tmp_path: Path) -> Path:
-    judge.save(tmp_path / "judge", resolution=32, made_from={})
+    judge.save(tmp_path / "judge", resolution=32, inputs={})
     return tmp_path / "judge"
 
 
@@ -101,7 +101,7 @@ def test_a_judge_survives_the_disk(judge: Judge, judge_folder: Path) -> None:
 
 
 def test_saving_twice_gives_the_same_bytes(judge: Judge, judge_folder: Path, tmp_path: Path) -> None:
-    judge.to(memory_format=torch.channels_last).save(tmp_path / "again", resolution=32, made_from={})
+    judge.to(memory_format=torch.channels_last).save(tmp_path / "again", resolution=32, inputs={})
     for file in judge_folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 

@@ -219,7 +219,7 @@ def test_without_its_adapter_it_is_the_start_again(backbone: Backbone) -> None:
     assert all(("lora_" in name) == weight.requires_grad for name, weight in student.net.named_parameters())
     x = torch.randn(1, 4, 8, 8, requires_grad=True)
     text = torch.randn(1, 12, 16)
-    backbone.network(alone.net)(x, torch.tensor([10.0]), {"text": text}).sum().backward()
+    backbone.network(alone.net)(x, torch.tensor([10.0]), {"text": text}).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None and x.grad.abs().max() > 0, "a loss on the frozen network reaches its input"
     assert all(weight.grad is None for weight in student.net.parameters())
     assert sum(w.numel() for w in {*alone.net.parameters(), *student.net.parameters()}) < 1.2 * sum(

@@ -169,13 +169,15 @@ def save_model(
     model: Model,
     backbone: Backbone,
     method: str,
-    made_from: Mapping[str, Path],
+    inputs: Mapping[str, Path],
     adapter: LowRankAdapter | None = None,
+    metadata: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model of the chain as an artifact: `net/` in diffusers' format and a manifest.
 
-    method: the objective that made it. made_from: name -> folder of every artifact that went in. adapter:
-    what alone was trained, merged in the network already; written beside it, in `lora/`.
+    method: the objective that made it. inputs: name -> folder of every artifact that went in. adapter: what
+    alone was trained, merged in the network already; written beside it, in `lora/`. metadata: more for the
+    manifest.
     """
     with whole_folder(folder) as staging:
         backbone.save_net(model.net, staging / "net")
@@ -191,4 +193,4 @@ def save_model(
         if adapter is not None:
             adapter.save(staging / "lora", backbone.net_part)
             facts["lora"] = adapter.facts
-        Manifest.seal(staging, "model", facts, made_from)
+        Manifest.seal(staging, "model", facts | dict(metadata or {}), inputs)

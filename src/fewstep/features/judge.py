@@ -7,7 +7,7 @@ features for the Frechet distance and as maps for a perceptual loss.
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field
@@ -103,8 +103,17 @@ class Judge(nn.Module):
             for i in range(len(x))
         ]
 
-    def save(self, folder: Path, resolution: int, made_from: Mapping[str, Path]) -> None:
-        """Write the artifact; resolution: of its training pictures; made_from: name -> input folder."""
+    def save(
+        self,
+        folder: Path,
+        resolution: int,
+        inputs: Mapping[str, Path],
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the artifact.
+
+        resolution: of its training images. inputs: name -> folder. metadata: for the manifest.
+        """
         with whole_folder(folder) as staging:
             weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
             save_file(weights, staging / "model.safetensors")
@@ -115,7 +124,7 @@ class Judge(nn.Module):
                 "parameters": sum(weight.numel() for weight in self.parameters()),
                 "resolution": resolution,
             }
-            Manifest.seal(staging, "judge", facts, made_from)
+            Manifest.seal(staging, "judge", facts | dict(metadata or {}), inputs)
 
     @classmethod
     def open(cls, folder: Path) -> Self:

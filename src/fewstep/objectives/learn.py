@@ -12,7 +12,7 @@ from fewstep.objectives.ingredients import Ingredients, ObjectiveConfig, start_a
 from fewstep.objectives.lora import detach
 from fewstep.processes import is_main_process
 from fewstep.training.loop import train
-from fewstep.workspace import finished, workspace
+from fewstep.workspace import Workspace
 
 
 def objective_module(name: str) -> Any:
@@ -48,9 +48,9 @@ def learn(
     """
     start_folder, out = MODELS / config.from_, MODELS / name
     triplets = [TRIPLETS / str(shard) for shard in shards]
-    made_from = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
+    inputs = {config.from_: start_folder, "teacher": TEACHER} | {f"triplets {p.name}": p for p in triplets}
     also = {"features": features, "encoded": encoded}
-    made_from |= {what: path for what, path in also.items() if path is not None}
+    inputs |= {what: path for what, path in also.items() if path is not None}
     params = {
         "seed": seed,
         "name": name,
@@ -58,13 +58,13 @@ def learn(
         "config": config.model_dump(mode="json"),
         "negative_prompt": negative_prompt,
     }
-    folder = workspace(stage, params, made_from)
     backbone = open_backbone(TEACHER)
     start, student = start_and_student(open_model(start_folder, backbone), name, backbone, config, seed)
     given = Ingredients(name, seed, start, student, backbone, triplets, features, encoded, negative_prompt)
     objective = objective_module(method).build(config, given)
-    train(objective.method, name, seed, folder)
+    work = Workspace(stage, params, inputs)
+    train(objective.method, name, seed, work.folder)
     if is_main_process():
         adapter = detach(objective.model.net) if config.lora is not None else None
-        save_model(out, objective.model, backbone, method, made_from, adapter)
-        finished(folder)
+        save_model(out, objective.model, backbone, method, inputs, adapter, work.metadata)
+        work.finish()

@@ -19,6 +19,7 @@ from fewstep.data.shards import read_index, read_verified
 from fewstep.errors import UserError
 from fewstep.hardware import computing, device
 from fewstep.progress import progress
+from fewstep.workspace import Workspace
 
 
 def encode_split(
@@ -27,10 +28,10 @@ def encode_split(
     data: Path,
     split: str,
     dtype: str,
-    work: Path,
-    made_from: Mapping[str, Path],
+    work: Workspace,
+    inputs: Mapping[str, Path],
 ) -> None:
-    """Encode every shard of a split into `out`; work: where finished shards wait for the rest.
+    """Encode every shard of a split into `out`; work: keeps finished shards until all are.
 
     dtype: of latents and conditions on disk. Each distinct caption of a shard is encoded once.
     """
@@ -41,23 +42,23 @@ def encode_split(
     done = 0
     with progress(f"encode_data {split}", sum(shard.samples for shard in shards)) as report:
         for shard, file in zip(shards, files, strict=True):
-            if not (work / file).exists():
+            if not (work.folder / file).exists():
                 pictures = read_verified(data, shard)
                 latents = latents_of(pictures, backbone.encode)
                 table, row = encode_distinct(backbone, [picture.caption for picture in pictures])
-                save_prompted(work / file, latents, row, table, dtype, {})
+                save_prompted(work.folder / file, latents, row, table, dtype, {})
             done += shard.samples
             report(done)
     with whole_folder(out) as staging:
         for file in files:
-            os.link(work / file, staging / file)
+            os.link(work.folder / file, staging / file)
         facts = {
             "split": split,
             "dtype": dtype,
             "counts": [shard.samples for shard in shards],
             "files": files,
         }
-        Manifest.seal(staging, "encoded", facts, made_from)
+        Manifest.seal(staging, "encoded", facts | work.metadata, inputs)
 
 
 @torch.no_grad()

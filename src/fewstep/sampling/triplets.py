@@ -24,6 +24,7 @@ from fewstep.processes import barrier, is_main_process, local_slice
 from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
 from fewstep.text import normalised, read_text
+from fewstep.workspace import Workspace
 
 
 def write_triplets(
@@ -32,13 +33,13 @@ def write_triplets(
     config: TripletsConfig,
     shard: int,
     seed: int,
-    work: Path,
-    made_from: Mapping[str, Path],
+    work: Workspace,
+    inputs: Mapping[str, Path],
 ) -> None:
     """One shard of triplets; each one's prompt, noise and guidance are keyed by its index.
 
-    work: where finished batches wait for the shard to be whole. made_from: the manifest's inputs. Each
-    process draws its own batches; the main one puts all together.
+    work: keeps finished batches until the shard is whole. inputs: the manifest's. Each process draws its own
+    batches; the main one puts all together.
     """
     deterministic()
     backbone, first, count = sampler.backbone, shard * config.shard_size, config.shard_size
@@ -50,7 +51,7 @@ def write_triplets(
     starts = range(0, count, size)
     with progress(f"triplets {out.name}", count) as report:
         for start in local_slice(starts):
-            part = part_of(work, start)
+            part = part_of(work.folder, start)
             if not part.exists():
                 these = slice(start, start + size)
                 noise = noise_of(noise_key(seed), indices[these], backbone.latent_shape).to(device())
@@ -63,7 +64,7 @@ def write_triplets(
     barrier()
     if not is_main_process():
         return
-    parts = [load_file(part_of(work, start))["latents"] for start in starts]
+    parts = [load_file(part_of(work.folder, start))["latents"] for start in starts]
     with whole_folder(out) as staging:
         save_prompted(staging / FILE, torch.cat(parts), row, conditions, config.dtype, scales)
         write_json(staging / "prompts.json", {"prompts": sorted(set(prompts))})
@@ -75,7 +76,7 @@ def write_triplets(
             "guidance": config.guidance,
             "dtype": config.dtype,
         }
-        Manifest.seal(staging, "triplets", facts, made_from)
+        Manifest.seal(staging, "triplets", facts | work.metadata, inputs)
 
 
 def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:
@@ -103,6 +104,6 @@ def guidance_of(config: TripletsConfig, key: Key, indices: Sequence[int]) -> dic
     return {GUIDANCE: torch.from_numpy(low + (high - low) * key.uniform(indices)[:, 0]).float()}
 
 
-def part_of(work: Path, start: int) -> Path:
+def part_of(folder: Path, start: int) -> Path:
     """Where the finished batch that begins at `start` waits."""
-    return work / f"latents-{start:08d}.safetensors"
+    return folder / f"latents-{start:08d}.safetensors"
