@@ -5,7 +5,7 @@ export DVC_NO_ANALYTICS ?= 1
 export DO_NOT_TRACK ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: repro ui worker test lint setup clean
+.PHONY: repro ui worker test lint deps setup clean
 
 # One stage at a time has the cores to itself: its threads may spin while they wait (a fifth faster here).
 repro: export OMP_WAIT_POLICY ?= ACTIVE
@@ -45,6 +45,9 @@ lint: .venv/ready  ## style and types
 	ruff check .
 	ruff format --check .
 	mypy
+
+deps: .venv/ready  ## write the modules that each stage depends on into dvc.yaml
+	python -m tools.dvc_deps
 
 setup: .venv/ready  ## the environment alone
 

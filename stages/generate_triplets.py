@@ -20,7 +20,7 @@ OUT = TRIPLETS / str(SHARD)
 def main() -> None:
     """params.yaml `sampling`, `triplets` + prompts + teacher -> artifacts/triplets/SHARD."""
     seed, config = read(int, "seed"), read(TripletsConfig, "triplets")
-    sampling = read(SamplingConfig, "sampling").model_copy(update={"steps": config.steps})
+    sampling = config.sampling(read(SamplingConfig, "sampling"))
     inputs = {"prompts": config.prompts, "teacher": TEACHER}
     params = {
         "seed": seed,

@@ -8,12 +8,13 @@ In a process of its own, whose memory at its highest nothing else has raised.
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tools.imports import ROOT
+
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import rehearsal, training_step
 from fewstep.checks.teacher import design
 from fewstep.config.chain import load_chain
 from fewstep.memory import need
-from tests.imports import ROOT
 
 NAME = "train_teacher, denoiser"
 

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from diffusers import AutoencoderKL
+from tools.imports import ROOT
 
 from fewstep.check import check, warnings
 from fewstep.checks import machine
 from fewstep.checks.plan import plan
 from fewstep.config.chain import Chain, load_chain
 from fewstep.errors import UserError
-from tests.imports import ROOT
 from tests.photos import make_photo_folder
 from tests.pipelines import make, vae
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from tools.imports import SRC
 from torch import Tensor, nn
 
 from fewstep.artifacts.folder import write_json
@@ -24,7 +25,6 @@ from fewstep.features.judge import Judge
 from fewstep.features.network import open_features
 from fewstep.keyed import Key
 from fewstep.sources.shapes import LABELS
-from tests.imports import SRC
 
 
 def pictures(count: int, side: int = 32) -> Tensor:

@@ -13,10 +13,10 @@ from flows.graph import stages_of
 from flows.overrides import override
 from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_dvc
 from flows.slots import Stopped
+from tools.imports import ROOT
 
 from fewstep.errors import UserError
 from fewstep.stage import OUT_OF_MEMORY
-from tests.imports import ROOT
 
 
 @pytest.fixture

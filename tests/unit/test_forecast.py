@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tools.imports import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.checks import forecast as forecasting
@@ -23,7 +24,6 @@ from fewstep.objectives.ingredients import Ingredients, start_and_student
 from fewstep.objectives.learn import objective_module
 from fewstep.training.loop import advance
 from fewstep.training.state import State
-from tests.imports import ROOT
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
 MINIATURE = ROOT / "tests/integration/miniature.yaml"

@@ -11,6 +11,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 from pydantic import ValidationError
+from tools.imports import ROOT
 from torch import Tensor
 
 from fewstep.artifacts.folder import read_json
@@ -32,7 +33,6 @@ from fewstep.objectives import direct, halve, reflow
 from fewstep.objectives.ingredients import Ingredients, start_and_student
 from fewstep.objectives.learn import learn
 from fewstep.sampling.draw import Sampler
-from tests.imports import ROOT
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import CAPTIONS
 

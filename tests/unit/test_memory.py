@@ -12,6 +12,7 @@ import diffusers as d
 import pytest
 import torch
 import yaml
+from tools.imports import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep import tracing
@@ -28,7 +29,6 @@ from fewstep.memory import Design, Setup, advice, need, operations, setup_of, sp
 from fewstep.objectives.lora import LoraSettings, attach
 from fewstep.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
 from fewstep.training.optimization import optimizers_of, trained_weights
-from tests.imports import ROOT
 from tests.pipelines import backbone_of, make, pixart_transformer, unet
 
 ROWS = 4

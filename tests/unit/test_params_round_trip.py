@@ -10,9 +10,9 @@ import yaml
 from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
 from flows.overrides import override, put
+from tools.imports import ROOT
 
 from fewstep.errors import UserError
-from tests.imports import ROOT
 
 FILES = sorted(
     path.relative_to(ROOT)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tools.imports import ROOT
 
 from fewstep.errors import UserError
 from fewstep.stage import run
-from tests.imports import ROOT
 from tests.pipelines import make
 
 

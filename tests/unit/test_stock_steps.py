@@ -11,6 +11,7 @@ import torch
 from fewstep.backbones.base import open_model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.sampling import SamplingConfig
+from fewstep.config.triplets import TripletsConfig
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import DiscreteVP
 from fewstep.diffusion.solvers import Solver
@@ -106,3 +107,24 @@ def test_times_are_stock_trailing_ones_for_every_number_of_steps(length: int) ->
             first, rest = scheduler.timesteps[:steps].tolist(), scheduler.timesteps[steps:].tolist()
             assert first == [round(length * t) - 1 for t in times[:-1]]
             assert rest in ([], [-1])
+
+
+def test_the_time_power_moves_steps_to_where_there_is_more_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[float]] = []
+    backbone = import_miniature("sd")
+    noise = torch.randn(1, *backbone.latent_shape)
+    conditions = backbone.encode_prompts(CAPTIONS[:1])
+
+    def solve(solver: Solver, denoise: Any, x: torch.Tensor, times: list[float], *rest: Any) -> torch.Tensor:
+        seen.append(times)
+        return x
+
+    monkeypatch.setattr("fewstep.sampling.draw.solve", solve)
+    triplets = TripletsConfig(prompts=Path("x"), shards=(0,), shard_size=1, steps=4, time_power=0.5)
+    plain = SamplingConfig(steps=9)
+    for sampling in (plain, triplets.sampling(plain)):
+        Sampler(open_model(TEACHER, backbone), backbone, sampling).latents(conditions, noise, sampling.steps)
+    assert seen[0] == backbone.times(9)
+    assert seen[1] == [t**0.5 for t in backbone.times(4)] == pytest.approx([1, 0.75**0.5, 0.5**0.5, 0.5, 0])
+    same = triplets.model_copy(update={"time_power": None}).sampling(plain)
+    assert same == SamplingConfig(steps=4)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tools.imports import ROOT, SRC
 
 from fewstep import keyed
 from fewstep.backbones.sd_new import new_stable_diffusion
@@ -19,7 +20,6 @@ from fewstep.data.stream import Stream
 from fewstep.keyed import Key
 from fewstep.objectives.teacher import Teacher
 from fewstep.training.loop import train
-from tests.imports import ROOT, SRC
 
 MODEL = "a model's name"
 FILLED = {"name": ("teacher", "vae", "judge", MODEL), "self.name": (MODEL,), "suffix": ("",)}

@@ -14,6 +14,9 @@ class SamplingConfig(Section):
 
     solver: Solver = Solver.DPM_SOLVER_PP_2M
     steps: int = Field(32, ge=1)
+    time_power: float = Field(1.0, gt=0)
+    """The family's times in [0, 1], each raised to this power; 1: as in diffusers. Below 1, more of the steps
+    are taken at high noise, where the composition is decided (docs/sampling.md has measurements)."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale w; 1: none."""
     negative_prompt: Annotated[str, AfterValidator(normalised)] = ""

@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from fewstep.config.base import ProjectPath, Section
+from fewstep.config.sampling import SamplingConfig
 
 
 class TripletsConfig(Section):
@@ -15,13 +16,20 @@ class TripletsConfig(Section):
     shard_size: int = Field(ge=1)
     """Triplets per shard: shard s holds the indices `s * shard_size ... (s + 1) * shard_size - 1`."""
     steps: int = Field(ge=1)
-    """Solver steps per triplet; the solver is `sampling`'s."""
+    """Solver steps per triplet; the solver is that of `sampling`."""
+    time_power: float | None = Field(None, gt=0)
+    """See `sampling.time_power`; null: the same."""
     prompts: ProjectPath
     """A data set, whose training captions are taken, or a text file with a prompt on each line."""
     guidance: tuple[float, float] | None = None
     """Each triplet's own, uniform between the two; null: `sampling.guidance` for all."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of latents and text embeddings on disk; half of it is plenty for Stable Diffusion's."""
+
+    def sampling(self, teachers: SamplingConfig) -> SamplingConfig:
+        """How triplets are drawn. teachers: the section `sampling`."""
+        power = teachers.time_power if self.time_power is None else self.time_power
+        return teachers.model_copy(update={"steps": self.steps, "time_power": power})
 
     @field_validator("guidance")
     @classmethod

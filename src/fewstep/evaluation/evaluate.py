@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.backbones.prompts import encode_distinct
 from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8
 from fewstep.diffusion.schedules import RectifiedFlow
@@ -34,7 +35,7 @@ def measure(
     sampler: Sampler, identity: str, steps: Sequence[int], on: EvaluationSet, network: FeatureNetwork
 ) -> tuple[Metrics, dict[int, Tensor]]:
     """The model's figures, and an image per prompt for each step count, uint8 `[N, H, W, 3]`."""
-    images = {n: images_of(sampler, on, n) for n in steps}
+    images = images_of(sampler, on, steps)
     metrics = Metrics(
         model=sampler.model.name,
         manifest=identity,
@@ -49,11 +50,14 @@ def measure(
     return metrics, {n: pixels[: on.prompts.main] for n, pixels in images.items()}
 
 
-def images_of(sampler: Sampler, on: EvaluationSet, steps: int) -> Tensor:
-    """Drawn now, unless they are the teacher's own that the set already holds."""
-    if sampler.model.is_teacher and steps == on.reference.teacher_steps:
-        return on.teacher
-    return draw(sampler, on.prompts, steps)
+def images_of(sampler: Sampler, on: EvaluationSet, steps: Sequence[int]) -> dict[int, Tensor]:
+    """Step count -> images, drawn now, unless they are the teacher's own that the set already holds."""
+    held = {on.reference.teacher_steps: on.teacher} if sampler.model.is_teacher else {}
+    missing = [n for n in steps if n not in held]
+    if missing:
+        encoded = encode_distinct(sampler.backbone, on.prompts.prompts)
+        held |= {n: draw(sampler, on.prompts, encoded, n) for n in missing}
+    return {n: held[n] for n in steps}
 
 
 def step_metrics(

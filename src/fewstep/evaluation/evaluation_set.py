@@ -23,6 +23,7 @@ from fewstep.data.noise import noise_of
 from fewstep.data.pixels import picture_batch, to_uint8
 from fewstep.data.shards import Picture, open_pictures
 from fewstep.data.stream import Stream
+from fewstep.diffusion.denoiser import Conditions
 from fewstep.errors import UserError
 from fewstep.evaluation.copies import nearness_limit
 from fewstep.evaluation.figures import Yardstick, figures
@@ -109,7 +110,8 @@ def make(
         hidden=network.config.hidden if isinstance(network, Judge) else (),
         kernel=KERNELS[network.kernel],
     )
-    images = draw(teacher, prompts, teacher.sampling.steps)
+    encoded = encode_distinct(teacher.backbone, prompts.prompts)
+    images = draw(teacher, prompts, encoded, teacher.sampling.steps)
     teacher_seen = observe(images, network, prompts.prompts)
     reference = Reference(
         floor=floor(prompts, pool, yardstick, network),
@@ -226,9 +228,12 @@ def training_layout(data: Path, count: int, key: Key) -> Tensor:
     )
 
 
-def draw(sampler: Sampler, prompts: Prompts, steps: int) -> Tensor:
-    """One image per prompt, from its own noise, as uint8 `[rows, H, W, 3]`: what a PNG would hold."""
-    conditions, row = encode_distinct(sampler.backbone, prompts.prompts)
+def draw(sampler: Sampler, prompts: Prompts, encoded: tuple[Conditions, Tensor], steps: int) -> Tensor:
+    """One image per prompt, from its own noise, as uint8 `[rows, H, W, 3]`: what a PNG would hold.
+
+    encoded: the prompts, by `encode_distinct`.
+    """
+    conditions, row = encoded
     size, parts = pictures_at_once(), []
     with progress(f"{sampler.model.name}, {steps} steps", len(prompts)) as report:
         for start in range(0, len(prompts), size):

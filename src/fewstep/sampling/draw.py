@@ -57,7 +57,9 @@ class Sampler:
         """From noise `[B, C, h, w]` to latents of the same shape in `steps` evaluations."""
         teacher = self.model.is_teacher
         solver = self.sampling.solver if teacher else Solver.DDIM
-        times = self.backbone.times(steps) if teacher else trailing(steps)
+        times = trailing(steps)
+        if teacher:
+            times = [t**self.sampling.time_power for t in self.backbone.times(steps)]
         sampler = self
         if solver is Solver.DPM_SOLVER_PP_2M:
             sampler = self._reading(self.model.denoiser.without_zero_snr())
