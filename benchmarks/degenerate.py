@@ -17,6 +17,9 @@ from PIL import ImageFilter
 from torch import Tensor
 
 from fewstep.config.base import read
+from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
+from fewstep.core.paths import DATA, EVALUATION_SET, METRICS
 from fewstep.data.shards import open_pictures, read_index
 from fewstep.evaluation.evaluation_set import load
 from fewstep.evaluation.figures import figures
@@ -25,9 +28,6 @@ from fewstep.evaluation.observations import observe
 from fewstep.evaluation.record import read_record
 from fewstep.evaluation.schema import Figures, Metrics, Reference
 from fewstep.features.network import open_features
-from fewstep.hardware import device
-from fewstep.keyed import Key
-from fewstep.layout import DATA, EVALUATION_SET, METRICS
 from fewstep.sources.shapes import PLACES, caption_of, details_of, draw
 
 BLUR = 1.0

@@ -18,15 +18,15 @@ from torch.nn.functional import mse_loss
 from triplets import alternate
 
 from fewstep.backbones.base import open_backbone
+from fewstep.core.hardware import computing, device, mixed_precision
+from fewstep.core.keyed import Key
+from fewstep.core.paths import DATA, TEACHER
 from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
 from fewstep.data.prompted import stacked
 from fewstep.data.shards import open_pictures
 from fewstep.diffusion.denoiser import Conditions, along
 from fewstep.evaluation.speed import machine
-from fewstep.hardware import computing, device, mixed_precision
-from fewstep.keyed import Key
-from fewstep.layout import DATA, TEACHER
 from fewstep.sampling.encode import encode_split
 
 ORDER = Key(0, "benchmark")

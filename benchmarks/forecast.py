@@ -15,10 +15,10 @@ import sys
 import time
 from collections.abc import Callable
 
+from fewstep.chain import load_chain
 from fewstep.checks.forecast import AROUND, forecast
 from fewstep.checks.stopwatch import Stopwatch
 from fewstep.checks.teacher import design
-from fewstep.config.chain import load_chain
 
 LEARNED = {"reflow": "", "halve": "halve-", "distill": ""}
 """Stage -> what stands before its key in the plan, which names these by their models."""

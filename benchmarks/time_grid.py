@@ -16,11 +16,11 @@ from torch import Tensor
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.hardware import computing, deterministic, device
+from fewstep.core.paths import EVALUATION_SET, TEACHER
 from fewstep.data.noise import noise_of
 from fewstep.diffusion.solvers import Solver
 from fewstep.evaluation.evaluation_set import load
-from fewstep.hardware import computing, deterministic, device
-from fewstep.layout import EVALUATION_SET, TEACHER
 from fewstep.sampling.draw import Sampler
 
 REFERENCE = SamplingConfig(solver=Solver.DDIM, steps=128)

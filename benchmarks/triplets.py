@@ -18,11 +18,11 @@ from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.hardware import computing, device, mixed_precision
+from fewstep.core.paths import DATA, TEACHER
 from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.shards import captions
 from fewstep.evaluation.speed import machine
-from fewstep.hardware import computing, device, mixed_precision
-from fewstep.layout import DATA, TEACHER
 from fewstep.sampling.draw import Sampler
 
 STEPS, GUIDANCE = 8, 2.0

@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from fewstep.inputs import look
+from fewstep.sources.watched import look
 
 PER_FOLDER = 1000
 

@@ -22,7 +22,7 @@ from prefect import flow
 from prefect.futures import PrefectFuture
 
 from fewstep.config.base import PARAMS
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from flows.chain import THREADS, alone_in, finish, named, run
 from flows.code import git
 from flows.graph import Stage, stages_of

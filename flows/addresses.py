@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass_environment  # type: ignore[attr-defined]
 
 from fewstep.config.base import CREDENTIALS
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 EXAMPLE = "http://127.0.0.1:4200/api"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")

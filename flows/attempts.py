@@ -67,7 +67,7 @@ def halved(root: Path, stage: str) -> int | None:
     from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
 
-    from fewstep.config.base import count_of
+    from fewstep.core.switches import count_of
 
     with Repo(str(root)) as repo:
         (found,) = (each for each in repo.index.stages if each.name == stage)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import psutil
 from prefect.settings import get_current_settings
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from flows.addresses import EXAMPLE, next_port, shown
 from flows.probing import NothingThereError, version_of
 

@@ -20,7 +20,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.states import Completed
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from flows.attempts import attempt
 from flows.graph import Stage, stages_of, unchanged
 from flows.overrides import override

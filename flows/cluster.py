@@ -26,8 +26,8 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Cancelling, Completed, Failed
 
 from fewstep.config.base import PARAMS
-from fewstep.errors import UserError
-from fewstep.layout import INPUTS
+from fewstep.core.errors import UserError
+from fewstep.core.paths import INPUTS
 from flows.attempts import attempt, delay
 from flows.chain import STOP, THREADS, alone_in, finish, look_outside, named
 from flows.code import commit_of, follow

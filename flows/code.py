@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 
 from fewstep.config.base import PARAMS
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 OURS = {str(PARAMS), "dvc.lock"}
 """What runs of the chain change in a clone."""

@@ -9,7 +9,7 @@ from dvc.repo import Repo  # type: ignore[import-untyped]
 from pydantic import Field
 
 from fewstep.config.base import Section, validate
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 class Demands(Section):

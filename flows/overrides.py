@@ -7,9 +7,9 @@ from typing import Any
 
 from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml  # type: ignore[import-untyped]
 
+from fewstep.chain import Chain, load_chain
 from fewstep.config.base import PARAMS
-from fewstep.config.chain import Chain, load_chain
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 def override(root: Path, overrides: Mapping[str, Any]) -> Chain:

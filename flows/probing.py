@@ -12,7 +12,7 @@ import httpx
 from packaging.version import InvalidVersion, Version
 from prefect.settings import get_current_settings
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from flows.addresses import LOOPBACK, next_port, proxies, proxy_of, shown
 
 SECONDS = 10.0

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from fewstep.stage import OUT_OF_MEMORY
+from fewstep.core.stage import OUT_OF_MEMORY
 from flows import guard
 from flows.slots import Lease, Stopped
 

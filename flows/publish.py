@@ -24,10 +24,10 @@ from prefect.artifacts import (
 from prefect.logging import get_run_logger
 
 from fewstep.config.base import PARAMS, load_params
+from fewstep.core.paths import EVALUATION_SET, EVALUATIONS, METRICS, REPORT
 from fewstep.evaluation.plain_text import interval_text, ratio_text
 from fewstep.evaluation.record import read_record
 from fewstep.evaluation.schema import Figures, Metrics, Reference
-from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, REPORT
 
 COMPARISON = REPORT.with_name("ablation.html")
 PATIENCE = 5.0

@@ -14,7 +14,7 @@ from packaging.version import Version
 from pydantic import ValidationError
 
 from fewstep.config.base import describe
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from flows.addresses import api_address, avoid_proxies_on_loopback, next_port, shown
 
 MISSED = 3

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from fewstep.config.base import count_of
+from fewstep.core.switches import count_of
 
 PATIENCE = 0.2
 """Seconds between two looks."""

@@ -1,12 +1,12 @@
 """collect_code: the modules of the user's own model, looked up each time."""
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.own_code import collect
 from fewstep.config.base import read
 from fewstep.config.teacher import TeacherConfig
-from fewstep.layout import CODE
-from fewstep.stage import run
+from fewstep.core.files import whole_folder
+from fewstep.core.paths import CODE
+from fewstep.core.stage import run
 
 
 def main() -> None:

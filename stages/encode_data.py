@@ -2,14 +2,14 @@
 
 import sys
 
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.base import open_backbone
 from fewstep.config.base import read
 from fewstep.config.encode import EncodeConfig
-from fewstep.hardware import deterministic
-from fewstep.layout import DATA, ENCODED, TEACHER
+from fewstep.core.hardware import deterministic
+from fewstep.core.paths import DATA, ENCODED, TEACHER
+from fewstep.core.stage import run
 from fewstep.sampling.encode import encode_split
-from fewstep.stage import run
-from fewstep.workspace import Workspace
 
 SPLIT = sys.argv[1]
 

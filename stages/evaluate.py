@@ -3,20 +3,20 @@
 import sys
 from pathlib import Path
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest, identity
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.files import whole_folder
+from fewstep.core.hardware import device
+from fewstep.core.paths import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS, TEACHER
+from fewstep.core.stage import run
 from fewstep.evaluation.evaluate import measure, speed_log
 from fewstep.evaluation.evaluation_set import load
 from fewstep.evaluation.grid import write_strip
 from fewstep.evaluation.record import write_record
 from fewstep.features.network import open_features
-from fewstep.hardware import device
-from fewstep.layout import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS, TEACHER
 from fewstep.sampling.draw import Sampler
-from fewstep.stage import run
 
 NAME = sys.argv[1]
 SPEED_BATCH, SPEED_SECONDS = 32, 0.3

@@ -6,12 +6,12 @@ from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.hardware import device
+from fewstep.core.paths import DATA, EVALUATION_SET, TEACHER
+from fewstep.core.stage import run
 from fewstep.evaluation.evaluation_set import make, save
 from fewstep.features.network import open_features
-from fewstep.hardware import device
-from fewstep.layout import DATA, EVALUATION_SET, TEACHER
 from fewstep.sampling.draw import Sampler
-from fewstep.stage import run
 
 
 def main() -> None:

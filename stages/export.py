@@ -5,11 +5,11 @@ import sys
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.export import ExportConfig
+from fewstep.core.paths import EXPORTS, METRICS, MODELS, TEACHER
+from fewstep.core.stage import run
 from fewstep.evaluation.record import read_record
 from fewstep.evaluation.schema import Metrics
 from fewstep.export.pipeline import export
-from fewstep.layout import EXPORTS, METRICS, MODELS, TEACHER
-from fewstep.stage import run
 
 NAME = sys.argv[1]
 

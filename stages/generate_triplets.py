@@ -2,16 +2,16 @@
 
 import sys
 
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.triplets import TripletsConfig
-from fewstep.layout import TEACHER, TRIPLETS
-from fewstep.processes import is_main_process
+from fewstep.core.paths import TEACHER, TRIPLETS
+from fewstep.core.processes import is_main_process
+from fewstep.core.stage import run
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
-from fewstep.stage import run
-from fewstep.workspace import Workspace
 
 SHARD = int(sys.argv[1])
 OUT = TRIPLETS / str(SHARD)

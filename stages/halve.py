@@ -4,10 +4,10 @@ import sys
 
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
-from fewstep.layout import ENCODED, MODELS
-from fewstep.objectives.halve import Config
-from fewstep.objectives.learn import learn
-from fewstep.stage import run
+from fewstep.core.paths import MODELS
+from fewstep.core.stage import run
+from fewstep.methods.halve import Config
+from fewstep.students.learn import Task, learn
 
 ROUND = sys.argv[1]
 NAME = f"halve-{ROUND}"
@@ -19,10 +19,9 @@ def main() -> None:
     The negative prompt is the one of `sampling`.
     """
     config, shards = read(Config, "halve", ROUND), read(list[int], "triplets", "shards")
-    encoded = ENCODED / "train" if config.data == "encoded" else None
     negative = read(SamplingConfig, "sampling").negative_prompt
     seed = read(int, "seed")
-    learn(f"halve@{ROUND}", NAME, "halve", config, shards, seed, encoded=encoded, negative_prompt=negative)
+    learn(Task(f"halve@{ROUND}", NAME, "halve", config, shards, seed, negative_prompt=negative))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """import_teacher: a foreign model as the chain's teacher."""
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.importing import import_teacher
 from fewstep.config.base import read
 from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig
-from fewstep.layout import TEACHER
-from fewstep.stage import run
+from fewstep.core.files import whole_folder
+from fewstep.core.paths import TEACHER
+from fewstep.core.stage import run
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
 from fewstep.config.base import read
 from fewstep.config.data import DataConfig
-from fewstep.layout import DATA
+from fewstep.core.paths import DATA
+from fewstep.core.progress import progress
+from fewstep.core.stage import run
 from fewstep.preparation.prepare import prepare
-from fewstep.progress import progress
-from fewstep.stage import run
 
 
 def main() -> None:

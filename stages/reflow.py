@@ -3,18 +3,18 @@
 import sys
 
 from fewstep.config.base import read
-from fewstep.layout import MODELS
-from fewstep.objectives.learn import learn
-from fewstep.objectives.reflow import Config
-from fewstep.stage import run
+from fewstep.core.paths import MODELS
+from fewstep.core.stage import run
+from fewstep.methods.reflow import Config
+from fewstep.students.learn import Task, learn
 
 NAME = sys.argv[1]
 
 
 def main() -> None:
     """params.yaml `reflow.NAME` + its start model + triplets -> artifacts/models/NAME."""
-    shards = read(list[int], "triplets", "shards")
-    learn(f"reflow@{NAME}", NAME, "reflow", read(Config, "reflow", NAME), shards, read(int, "seed"))
+    config, shards = read(Config, "reflow", NAME), read(list[int], "triplets", "shards")
+    learn(Task(f"reflow@{NAME}", NAME, "reflow", config, shards, read(int, "seed")))
 
 
 if __name__ == "__main__":

@@ -5,9 +5,9 @@ from pathlib import Path
 from dvc.repo import Repo  # type: ignore[import-untyped]
 
 from fewstep.config.base import read
-from fewstep.layout import REPORT
+from fewstep.core.paths import REPORT
+from fewstep.core.stage import run
 from fewstep.report.page import build
-from fewstep.stage import run
 
 
 def main() -> None:

@@ -2,18 +2,18 @@
 
 import torch
 
+from fewstep.artifacts.workspace import Workspace
 from fewstep.config.base import read
 from fewstep.config.judge import JudgeConfig
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
+from fewstep.core.paths import DATA, JUDGE
+from fewstep.core.processes import is_main_process
+from fewstep.core.stage import run
 from fewstep.data.shards import open_pictures, read_index
-from fewstep.errors import UserError
 from fewstep.features.judge import Judge
-from fewstep.keyed import Key
-from fewstep.layout import DATA, JUDGE
-from fewstep.objectives.judge import JudgeTraining
-from fewstep.processes import is_main_process
-from fewstep.stage import run
+from fewstep.pretraining.classifier import JudgeTraining
 from fewstep.training.loop import train
-from fewstep.workspace import Workspace
 
 
 def main() -> None:

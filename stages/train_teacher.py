@@ -2,22 +2,22 @@
 
 from itertools import islice
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.base import teacher_facts
 from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
 from fewstep.config.base import read
 from fewstep.config.teacher import TrainTeacherConfig
+from fewstep.core.files import whole_folder
+from fewstep.core.keyed import Key
+from fewstep.core.paths import DATA, TEACHER
+from fewstep.core.processes import is_main_process
+from fewstep.core.stage import run
 from fewstep.data.latents import encode_shards, open_latents
 from fewstep.data.shards import captions, open_pictures, read_index
-from fewstep.keyed import Key
-from fewstep.layout import DATA, TEACHER
-from fewstep.objectives.teacher import Teacher
-from fewstep.objectives.vae import Vae, unit_variance
-from fewstep.processes import is_main_process
-from fewstep.stage import run
+from fewstep.pretraining.autoencoder import Vae, unit_variance
+from fewstep.pretraining.teacher import Teacher
 from fewstep.training.loop import train
-from fewstep.workspace import Workspace
 
 TOKENIZER_CAPTIONS = 100_000
 """The tokenizer learns from this many captions at most."""

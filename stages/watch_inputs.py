@@ -5,13 +5,14 @@ from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
-from fewstep.artifacts.folder import write_json
-from fewstep.config.base import read, switch
+from fewstep.config.base import read
 from fewstep.config.data import DataConfig
 from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig
-from fewstep.inputs import look
-from fewstep.layout import CHECKPOINTS, INPUTS
-from fewstep.stage import run
+from fewstep.core.files import write_json
+from fewstep.core.paths import CHECKPOINTS, INPUTS
+from fewstep.core.stage import run
+from fewstep.core.switches import switch
+from fewstep.sources.watched import look
 
 KNOWN = CHECKPOINTS / "watch_inputs"
 """Hashes between two looks; each clone has its own."""

@@ -7,19 +7,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.base import Backbone, open_backbone, open_model
 from fewstep.backbones.importing import import_teacher
 from fewstep.config.data import DataConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.config.triplets import TripletsConfig
-from fewstep.layout import DATA, TEACHER, TRIPLETS
+from fewstep.core.files import whole_folder
+from fewstep.core.paths import DATA, TEACHER, TRIPLETS
 from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.triplets import write_triplets
-from fewstep.workspace import Workspace
 from tests.pipelines import backbone_of, make
 
 

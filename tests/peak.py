@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 
 from tools.imports import ROOT
 
+from fewstep.chain import load_chain
+from fewstep.checks.memory import need
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import rehearsal, training_step
 from fewstep.checks.teacher import design
-from fewstep.config.chain import load_chain
-from fewstep.memory import need
 
 NAME = "train_teacher, denoiser"
 

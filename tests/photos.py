@@ -7,7 +7,7 @@ import skimage
 import sklearn.datasets
 from PIL import Image, ImageOps
 
-from fewstep.keyed import Key
+from fewstep.core.keyed import Key
 
 SKIMAGE = Path(skimage.__file__).parent / "data"
 SKLEARN = Path(sklearn.datasets.__file__).parent / "images"

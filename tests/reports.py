@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fewstep.artifacts.folder import whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest, identity
+from fewstep.core.files import whole_folder, write_json
+from fewstep.core.paths import DATA, EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 from fewstep.evaluation.record import Interval, Ratio, write_record
 from fewstep.evaluation.schema import (
     Diversity,
@@ -19,7 +20,6 @@ from fewstep.evaluation.schema import (
     Reference,
     StepMetrics,
 )
-from fewstep.layout import DATA, EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 
 PROMPTS = ["a small red star", "<script>alert('x')</script> & co", "a large blue ring"]
 STEPS = {"teacher": [8, 2], "reflow": [2, 1], "tiny": [1]}

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.config.training import TrainingConfig
-from fewstep.keyed import Key
-from fewstep.processes import is_main_process
-from fewstep.stage import run
+from fewstep.core.keyed import Key
+from fewstep.core.processes import is_main_process
+from fewstep.core.stage import run
 from fewstep.training.loop import train
 from fewstep.training.method import Group, Method, Rows
 

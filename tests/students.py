@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fewstep.config.training import TrainingConfig
-from fewstep.layout import MODELS
-from fewstep.objectives import halve, reflow
-from fewstep.objectives.learn import learn
-from fewstep.objectives.lora import LoraSettings
-from fewstep.stage import run
+from fewstep.core.paths import MODELS
+from fewstep.core.stage import run
+from fewstep.methods import halve, reflow
+from fewstep.students.learn import Task, learn
+from fewstep.training.lora import LoraSettings
 from fewstep.training.state import State
 
 TRAINING = TrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=0.9, clip=0.1)
@@ -48,7 +48,7 @@ def main() -> None:
             place.pop("FEWSTEP_COMPILE", None)
         place["ACCELERATE_MIXED_PRECISION"] = "fp16" if name == "half" else "no"
         with patch.dict(os.environ, place), recorded(name):
-            learn("learn", name, type(config).__module__.split(".")[-1], config, [0], 0)
+            learn(Task("learn", name, type(config).__module__.split(".")[-1], config, [0], 0))
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from datetime import timedelta
 from math import ceil
 from pathlib import Path
 
-from fewstep.errors import UserError
-from fewstep.quiet import quiet
+from fewstep.core.errors import UserError
+from fewstep.core.quiet import quiet
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,14 +74,14 @@ def check(chosen: argparse.Namespace) -> None:
     from rich.filesize import decimal
     from rich.table import Table
 
-    from fewstep.check import check as check_chain
-    from fewstep.check import warnings
+    from fewstep.chain import load_chain
+    from fewstep.checks.checklist import check as check_chain
+    from fewstep.checks.checklist import warnings
     from fewstep.checks.forecast import forecast, in_words
+    from fewstep.checks.memory import advice, available, need
     from fewstep.checks.plan import plan, trainings
     from fewstep.checks.stopwatch import Stopwatch
     from fewstep.checks.teacher import design
-    from fewstep.config.chain import load_chain
-    from fewstep.memory import advice, available, need
 
     chain = load_chain()
     check_chain(chain)
@@ -165,7 +165,7 @@ def clean(chosen: argparse.Namespace) -> None:
     """`fewstep clean`."""
     from rich.filesize import decimal
 
-    from fewstep.workspace import unfinished
+    from fewstep.artifacts.workspace import unfinished
 
     found = [work for stage in chosen.stage or [None] for work in unfinished(stage)]
     for work in found:

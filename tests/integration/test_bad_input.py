@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from fewstep import objectives
+from fewstep import methods
 from fewstep.cli import main
-from fewstep.objectives.learn import objective_module
+from fewstep.students.learn import method_module
 from tests.integration.project import MINIATURE, Project
 
 WRONG: list[tuple[str, Any, str]] = [
@@ -64,9 +64,9 @@ def test_what_a_new_method_lacks_is_not_taken_for_a_method_that_is_not_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "new.py").write_text("import nowhere_to_be_found")
-    monkeypatch.setattr(objectives, "__path__", [*objectives.__path__, str(tmp_path)])
+    monkeypatch.setattr(methods, "__path__", [*methods.__path__, str(tmp_path)])
     with pytest.raises(ModuleNotFoundError, match="nowhere_to_be_found"):
-        objective_module("new")
+        method_module("new")
 
 
 def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(project: Project) -> None:

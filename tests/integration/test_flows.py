@@ -13,8 +13,8 @@ import pytest
 import yaml
 from flows.chain import alone_in
 
-from fewstep.errors import UserError
-from fewstep.stage import OUT_OF_MEMORY
+from fewstep.core.errors import UserError
+from fewstep.core.stage import OUT_OF_MEMORY
 from tests.integration.flowing import CODE, Flow, assert_ended, ended, flow, start
 from tests.integration.project import LOOKS, UP_TO_DATE, Project
 from tests.integration.server import Server
@@ -115,7 +115,7 @@ IMPOSSIBLE: list[tuple[dict[str, Any], str]] = [
 ONE_BY_ONE = """
 import json, sys
 from contextlib import suppress
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from flows.chain import chain
 for chosen in json.loads(sys.argv[1])["runs"]:
     with suppress(UserError):

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from fewstep.artifacts.folder import read_json, whole_file, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, whole_file, whole_folder, write_json
 
 
 def made(folder: Path) -> Path:

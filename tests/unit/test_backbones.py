@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest, sha256
 from fewstep.backbones.base import Backbone, open_backbone, open_model, save_model
 from fewstep.backbones.importing import import_teacher
@@ -18,8 +17,9 @@ from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder
 from fewstep.diffusion.solvers import Solver, trailing
-from fewstep.errors import UserError
 from fewstep.sampling.draw import Sampler
 from tests.pipelines import CAPTIONS, MAKERS, backbone_of, make
 

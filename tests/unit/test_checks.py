@@ -13,11 +13,11 @@ import yaml
 from diffusers import AutoencoderKL
 from tools.imports import ROOT
 
-from fewstep.check import check, warnings
+from fewstep.chain import Chain, load_chain
 from fewstep.checks import machine
+from fewstep.checks.checklist import check, warnings
 from fewstep.checks.plan import plan
-from fewstep.config.chain import Chain, load_chain
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from tests.photos import make_photo_folder
 from tests.pipelines import make, vae
 

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from fewstep.config.data import DataConfig
+from fewstep.core.keyed import Key
 from fewstep.data.shards import Picture, open_pictures, read_index
-from fewstep.keyed import Key
-from fewstep.objectives.judge import UNKNOWN, known_entropy, rows_of
 from fewstep.preparation.prepare import prepare
+from fewstep.pretraining.classifier import UNKNOWN, known_entropy, rows_of
 from fewstep.sources.shapes import BACKGROUNDS, COLOURS
 from tests.images import saved
 

@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 from stages.prepare_data import main as prepare_data
 
-from fewstep.artifacts.folder import read_json
 from fewstep.config.data import DataConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
+from fewstep.core.keyed import Key
 from fewstep.data.shards import SPLITS, Picture, captions, open_pictures, read_index, read_shard
 from fewstep.data.stream import Stream
-from fewstep.errors import UserError
 from fewstep.evaluation.evaluation_set import distinct
-from fewstep.keyed import Key
 from fewstep.preparation.filters import Duplicates
 from fewstep.preparation.prepare import Prepared, examine, prepare
 from fewstep.sampling.triplets import prompts_of

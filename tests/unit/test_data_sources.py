@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from fewstep.config.data import DataConfig, KeysConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources import folder, webdataset
 from fewstep.sources.sample import Sample, Skipped, Unreadable
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.artifacts.folder import write_json
+from fewstep.core.errors import UserError
+from fewstep.core.files import write_json
+from fewstep.core.keyed import Key
 from fewstep.data.shards import open_pictures
 from fewstep.data.stream import KEPT, Stream
-from fewstep.errors import UserError
-from fewstep.keyed import Key
 
 COUNTS = (5, 1, 0, 7, 3)
 TOTAL = sum(COUNTS)

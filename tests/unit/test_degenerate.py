@@ -12,6 +12,7 @@ from torch import Tensor
 from fewstep.config.data import DataConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.training import TrainingConfig
+from fewstep.core.keyed import Key
 from fewstep.data.shards import open_pictures, read_index
 from fewstep.evaluation.copies import nearness_limit
 from fewstep.evaluation.evaluation_set import grouped, look_at, training_layout
@@ -22,9 +23,8 @@ from fewstep.evaluation.observations import observe
 from fewstep.evaluation.record import Interval
 from fewstep.evaluation.schema import Figures, Floor, Reference
 from fewstep.features.judge import Judge
-from fewstep.keyed import Key
-from fewstep.objectives.judge import JudgeTraining
 from fewstep.preparation.prepare import prepare
+from fewstep.pretraining.classifier import JudgeTraining
 from fewstep.training.loop import train
 
 RESOLUTION, PROMPTS = 16, 300

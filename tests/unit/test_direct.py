@@ -10,7 +10,7 @@ from torch import Tensor
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
-from fewstep.objectives.direct import Config, Direct
+from fewstep.methods.direct import Config, Direct
 
 
 class Answer(torch.nn.Module):

@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fewstep.config.training import TrainingConfig
-from fewstep.errors import UserError
-from fewstep.layout import MODELS, TEACHER
-from fewstep.processes import require
+from fewstep.core.errors import UserError
+from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.processes import require
 from fewstep.training import loop, optimization, sharding
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
@@ -211,7 +211,7 @@ def test_processes_have_equally_many_micro_batches_and_each_row_counts_once(
         parts: list[list[tuple[Sequence[int], float]]] = []
         for rank in range(processes):
             state = SimpleNamespace(process_index=rank, num_processes=processes)
-            monkeypatch.setattr("fewstep.processes.process", lambda state=state: state)
+            monkeypatch.setattr("fewstep.core.processes.process", lambda state=state: state)
             monkeypatch.setattr(loop, "process", lambda state=state: state)
             parts.append([*loop.portions(positions)])
         assert len({len(own) for own in parts}) == 1

@@ -80,7 +80,7 @@ def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -
     if script.stem == "distill":
         student = params["students"][name.split("@")[1]]
         assert isinstance(student, dict)
-        chosen.append(package / f"objectives/{student['method']}.py")
+        chosen.append(package / f"methods/{student['method']}.py")
     if package / "features/network.py" in closure(script, *chosen):  # it finds the others by their files
         chosen += (package / "features").glob("*.py")
     return closure(script, *chosen)
@@ -131,8 +131,8 @@ def test_dependencies_are_what_the_tool_writes() -> None:
     ("edited", "stages_to_run"),
     [
         ("report/page.py", {"report"}),
-        ("objectives/vae.py", {"train_teacher"}),
-        ("objectives/judge.py", {"train_judge"}),
+        ("pretraining/autoencoder.py", {"train_teacher"}),
+        ("pretraining/classifier.py", {"train_judge"}),
         ("preparation/prepare.py", {"prepare_data"}),
         ("export/card.py", {"export"}),
     ],

@@ -6,23 +6,23 @@ from pathlib import Path
 import pytest
 import torch
 
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.base import Backbone, open_backbone, open_model
 from fewstep.config.data import DataConfig
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
+from fewstep.core.paths import TEACHER
 from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
 from fewstep.data.prompted import stacked
 from fewstep.data.shards import open_pictures
-from fewstep.errors import UserError
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
 from fewstep.features.network import open_features
-from fewstep.keyed import Key
-from fewstep.layout import TEACHER
 from fewstep.preparation.prepare import prepare
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.encode import encode_split
-from fewstep.workspace import Workspace
 from tests.miniature import imported
 
 ORDER = Key(0, "order")

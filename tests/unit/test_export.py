@@ -13,17 +13,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest, sha256
 from fewstep.backbones.base import Backbone, Model, open_backbone, open_model, save_model
 from fewstep.backbones.importing import import_teacher
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder
+from fewstep.core.paths import TEACHER
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
-from fewstep.errors import UserError
 from fewstep.export.pipeline import export
-from fewstep.layout import TEACHER
 from fewstep.sampling.draw import Sampler
 from tests.miniature import imported
 from tests.pipelines import CAPTIONS, make, pack

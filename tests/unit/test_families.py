@@ -11,16 +11,16 @@ from fewstep.backbones.base import open_model
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
+from fewstep.core.paths import DATA, JUDGE, MODELS, TEACHER
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.evaluation.evaluate import measure
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
 from fewstep.features.judge import Judge
 from fewstep.features.network import open_features
-from fewstep.layout import DATA, JUDGE, MODELS, TEACHER
-from fewstep.objectives import direct, halve, reflow
-from fewstep.objectives.learn import learn
+from fewstep.methods import direct, halve, reflow
 from fewstep.sampling.draw import Sampler
 from fewstep.sources.shapes import LABELS
+from fewstep.students.learn import Task, learn
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import MAKERS
 
@@ -40,23 +40,14 @@ def test_the_whole_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
         Judge(LABELS, (8, 16), 4).save(JUDGE, resolution, {"data": DATA})
 
     teacher = draw_triplets(backbone, guidance=2.0)
-    learn("reflow", "reflow", "reflow", reflow.Config(training=TWO_STEPS, **{"from": "teacher"}), [0], 0)
-    learn(
-        "halve",
-        "halve-2",
-        "halve",
-        halve.Config(steps=2, training=TWO_STEPS, **{"from": "reflow"}),
-        [0],
-        0,
+    first = reflow.Config(training=TWO_STEPS, **{"from": "teacher"})
+    learn(Task("reflow", "reflow", "reflow", first, [0], 0))
+    second = halve.Config(steps=2, training=TWO_STEPS, **{"from": "reflow"})
+    learn(Task("halve", "halve-2", "halve", second, [0], 0))
+    last = direct.Config(
+        method="direct", perceptual_weight=1.0, pixel_weight=1.0, training=TWO_STEPS, **{"from": "halve-2"}
     )
-    learn(
-        "distill", "student", "direct",
-        direct.Config(
-            method="direct", perceptual_weight=1.0, pixel_weight=1.0, training=TWO_STEPS,
-            **{"from": "halve-2"},
-        ),
-        [0], 0, features,
-    )  # fmt: skip
+    learn(Task("distill", "student", "direct", last, [0], 0, features))
     student = open_model(MODELS / "student", backbone)
     assert student.steps == 1 and student.denoiser.path == RectifiedFlow()
     assert student.parameters == open_model(TEACHER, backbone).parameters

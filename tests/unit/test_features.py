@@ -16,14 +16,14 @@ from PIL import Image
 from tools.imports import SRC
 from torch import Tensor, nn
 
-from fewstep.artifacts.folder import write_json
 from fewstep.artifacts.manifest import NAME, Manifest
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import write_json
+from fewstep.core.keyed import Key
 from fewstep.features import inception
 from fewstep.features.inception import InceptionFeatures
 from fewstep.features.judge import Judge
 from fewstep.features.network import open_features
-from fewstep.keyed import Key
 from fewstep.sources.shapes import LABELS
 
 

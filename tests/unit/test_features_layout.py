@@ -6,10 +6,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.core.keyed import Key
 from fewstep.features.layout import WIDTH, Layout, layout
 from fewstep.features.network import FeatureNetwork
 from fewstep.features.resizing import resize, resize_uint8
-from fewstep.keyed import Key
 
 
 def images(count: int, height: int, width: int | None = None) -> Tensor:

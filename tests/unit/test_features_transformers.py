@@ -14,11 +14,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
 from fewstep.data.pixels import from_uint8
-from fewstep.errors import UserError
 from fewstep.features.clip import Clip
 from fewstep.features.network import open_features
-from fewstep.keyed import Key
 from tests.pipelines import CAPTIONS, clip_tokenizer
 
 SIDE, PATCH, WIDTH = 28, 7, 16

@@ -15,8 +15,8 @@ from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_dvc
 from flows.slots import Stopped
 from tools.imports import ROOT
 
-from fewstep.errors import UserError
-from fewstep.stage import OUT_OF_MEMORY
+from fewstep.core.errors import UserError
+from fewstep.core.stage import OUT_OF_MEMORY
 
 
 @pytest.fixture

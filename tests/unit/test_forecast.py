@@ -10,6 +10,7 @@ import yaml
 from tools.imports import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.chain import Chain, load_chain
 from fewstep.checks import forecast as forecasting
 from fewstep.checks import measuring
 from fewstep.checks.forecast import AROUND, duration, forecast, in_words, seconds_of
@@ -18,10 +19,10 @@ from fewstep.checks.plan import plan
 from fewstep.checks.rehearsal import rehearsal, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.teacher import design
-from fewstep.config.chain import Chain, load_chain
-from fewstep.layout import TRIPLETS
-from fewstep.objectives.ingredients import Ingredients, start_and_student
-from fewstep.objectives.learn import objective_module
+from fewstep.core.paths import TRIPLETS
+from fewstep.students.context import Context
+from fewstep.students.learn import method_module
+from fewstep.students.start import start_and_student
 from fewstep.training.loop import advance
 from fewstep.training.state import State
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
@@ -39,7 +40,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rates_of(chain: Chain, **changes: Any) -> Rates:
     """Whole numbers of seconds, and nothing for what is small."""
-    trainings = ["train_judge", "train_teacher, autoencoder", "train_teacher, denoiser", *chain.objectives()]
+    trainings = ["train_judge", "train_teacher, autoencoder", "train_teacher, denoiser", *chain.models()]
     known = Rates(
         start=1.0,
         open=1.0,
@@ -65,7 +66,7 @@ def test_times_are_numbers_times_rates() -> None:
     chain = load_chain(ROOT / "params.yaml")
     rates, begun = rates_of(chain), 1.0 + AROUND
     found = times(chain, rates)
-    for name, config in chain.objectives().items():
+    for name, config in ((name, model.config) for name, model in chain.models().items()):
         assert found[name] == pytest.approx(begun + 2.0 * config.training.steps)
     triplets = chain.triplets
     assert found["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.shard_size)
@@ -159,20 +160,19 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
     params["data"]["resolution"] = 64
     Path("params.yaml").write_text(yaml.safe_dump(params))
     chain = load_chain()
-    config, rows = chain.objectives()[name], 4
+    config, rows = chain.models()[name].config, 4
     here = rehearsal(chain, design(chain), Path("rehearsed"), 10**9)
 
     # As `learn` builds it, on the artifacts.
     start, student = start_and_student(here.model(config.from_), name, backbone, config, chain.seed)
-    given = Ingredients(name, chain.seed, start, student, backbone, [TRIPLETS / "0"], None, None)
-    method = objective_module(chain.method_of(name)).build(config, given).method
+    given = Context(name, chain.seed, start, student, backbone, [TRIPLETS / "0"], None, None)
+    method = method_module(chain.models()[name].method).build(config, given).method
     state = State(method, Path("work"))
     with FlopCounterMode(display=False) as counter:
         advance(state, name, chain.seed, rows)
-    with here.student_training(name) as rehearsed:
-        run = training_step(rehearsed, config.training, Path("rehearsed"))
-        with FlopCounterMode(display=False) as again:
-            run(rows)
+    run = training_step(here.student_training(name), config.training, Path("rehearsed"))
+    with FlopCounterMode(display=False) as again:
+        run(rows)
     assert again.get_total_flops() == counter.get_total_flops() > 0
 
 

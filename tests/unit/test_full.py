@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from fewstep.config.data import DataConfig
+from fewstep.core.paths import DATA, TEACHER
 from fewstep.evaluation.full import FLOOR, evaluate_fully
-from fewstep.layout import DATA, TEACHER
 from fewstep.preparation.prepare import prepare
 from tests.miniature import import_miniature
 

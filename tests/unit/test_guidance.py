@@ -14,25 +14,26 @@ from pydantic import ValidationError
 from tools.imports import ROOT
 from torch import Tensor
 
-from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import Backbone, Model, open_model
+from fewstep.chain import load_chain
 from fewstep.checks.data import faults as data_faults
-from fewstep.config.chain import load_chain
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.config.triplets import TripletsConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
+from fewstep.core.keyed import Key
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.data.noise import noise_key
 from fewstep.data.triplets import TripletBatch, collate, open_triplets
 from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.diffusion.solvers import at
-from fewstep.errors import UserError
 from fewstep.export.pipeline import export
-from fewstep.keyed import Key
-from fewstep.layout import MODELS, TEACHER, TRIPLETS
-from fewstep.objectives import direct, halve, reflow
-from fewstep.objectives.ingredients import Ingredients, start_and_student
-from fewstep.objectives.learn import learn
+from fewstep.methods import direct, halve, reflow
 from fewstep.sampling.draw import Sampler
+from fewstep.students.context import Context
+from fewstep.students.learn import Task, learn
+from fewstep.students.start import start_and_student
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import CAPTIONS
 
@@ -86,11 +87,11 @@ def test_a_student_begins_as_its_start_and_learns_to_heed_guidance(family: str) 
     plain = latents(start, backbone, 1.0)
     torch.testing.assert_close(latents(student, backbone, 7.0), plain)
 
-    learn("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0)
+    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0))
     after = {"from": "reflow", "training": TRAINING}
-    learn("halve", "halve-2", "halve", halve.Config.model_validate({**after, "steps": 2}), [0], 0)
+    learn(Task("halve", "halve-2", "halve", halve.Config.model_validate({**after, "steps": 2}), [0], 0))
     last = direct.Config.model_validate({**after, "from": "halve-2", "method": "direct"})
-    learn("distill", "student", "direct", last, [0], 0)
+    learn(Task("distill", "student", "direct", last, [0], 0))
     made = open_model(MODELS / "student", backbone)
     assert made.takes_guidance
     low, high = (latents(made, backbone, scale) for scale in (1.0, 9.0))
@@ -102,7 +103,7 @@ def test_halving_a_teacher_learns_its_steps_at_each_triplets_guidance() -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone, guidance=(1.0, 9.0))
     config = halve.Config.model_validate({**EMBEDDED, "steps": 2})
-    learn("halve", "halve-2", "halve", config, [0], 0)
+    learn(Task("halve", "halve-2", "halve", config, [0], 0))
     assert open_model(MODELS / "halve-2", backbone).takes_guidance
 
 
@@ -115,7 +116,7 @@ def test_halving_bakes_in_the_guidance_that_the_teacher_samples_with() -> None:
     x = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1)).double()
     found = {}
     for negative in ("", "a small red star"):
-        given = Ingredients(
+        given = Context(
             "halve-2", 0, start, start, backbone, [TRIPLETS / "0"], None, None, negative_prompt=negative
         )
         sampling = SamplingConfig(guidance=5.0, negative_prompt=negative)
@@ -148,7 +149,7 @@ def test_the_halve_stage_takes_the_negative_prompt_of_sampling(monkeypatch: pyte
         runpy.run_path(str(ROOT / "stages/halve.py"))["main"]()
         found.append(weights())
         config = halve.Config.model_validate(round_)
-        learn("halve@1", "halve-1", "halve", config, [0], 0, negative_prompt=negative)
+        learn(Task("halve@1", "halve-1", "halve", config, [0], 0, negative_prompt=negative))
         assert torch.equal(found[-1], weights())
     assert not torch.equal(*found)
 
@@ -156,7 +157,7 @@ def test_the_halve_stage_takes_the_negative_prompt_of_sampling(monkeypatch: pyte
 def test_stock_diffusers_draws_at_the_guidance_it_is_given(tmp_path: Path) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone, guidance=(1.0, 9.0))
-    learn("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0)
+    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0))
     model = open_model(MODELS / "reflow", backbone)
     export(tmp_path / "out", model, MODELS / "reflow", TEACHER, backbone, steps=1)
     stock: Any = DiffusionPipeline.from_pretrained(tmp_path / "out")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import pytest
 
 from fewstep.config.data import KeysConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources import webdataset
 from fewstep.sources.sample import (
     Sample,

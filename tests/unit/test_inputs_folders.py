@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from fewstep.config.data import DataConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources import folder
 from fewstep.sources.folder.names import Captions
 from fewstep.sources.sample import Sample, Skipped, Unreadable

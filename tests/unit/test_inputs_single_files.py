@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from fewstep.backbones.importing import import_teacher
 from fewstep.backbones.understood import teacher_faults
 from fewstep.config.teacher import ImportTeacherConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from tests import pipelines
 from tests.checkpoints import averages, mark, parts_of, write
 from tests.foreign import LFS, UNET_WEIGHTS, assert_draws_as_stock, imported

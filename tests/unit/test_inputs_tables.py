@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.config.data import DataConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources import folder
 from fewstep.sources.sample import Sample, Skipped, Unreadable
 

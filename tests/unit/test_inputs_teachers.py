@@ -14,7 +14,7 @@ from fewstep.backbones.importing import import_teacher
 from fewstep.backbones.sd import StableDiffusion
 from fewstep.backbones.understood import teacher_faults
 from fewstep.config.teacher import ImportTeacherConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from tests import pipelines
 from tests.foreign import (
     LFS,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.inputs import look
+from fewstep.sources.watched import look
 
 
 def make(root: Path) -> None:
@@ -86,7 +86,7 @@ def test_no_content_is_read_twice(photos: Path, tmp_path: Path, monkeypatch: pyt
     def refuse(file: Path) -> str:
         raise AssertionError(f"{file} was read again")
 
-    monkeypatch.setattr("fewstep.inputs.sha256", refuse)
+    monkeypatch.setattr("fewstep.sources.watched.sha256", refuse)
     assert look([photos], tmp_path / "known.sqlite") == before
 
 

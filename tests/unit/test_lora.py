@@ -15,13 +15,13 @@ from torch import nn
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.base import Backbone, Model, open_model, save_model
 from fewstep.config.training import TrainingConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.paths import MODELS, TEACHER
 from fewstep.export.adapter import KOHYA, export_adapter
-from fewstep.layout import MODELS, TEACHER
-from fewstep.objectives import halve, reflow
-from fewstep.objectives.ingredients import start_and_student, with_net
-from fewstep.objectives.learn import learn
-from fewstep.objectives.lora import FILE, LoraSettings, attach, detach
+from fewstep.methods import halve, reflow
+from fewstep.students.learn import Task, learn
+from fewstep.students.start import start_and_student, with_net
+from fewstep.training.lora import FILE, LoraSettings, attach, detach
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)
@@ -107,7 +107,7 @@ def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
     config = reflow.Config(training=training, lora=SETTINGS, **{"from": "teacher"})
     files = []
     for name in ("one", "one"):
-        learn("reflow", name, "reflow", config, [0], 0)
+        learn(Task("reflow", name, "reflow", config, [0], 0))
         files.append((MODELS / name / "lora" / FILE).read_bytes())
     assert files[0] == files[1]
     student = open_model(MODELS / "one", backbone)
@@ -188,7 +188,7 @@ def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
     config = halve.Config(steps=2, guidance=2.0, training=training, lora=SETTINGS, **{"from": "teacher"})
 
     def trained() -> dict[str, torch.Tensor]:
-        learn("halve", "low", "halve", config, [0], 0)
+        learn(Task("halve", "low", "halve", config, [0], 0))
         return load_file(MODELS / "low" / "lora" / FILE)
 
     def with_a_copy(start: Model, name: str, backbone: Backbone, *rest: Any) -> tuple[Model, Model]:
@@ -196,7 +196,7 @@ def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
         return alone, start_and_student(start, name, backbone, *rest)[1]
 
     one = trained()
-    monkeypatch.setattr("fewstep.objectives.learn.start_and_student", with_a_copy)
+    monkeypatch.setattr("fewstep.students.learn.start_and_student", with_a_copy)
     two = trained()
     assert any(weight.abs().max() > 0.01 for name, weight in one.items() if "lora_B" in name)
     assert all(torch.equal(weight, two[name]) for name, weight in one.items())

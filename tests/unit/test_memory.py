@@ -15,19 +15,19 @@ import yaml
 from tools.imports import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep import tracing
 from fewstep.backbones.sd_new import new_net
+from fewstep.chain import load_chain
+from fewstep.checks import tracing
+from fewstep.checks.memory import Design, Setup, advice, need, operations, setup_of, speed
 from fewstep.checks.plan import trainings
 from fewstep.checks.teacher import design
-from fewstep.config.chain import load_chain
+from fewstep.checks.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
 from fewstep.config.training import TrainingConfig
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import attention, computing
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
-from fewstep.errors import UserError
-from fewstep.hardware import attention, computing
-from fewstep.memory import Design, Setup, advice, need, operations, setup_of, speed
-from fewstep.objectives.lora import LoraSettings, attach
-from fewstep.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
+from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
 from tests.pipelines import backbone_of, make, pixart_transformer, unet
 

@@ -5,11 +5,11 @@ import time
 import pytest
 import torch
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
 from fewstep.evaluation.accuracy import prompt_accuracy, wilson
 from fewstep.evaluation.agreement import teacher_rmse, teacher_similarity
 from fewstep.evaluation.speed import machine, measure_speed, memory_counter
-from fewstep.keyed import Key
 
 CPU = torch.device("cpu")
 

@@ -8,11 +8,11 @@ from prdc import compute_prdc
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
 from fewstep.evaluation.frechet import ROWS, distance_to, frechet_distance
 from fewstep.evaluation.kernel import compare
 from fewstep.evaluation.neighbours import NEARBY, NEAREST, neighbours
-from fewstep.keyed import Key
 
 
 def gaussian(n: int, d: int, index: int, shift: float = 0.0, scale: float = 1.0) -> torch.Tensor:

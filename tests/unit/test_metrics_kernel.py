@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch_fidelity.metric_kid import mmd2
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.evaluation import kernel as module
 from fewstep.evaluation.kernel import FEWEST, KERNELS, Comparison, compare, gaussian, polynomial
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fewstep.artifacts.folder import read_json, write_json
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, write_json
 from fewstep.evaluation.record import Interval, Ratio, read_record, rounded, write_record
 from fewstep.evaluation.schema import Metrics, Reference, Speed, SpeedLog, StepMetrics
 from tests.reports import figures, reference

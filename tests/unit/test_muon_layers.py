@@ -10,7 +10,7 @@ from fewstep.backbones.base import family
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.training import TrainingConfig
 from fewstep.features.judge import Judge
-from fewstep.objectives.lora import LoraSettings, attach
+from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.muon import Muon, is_hidden
 from fewstep.training.optimization import optimizers_of, trained_weights
 from tests import pipelines

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import NAME, Manifest
 from fewstep.backbones.base import Backbone, open_backbone, teacher_facts
 from fewstep.backbones.custom import adopt
 from fewstep.backbones.own_code import collect
 from fewstep.config.base import validate
 from fewstep.config.teacher import TeacherConfig
-from fewstep.errors import UserError
-from fewstep.layout import CODE, TEACHER
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder
+from fewstep.core.paths import CODE, TEACHER
 
 FACTORY = "lab.ddpm.model:build"
 FILES = {

@@ -12,7 +12,7 @@ from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
 from flows.overrides import override, put
 from tools.imports import ROOT
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 FILES = sorted(
     path.relative_to(ROOT)

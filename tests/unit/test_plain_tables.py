@@ -4,8 +4,8 @@ from pathlib import Path
 
 from flows.publish import rows_of
 
+from fewstep.core.paths import EVALUATION_SET
 from fewstep.export.card import measured
-from fewstep.layout import EVALUATION_SET
 from tests.reports import STEPS, metrics, project
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep import precision
+from fewstep.core import precision
 
 
 def clock(float32: float, bfloat16: float) -> Iterator[float]:

@@ -10,7 +10,7 @@ from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Estimate, Prediction, along
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import Solver, solve, straightness, trailing
-from fewstep.objectives.reflow import on_the_students_line, pseudo_huber, velocity_error
+from fewstep.methods.reflow import on_the_students_line, pseudo_huber, velocity_error
 from tests.schedules import STABLE_DIFFUSION
 
 STEPS = 16

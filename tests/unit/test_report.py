@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.paths import DATA, EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
 from fewstep.evaluation.record import Ratio, write_record
 from fewstep.evaluation.schema import Speed, SpeedLog
-from fewstep.layout import DATA, EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
 from fewstep.report.comparison import load
 from fewstep.report.page import build
 from tests.reports import PROMPTS, STEPS, Reader, around, artifact, metrics, project, reference

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.artifacts.folder import whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder, write_json
 from fewstep.report.lineage import trace
 
 

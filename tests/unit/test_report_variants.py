@@ -9,11 +9,11 @@ import pytest
 import yaml
 from flows import publish
 
-from fewstep.artifacts.folder import write_json
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import write_json
+from fewstep.core.paths import EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 from fewstep.evaluation.record import read_record, write_record
 from fewstep.evaluation.schema import Metrics
-from fewstep.layout import EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 from fewstep.report.variants import Variant, build
 from tests.reports import PROMPTS, STEPS, Reader, around, artifact, metrics, project, ratio_to
 

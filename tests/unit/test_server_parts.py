@@ -14,7 +14,7 @@ from flows import background, probing, server
 from flows.addresses import api_address, avoid_proxies_on_loopback, next_port, proxy_of
 from flows.probing import NothingThereError, version_of
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from tests.integration.others import Reply, answering, json_reply, listening
 from tests.integration.server import free_port
 

@@ -15,8 +15,8 @@ import torch
 import yaml
 from tools.imports import ROOT
 
-from fewstep.errors import UserError
-from fewstep.stage import run
+from fewstep.core.errors import UserError
+from fewstep.core.stage import run
 from tests.pipelines import make
 
 
@@ -103,7 +103,7 @@ def test_libraries_print_no_bars_of_their_own_but_warn_of_what_matters(early: bo
     """Imported before the stage begins or after."""
     first, then = (LIBRARIES, "") if early else ("", LIBRARIES)
     body = indent(f"{then}{TALK}", "    ")
-    start = "import warnings\nfrom pathlib import Path\nfrom fewstep.stage import run"
+    start = "import warnings\nfrom pathlib import Path\nfrom fewstep.core.stage import run"
     (tmp_path / "talk.py").write_text(f"{first}\n{start}\ndef main():\n{body}\nrun(main, writes=Path('x'))")
     command, environment = [sys.executable, "talk.py"], {**os.environ, "TERM": "dumb"}
     piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)

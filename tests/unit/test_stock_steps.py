@@ -12,10 +12,10 @@ from fewstep.backbones.base import open_model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.triplets import TripletsConfig
+from fewstep.core.paths import TEACHER
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import DiscreteVP
 from fewstep.diffusion.solvers import Solver
-from fewstep.layout import TEACHER
 from fewstep.sampling.draw import Sampler
 from tests.miniature import import_miniature
 from tests.pipelines import CAPTIONS

@@ -12,20 +12,19 @@ import pytest
 import torch
 from tools.imports import ROOT, SRC
 
-from fewstep import keyed
 from fewstep.backbones.sd_new import new_stable_diffusion
 from fewstep.config.teacher import TrainTeacherConfig
+from fewstep.core import keyed
+from fewstep.core.keyed import Key
 from fewstep.data.latents import Latent
 from fewstep.data.stream import Stream
-from fewstep.keyed import Key
-from fewstep.objectives.teacher import Teacher
+from fewstep.pretraining.teacher import Teacher
 from fewstep.training.loop import train
 
 MODEL = "a model's name"
 FILLED = {"name": ("teacher", "vae", "judge", MODEL), "self.name": (MODEL,), "suffix": ("",)}
 """What stands in a stream's name -> its values; the training loop trains by each of these names."""
-OBJECTIVES = SRC / "fewstep/objectives"
-METHODS = {file for file in OBJECTIVES.glob("*.py") if "\ndef build(" in file.read_text()}
+METHODS = {*(SRC / "fewstep/methods").glob("*.py")}
 NO_RESULT = {*(SRC / "fewstep/checks").glob("*.py")}
 """Draws only to measure time and memory."""
 REBUILT = {"triplets/noise"}
@@ -56,7 +55,7 @@ def named_in(file: Path) -> Iterator[tuple[str, str]]:
 
 
 def is_derived(node: ast.expr) -> bool:
-    """Whether a stream is named after another one, or by whoever asks `Ingredients.key`."""
+    """Whether a stream is named after another one, or by whoever asks `Context.key`."""
     return "stream" in ast.unparse(node) or "{use}" in ast.unparse(node)
 
 

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from fewstep.backbones.base import Backbone, open_backbone, open_model
 from fewstep.config.training import TrainingConfig
-from fewstep.errors import UserError
-from fewstep.hardware import mixed_precision
-from fewstep.layout import MODELS, TEACHER
-from fewstep.objectives import reflow
-from fewstep.objectives.learn import learn
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import mixed_precision
+from fewstep.core.paths import MODELS, TEACHER
+from fewstep.methods import reflow
+from fewstep.students.learn import Task, learn
 from fewstep.training.loop import advance, train
 from fewstep.training.method import Group, Method, Rows
 from fewstep.training.state import State
@@ -59,7 +59,7 @@ def backbone(place: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
 
 def trained(backbone: Backbone) -> dict[str, Tensor]:
     config = reflow.Config(training=TRAINING, **{"from": "teacher"})
-    learn("reflow", "reflow", "reflow", config, [0], 0)
+    learn(Task("reflow", "reflow", "reflow", config, [0], 0))
     return dict(open_model(MODELS / "reflow", backbone).net.state_dict())
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from fewstep.config.sampling import SamplingConfig
-from fewstep.keyed import Key
+from fewstep.core.keyed import Key
+from fewstep.core.text import normalised, read_text
 from fewstep.sampling.triplets import prompts_of
-from fewstep.text import normalised, read_text
 
 SPELLINGS = {
     "byte-order mark": "\ufeffein Bär\nim Wald",

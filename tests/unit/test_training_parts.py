@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import get_scheduler
 
 from fewstep.config.training import TrainingConfig
-from fewstep.errors import UserError
-from fewstep.keyed import Key
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
 from fewstep.training.ema import Ema
 from fewstep.training.loop import train
 from fewstep.training.method import Group, Method, Rows

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fewstep.artifacts.folder import read_json, write_json
+from fewstep.artifacts.workspace import Workspace, unfinished
 from fewstep.cli import main
-from fewstep.errors import UserError
-from fewstep.layout import CHECKPOINTS, TEACHER
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, write_json
+from fewstep.core.paths import CHECKPOINTS, TEACHER
 from fewstep.training.loop import train
-from fewstep.workspace import Workspace, unfinished
 from tests.miniature import imported
 from tests.unit.test_training_parts import Fit
 
@@ -71,9 +71,9 @@ def test_other_work_is_reported_and_kept(
         named = "input data"
     else:
         copy = Path("keyed.py").resolve()
-        copy.write_text((ROOT / "src/fewstep/keyed.py").read_text() + "# a comment\n")
-        monkeypatch.setattr(sys.modules["fewstep.keyed"], "__file__", str(copy))
-        named = "code fewstep.keyed"
+        copy.write_text((ROOT / "src/fewstep/core/keyed.py").read_text() + "# a comment\n")
+        monkeypatch.setattr(sys.modules["fewstep.core.keyed"], "__file__", str(copy))
+        named = "code fewstep.core.keyed"
     other = begin(params)
     said = capsys.readouterr().out
     assert other.folder != work.folder and (work.folder / "fit/step-00000017").is_dir()
@@ -166,7 +166,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from fewstep.backbones.base import open_backbone
-from fewstep.workspace import Workspace
+from fewstep.artifacts.workspace import Workspace
 backbone = open_backbone(Path("teacher"))
 print(Workspace("stage", {}, {}).folder.name)
 """
@@ -200,4 +200,4 @@ def test_editing_an_adapter_changes_the_fingerprint(tmp_path: Path) -> None:
 def test_what_work_was_begun_with_is_written_down() -> None:
     facts = read_json(begin().folder / "origin.json")
     assert facts["params"] == PARAMS and facts["inputs"].keys() == {"data"} and facts["resumed"] == []
-    assert "fewstep.keyed" in facts["source"]
+    assert "fewstep.core.keyed" in facts["source"]

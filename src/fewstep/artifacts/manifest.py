@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from fewstep.artifacts.folder import read_json, write_json
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, write_json
 
 NAME = "manifest.json"
 

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from fewstep.artifacts.folder import read_json, whole_folder
 from fewstep.artifacts.manifest import NAME, Manifest
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, whole_folder
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Network, Prediction
 from fewstep.diffusion.schedules import Schedule, schedule_facts, schedule_from_facts
-from fewstep.errors import UserError
 
 
 class Backbone(Protocol):

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 INDEX = "model_index.json"
 CONFIG = "config.json"

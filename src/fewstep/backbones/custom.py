@@ -11,13 +11,13 @@ from typing import Any
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
-from fewstep.artifacts.folder import read_json, write_json
 from fewstep.artifacts.manifest import NAME
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, write_json
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network, Prediction
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import trailing
-from fewstep.errors import UserError
-from fewstep.hardware import device
 
 CODE, WEIGHTS, FACTORY = "code", "weights.safetensors", "factory.json"
 

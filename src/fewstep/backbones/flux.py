@@ -12,8 +12,8 @@ from torch import Tensor
 from fewstep.backbones.configurations import Configurations, channels, must_be, square
 from fewstep.backbones.pipeline import CLIP_TOKENIZERS, T5_TOKENIZERS, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
-from fewstep.hardware import device
 
 DISTILLED_GUIDANCE = 3.5
 """What dev, which takes guidance as an input of its own, is asked at: its stock pipeline's default."""

@@ -17,8 +17,8 @@ from fewstep.backbones.single_file import Marks, marks_of
 from fewstep.backbones.understood import config_faults, teacher_faults
 from fewstep.backbones.weight_files import read_header
 from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.core.errors import UserError
 from fewstep.diffusion.denoiser import Prediction
-from fewstep.errors import UserError
 
 CARD = "README.md"
 

@@ -14,7 +14,7 @@ from fewstep.backbones.pipeline import LEFT_OUT, DiffusersBackbone, component_na
 from fewstep.backbones.single_file import with_averages
 from fewstep.backbones.weight_files import variant_of
 from fewstep.config.teacher import ImportTeacherConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 HOLES = "some of its weights are missing; it is cut, or import_teacher.config names a model of another size"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 def collect(factory: str, folder: Path) -> None:

@@ -12,17 +12,17 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
-from fewstep.artifacts.folder import read_json
 from fewstep.backbones.configurations import INDEX as INDEX
 from fewstep.backbones.configurations import Configurations, channels, square
 from fewstep.backbones.schedulers import VP_SCHEDULERS
 from fewstep.backbones.schedulers import is_flow as is_flow
 from fewstep.backbones.schedulers import schedule_of as schedule_of
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
+from fewstep.core.hardware import device, exactly, placed
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, Schedule
 from fewstep.diffusion.solvers import trailing
-from fewstep.errors import UserError
-from fewstep.hardware import device, exactly, placed
 
 EMBEDDED_GUIDANCE, GUIDANCE_WIDTH = "time_cond_proj_dim", 256
 """Of a network's configuration; and how wide latent consistency models have it."""

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from fewstep.backbones.configurations import Configurations, fault, must_be, square
 from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
-from fewstep.errors import UserError
-from fewstep.hardware import device
 
 
 class Pixel(DiffusersBackbone):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.base import Backbone
+from fewstep.core.hardware import computing, device, in_parts, pictures_at_once
 from fewstep.diffusion.denoiser import Conditions
-from fewstep.hardware import computing, device, in_parts, pictures_at_once
 
 
 @torch.no_grad()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fewstep.backbones.pipeline import DiffusersBackbone, component_names
 from fewstep.backbones.schedulers import is_flow
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Denoiser
 from fewstep.diffusion.solvers import Solver, solve
-from fewstep.errors import UserError
-from fewstep.hardware import device
 
 PROMPT, CLASS = "a red star", "0"
 TOLERANCE = 1e-4

@@ -9,8 +9,8 @@ from torch import Tensor
 from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import ANY_TOKENIZER, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH, FLOW_SOLVERS, flow_times
+from fewstep.core.hardware import device, exactly
 from fewstep.diffusion.denoiser import Conditions, Network
-from fewstep.hardware import device, exactly
 
 VAE_FACTOR = 32
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone, embedded_guidance
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
-from fewstep.hardware import device
 
 
 class StableDiffusion(DiffusersBackbone):

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import CLIP_TOKENIZERS, T5_TOKENIZERS, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH, FLOW_SOLVERS, flow_times
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
-from fewstep.hardware import device
 
 CLIP_AND_T5_LENGTH = 77 + 256
 

@@ -17,10 +17,10 @@ from fewstep.backbones.bpe import new_tokenizer
 from fewstep.backbones.pipeline import forget_origin
 from fewstep.backbones.sd import StableDiffusion
 from fewstep.config.teacher import NetConfig, TextConfig, TrainTeacherConfig, VaeConfig
+from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import DiscreteVP
-from fewstep.hardware import device
-from fewstep.keyed import Key
 
 
 class NewStableDiffusion(StableDiffusion):

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.weight_files import Header, read_header
 from fewstep.config.teacher import ImportTeacherConfig
+from fewstep.core.errors import UserError
 from fewstep.diffusion.denoiser import Prediction
-from fewstep.errors import UserError
 
 EMA = "model_ema."
 NOT_HERE = "which is not implemented"

@@ -12,7 +12,7 @@ from fewstep.backbones.schedulers import FLOW_MATCH, scheduler_faults
 from fewstep.backbones.single_file import single_file_faults
 from fewstep.backbones.weight_files import weight_faults
 from fewstep.config.teacher import ImportTeacherConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 HARMLESS = ("requires_safety_checker", "add_watermarker", "force_zeros_for_empty_prompt")
 """Settings of stock pipelines that are read, or change no image."""

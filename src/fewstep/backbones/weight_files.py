@@ -9,7 +9,7 @@ from typing import NamedTuple
 from safetensors import SafetensorError, safe_open
 
 from fewstep.backbones.configurations import read_object
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 SAFE = ".safetensors"
 STEMS = ("diffusion_pytorch_model", "model")

@@ -6,11 +6,11 @@ from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
-from fewstep.config.chain import Chain
+from fewstep.chain import Chain
 from fewstep.config.data import DataConfig
-from fewstep.errors import UserError
-from fewstep.keyed import Key
-from fewstep.layout import DATA
+from fewstep.core.errors import UserError
+from fewstep.core.keyed import Key
+from fewstep.core.paths import DATA
 from fewstep.sampling.triplets import prompts_of
 from fewstep.sources.sample import Sample, Skipped, Unreadable
 

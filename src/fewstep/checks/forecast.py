@@ -8,17 +8,17 @@ import tempfile
 from math import ceil
 from pathlib import Path
 
+from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.machine import processes
 from fewstep.checks.measuring import Measuring, Rates
+from fewstep.checks.memory import Design
 from fewstep.checks.plan import PlannedStage, plan
 from fewstep.checks.rehearsal import rehearsal, uncompiled
 from fewstep.checks.stopwatch import ROOM, Stopwatch
-from fewstep.config.base import switch
-from fewstep.config.chain import Chain
 from fewstep.config.evaluate import EvaluationSetConfig
-from fewstep.hardware import deterministic
-from fewstep.memory import Design
+from fewstep.core.hardware import deterministic
+from fewstep.core.switches import switch
 from fewstep.training.loop import PREVIEWS
 
 # The evaluation in numbers that params.yaml does not have.

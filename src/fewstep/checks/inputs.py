@@ -8,9 +8,9 @@ from huggingface_hub import try_to_load_from_cache
 from fewstep.backbones.own_code import own_modules
 from fewstep.backbones.pipeline import INDEX
 from fewstep.backbones.understood import teacher_faults
+from fewstep.chain import Chain
 from fewstep.checks.teacher import is_local
-from fewstep.config.chain import Chain
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 def faults(chain: Chain) -> Iterator[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from fewstep.chain import Chain
 from fewstep.checks.plan import plan
-from fewstep.config.base import count_of, switch
-from fewstep.config.chain import Chain
-from fewstep.errors import UserError
-from fewstep.hardware import mixed_precision
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import mixed_precision
+from fewstep.core.switches import count_of, switch
 
 LOCK = Path("requirements.lock")
 

@@ -17,21 +17,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fewstep.chain import Chain
 from fewstep.checks.data import LOOKED_AT, first_entries
 from fewstep.checks.machine import processes
+from fewstep.checks.memory import Design, need, operations, powers_below, speed
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
-from fewstep.config.chain import Chain
+from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
+from fewstep.core.hardware import computing, device, pictures_at_once
 from fewstep.data.shards import picture_of
-from fewstep.hardware import computing, device, pictures_at_once
-from fewstep.memory import Design, need, operations, powers_below, speed
-from fewstep.objectives.ingredients import ObjectiveConfig
 from fewstep.preparation.filters import Duplicates
 from fewstep.preparation.prepare import Prepared, examine
 from fewstep.sources.sample import Sample
-from fewstep.tracing import Kind, trace
+from fewstep.students.config import MethodConfig
 from fewstep.training.checkpoint import save_state
 from fewstep.training.method import Method
 
@@ -92,7 +92,7 @@ class Measuring:
         """All of them."""
         prepare, read = self.data()
         backbone, images = self.here.backbone, min(pictures_at_once(), self.chain.evaluation_set.pictures)
-        others = [name for name in self.chain.objectives() if name != "teacher"]
+        others = [*self.chain.models()]
         # Drawing first: the rate of what ran serves networks that do not fit or take too long.
         student = self.drawing(others[0], images) if others else None
         teacher = self.drawing("teacher", images)
@@ -159,10 +159,10 @@ class Measuring:
             run = self.run(here.teacher_training(), training)
             yield name, self.watch.batch(run, rows_of(training), max(self.fitting(name), 1))
         known: dict[str, float | None] = {}
-        for name, config in chain.objectives().items():
-            like = f"{chain.method_of(name)} {distinct(config)}"
+        for name, model in chain.models().items():
+            like = f"{model.method} {distinct(model.config)}"
             if like not in known:
-                known[like] = self.student_step(name, config.training)
+                known[like] = self.student_step(name, model.config.training)
             yield name, known[like]
 
     def run(self, method: Method, training: TrainingConfig) -> Run:
@@ -178,8 +178,7 @@ class Measuring:
         fitting = self.fitting(name)
         if self.here.backbone is None or not fitting or self.takes_long(count, rows):
             return count / self.rate if count else None
-        with self.here.student_training(name) as method:
-            return self.watch.batch(self.run(method, training), rows, fitting)
+        return self.watch.batch(self.run(self.here.student_training(name), training), rows, fitting)
 
     def fitting(self, name: str) -> int:
         """Rows of a step that the free memory holds; 0: not one."""
@@ -223,7 +222,7 @@ class Measuring:
         """Operations per second of the denoiser, where one sample of it could be drawn; else the best."""
         denoiser = self.denoiser
         count = self.evaluation(denoiser, "student") if denoiser else None
-        others = [*self.chain.objectives()]
+        others = [*self.chain.models()]
         if self.here.backbone is None or not others or not count or self.takes_long(count, 1):
             return self.best
         run = self.here.drawing(others[0])
@@ -265,7 +264,7 @@ def rows_of(training: TrainingConfig) -> int:
     return ceil(training.batch_size / processes())
 
 
-def distinct(config: ObjectiveConfig) -> str:
+def distinct(config: MethodConfig) -> str:
     """What a step of a training depends on: nothing of rates, decays, lengths or the model it starts from."""
     training = {"steps", "learning_rate", "warmup", "decay", "betas", "weight_decay", "clip"}
     return repr(config.model_dump(exclude={"from_": True, "training": training}))

@@ -5,11 +5,11 @@ from typing import NamedTuple
 from huggingface_hub import try_to_load_from_cache
 
 from fewstep.backbones.pipeline import INDEX
+from fewstep.chain import Chain
 from fewstep.checks.data import images_of
+from fewstep.checks.memory import Setup, setup_of
 from fewstep.checks.teacher import Sizes, design, is_local, sizes
-from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
-from fewstep.memory import Setup, setup_of
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
@@ -51,8 +51,8 @@ def plan(chain: Chain) -> list[PlannedStage]:
     for shard in chain.triplets.shards:
         disk = encoded(size, drawn, chain.triplets.dtype)
         stages.append(PlannedStage(f"generate_triplets@{shard}", drawn, chain.triplets.steps, disk))
-    for name, config in chain.objectives().items():
-        stages.append(training(name, config.training, model))
+    for name, made in chain.models().items():
+        stages.append(training(name, made.config.training, model))
     drawn = chain.evaluation_set.pictures
     stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
     for name, counts in chain.evaluate.models.items():
@@ -86,5 +86,5 @@ def trainings(chain: Chain) -> dict[str, Setup]:
     found = {}
     if chain.teacher.train and chain.train_teacher:
         found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
-    objectives = chain.objectives().items()
-    return found | {name: setup_of(config.training, config.lora, True) for name, config in objectives}
+    configs = {name: model.config for name, model in chain.models().items()}
+    return found | {name: setup_of(config.training, config.lora, True) for name, config in configs.items()}

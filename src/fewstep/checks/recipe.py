@@ -8,8 +8,8 @@ Diffusion 1e-5, PCM 5e-6.
 
 from collections.abc import Iterator
 
-from fewstep.config.chain import Chain, section
-from fewstep.objectives.ingredients import ObjectiveConfig
+from fewstep.chain import Chain
+from fewstep.students.config import MethodConfig
 
 WHOLE, ADAPTER = (1e-7, 2e-4), (1e-6, 1e-3)
 """Learning rates of whole networks and of low-rank adapters."""
@@ -21,12 +21,12 @@ def warnings(chain: Chain) -> Iterator[str]:
     yield from rounds(chain)
     if not chain.teacher.load:
         return
-    for name, config in chain.objectives().items():
-        for fault in unusual(config):
-            yield f"{section(chain, name)}.{fault}"
+    for model in chain.models().values():
+        for fault in unusual(model.config):
+            yield f"{model.place}.{fault}"
 
 
-def unusual(config: ObjectiveConfig) -> Iterator[str]:
+def unusual(config: MethodConfig) -> Iterator[str]:
     """What is far from the published settings of one training."""
     training, (low, high) = config.training, ADAPTER if config.lora else WHOLE
     what = "adapter" if config.lora else "whole network"
@@ -44,14 +44,12 @@ def unusual(config: ObjectiveConfig) -> Iterator[str]:
 
 def rounds(chain: Chain) -> Iterator[str]:
     """Halving rounds whose start was made for another number of steps than twice their own."""
-    for name, config in chain.halve.items():
-        start = (
-            chain.halve.get(config.from_.removeprefix("halve-"))
-            if config.from_.startswith("halve-")
-            else None
-        )
-        if start is not None and start.steps != 2 * config.steps:
+    models = chain.models()
+    steps = {name: model.config.steps for name, model in models.items() if model.section == "halve"}
+    for name, count in steps.items():
+        start = models[name].config.from_
+        if steps.get(start, 2 * count) != 2 * count:
             yield (
-                f"halve.{name}.steps = {config.steps}: {config.from_} was made for {start.steps} steps, and "
-                f"is asked for {2 * config.steps}"
+                f"{models[name].place}.steps = {count}: {start} was made for {steps[start]} steps, and is "
+                f"asked for {2 * count}"
             )

@@ -17,14 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.base import Backbone, Model
 from fewstep.backbones.sd_new import NewStableDiffusion
+from fewstep.chain import Chain
 from fewstep.checks.data import first_entries
+from fewstep.checks.memory import Design
 from fewstep.checks.untrained import untrained
-from fewstep.config.chain import Chain
 from fewstep.config.training import TrainingConfig
+from fewstep.core.files import whole_folder
+from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
+from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.data.latents import Latent
 from fewstep.data.prompted import Prompted
 from fewstep.data.shards import Picture
@@ -34,18 +38,14 @@ from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoiser
 from fewstep.features.autoencoder import AutoencoderFeatures
 from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork, open_features
-from fewstep.hardware import device
-from fewstep.keyed import Key
-from fewstep.layout import JUDGE, TEACHER
-from fewstep.memory import Design
-from fewstep.objectives.ingredients import Ingredients, start_and_student
-from fewstep.objectives.judge import JudgeTraining
-from fewstep.objectives.learn import objective_module
-from fewstep.objectives.lora import detach
-from fewstep.objectives.teacher import Teacher
-from fewstep.objectives.vae import Vae
+from fewstep.pretraining.autoencoder import Vae
+from fewstep.pretraining.classifier import JudgeTraining
+from fewstep.pretraining.teacher import Teacher
 from fewstep.sampling.draw import Sampler
 from fewstep.sources.sample import Sample
+from fewstep.students.context import Context
+from fewstep.students.learn import method_module
+from fewstep.students.start import start_and_student
 from fewstep.training.loop import advance
 from fewstep.training.method import Method
 from fewstep.training.state import State
@@ -60,7 +60,7 @@ Run = Callable[[int], object]
 """What is timed: called with a number of samples."""
 
 
-class Invented(Ingredients):
+class Invented(Context):
     """An objective's inputs, whose triplets and encoded images are made up."""
 
     @cached_property
@@ -125,8 +125,8 @@ class Rehearsal:
         """A model of the chain on the path and at the steps that it will have."""
         if name == "teacher":
             return self.teacher
-        config = self.chain.objectives()[name]
-        student = objective_module(self.chain.method_of(name)).student_of(config, self.model(config.from_))
+        made = self.chain.models()[name]
+        student = method_module(made.method).student_of(made.config, self.model(made.config.from_))
         return replace(cast(Model, student), name=name, is_teacher=False)
 
     @cached_property
@@ -178,20 +178,16 @@ class Rehearsal:
         latents = [Latent(torch.randn(self.backbone.latent_shape), row.caption) for row in rows]
         return Teacher(self.backbone, self.chain.train_teacher, invented(latents), self.chain.seed)
 
-    @contextmanager
-    def student_training(self, name: str) -> Iterator[Method]:
-        """A training of a student from its start; afterwards the start is as it was."""
+    def student_training(self, name: str) -> Method:
+        """A training of a student from its start, which stays as it is."""
         assert self.backbone is not None
-        chain, config = self.chain, self.chain.objectives()[name]
+        chain, made = self.chain, self.chain.models()[name]
+        config = made.config
         start, student = start_and_student(self.model(config.from_), name, self.backbone, config, chain.seed)
         features = self.features_path if config.needs_feature_maps else None
         given = Invented(name, chain.seed, start, student, self.backbone, (), features, None)
-        objective = objective_module(chain.method_of(name)).build(config, given)
-        try:
-            yield objective.method
-        finally:
-            if config.lora is not None:
-                detach(student.net)
+        method: Method = method_module(made.method).build(config, given).method
+        return method
 
     def drawing(self, name: str) -> Run:
         """One solver step of a model, noise included."""

@@ -8,17 +8,17 @@ import torch
 from fewstep.backbones.base import Model, family
 from fewstep.backbones.configurations import CONFIG, read_object
 from fewstep.backbones.pipeline import EMBEDDED_GUIDANCE, schedule_of
+from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.teacher import Known, design, known_teacher
-from fewstep.config.chain import Chain, section
+from fewstep.core.errors import UserError
+from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.diffusion.denoiser import Denoiser
-from fewstep.errors import UserError
 from fewstep.export.sampling import demand_stock_pipeline, stock_sampling
 from fewstep.features import inception
 from fewstep.features.network import opener
-from fewstep.layout import JUDGE, TEACHER
-from fewstep.objectives.learn import objective_module
-from fewstep.objectives.lora import is_in
+from fewstep.students.learn import method_module
+from fewstep.training.lora import is_in
 
 PUBLISHED_WIDTH = 512
 """Of the features of every published AutoencoderKL, where the teacher's own is not here yet."""
@@ -72,10 +72,10 @@ def features(chain: Chain, known: Known) -> Iterator[str]:
         except UserError as error:
             yield f"features = {error}"
     if chain.features.name == inception.FILE:
-        for name, config in chain.objectives().items():
-            if config.needs_feature_maps:
+        for model in chain.models().values():
+            if model.config.needs_feature_maps:
                 yield (
-                    f"{section(chain, name)}.perceptual_weight: {chain.features.name} gives no feature maps; "
+                    f"{model.place}.perceptual_weight: {chain.features.name} gives no feature maps; "
                     f"take features of {JUDGE} or {TEACHER}, or weight 0"
                 )
     width = feature_width(chain, known)
@@ -133,8 +133,8 @@ def layers(chain: Chain) -> Iterator[str]:
     with torch.device("meta"):
         net: Any = denoiser.make()
     names = [name for name, _ in net.named_modules()]
-    for name, config in chain.objectives().items():
-        place = section(chain, name)
+    for model in chain.models().values():
+        config, place = model.config, model.place
         targets = config.lora.targets if config.lora else None
         if absent := [target for target in targets or () if not is_in(target, names)]:
             yield f"{place}.lora.targets: {', '.join(absent)}: no layer of the network has such a name"
@@ -170,9 +170,9 @@ def made(chain: Chain, name: str, scheduler: Mapping[str, Any]) -> Model | None:
     if name == "teacher":
         schedule, prediction = schedule_of(scheduler)
         return Model(name, torch.nn.Identity(), Denoiser(unasked, schedule, prediction, schedule), None, True)
-    config = chain.objectives()[name]
-    start = made(chain, config.from_, scheduler)
-    return objective_module(chain.method_of(name)).student_of(config, start) if start else None
+    model = chain.models()[name]
+    start = made(chain, model.config.from_, scheduler)
+    return method_module(model.method).student_of(model.config, start) if start else None
 
 
 def unasked(*_: Any) -> torch.Tensor:

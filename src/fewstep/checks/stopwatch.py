@@ -8,8 +8,8 @@ from statistics import median
 import psutil
 import torch
 
-from fewstep.hardware import device
-from fewstep.tracing import LiveBytes
+from fewstep.checks.tracing import LiveBytes
+from fewstep.core.hardware import device
 
 FEW = 2
 """Samples of the first, small try: enough to tell what more of them take."""

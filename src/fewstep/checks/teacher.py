@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from fewstep.artifacts.folder import read_json
 from fewstep.backbones.base import family
 from fewstep.backbones.pipeline import INDEX, class_in
 from fewstep.backbones.sd_new import new_net, new_scheduler
-from fewstep.config.chain import Chain
-from fewstep.memory import Design
+from fewstep.chain import Chain
+from fewstep.checks.memory import Design
+from fewstep.core.files import read_json
 
 CONFIG = "config.json"
 

@@ -10,12 +10,12 @@ from torch import nn
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.pipeline import schedule_of
 from fewstep.backbones.sd_new import new_stable_diffusion
+from fewstep.chain import Chain
+from fewstep.checks.memory import FLOAT, Design
 from fewstep.checks.teacher import known_teacher
-from fewstep.config.chain import Chain
+from fewstep.checks.tracing import Kind, trace
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions
-from fewstep.hardware import device
-from fewstep.memory import FLOAT, Design
-from fewstep.tracing import Kind, trace
 
 SCALE = 0.02
 """Standard deviation of a foreign network's random weights."""

@@ -1,6 +1,5 @@
 """Reads a section of params.yaml into a frozen, typed record, or says which key is wrong."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, TypeAdapter, ValidationError, ValidationInfo
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 PARAMS = Path("params.yaml")
 INPUTS = "inputs"
@@ -114,24 +113,3 @@ def describe(error: ValidationError, where: str) -> list[str]:
         )
         lines.append(f"{place}{shown}: {what}")
     return lines
-
-
-def switch(name: str, default: str) -> str:
-    """A setting of *where and how* to run: environment variable `FEWSTEP_<NAME>`.
-
-    Such settings change no result and therefore live in no params file.
-    """
-    return os.environ.get(f"FEWSTEP_{name}", default)
-
-
-def is_on(name: str) -> bool:
-    """Whether the switch is set, and not to 0."""
-    return switch(name, "") not in ("", "0")
-
-
-def count_of(name: str, default: int) -> int:
-    """A switch that is a number, 1 or more. Raises UserError on another."""
-    value = switch(name, "") or str(default)
-    if not value.isdecimal() or int(value) < 1:
-        raise UserError(f"FEWSTEP_{name}={value}: expected a number, 1 or more")
-    return int(value)

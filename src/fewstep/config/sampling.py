@@ -5,8 +5,8 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from fewstep.config.base import Section
+from fewstep.core.text import normalised
 from fewstep.diffusion.solvers import Solver
-from fewstep.text import normalised
 
 
 class SamplingConfig(Section):

@@ -4,9 +4,9 @@ from functools import partial
 from pathlib import Path
 
 from fewstep.artifacts.manifest import Manifest
+from fewstep.core.keyed import Key
 from fewstep.data.prompted import Prompted, load_prompted
 from fewstep.data.stream import Stream
-from fewstep.keyed import Key
 
 
 def open_encoded(folder: Path, order: Key) -> Stream[Prompted]:

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import read_json, whole_file, write_json
+from fewstep.core.files import read_json, whole_file, write_json
+from fewstep.core.hardware import computing, device, in_parts, pictures_at_once
+from fewstep.core.keyed import Key
+from fewstep.core.processes import barrier, local_slice
 from fewstep.data.pixels import picture_batch
 from fewstep.data.shards import Picture, read_index, read_verified
 from fewstep.data.stream import Stream
-from fewstep.hardware import computing, device, in_parts, pictures_at_once
-from fewstep.keyed import Key
-from fewstep.processes import barrier, local_slice
 
 
 @dataclass(frozen=True)

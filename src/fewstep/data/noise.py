@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewstep.keyed import Key
+from fewstep.core.keyed import Key
 
 
 def noise_key(seed: int) -> Key:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import whole_file
+from fewstep.core.files import whole_file
 from fewstep.diffusion.denoiser import Conditions
 
 TABLE, OWN = "condition.", "own."

@@ -19,12 +19,12 @@ from PIL import Image
 from pydantic import ValidationError
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import sha256
 from fewstep.config.base import Section, describe, validate
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
+from fewstep.core.keyed import Key
 from fewstep.data.stream import Stream
-from fewstep.errors import UserError
-from fewstep.keyed import Key
 
 INDEX = "index.json"
 SPLITS = ("train", "heldout")

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from fewstep.keyed import Key
+from fewstep.core.keyed import Key
 
 T = TypeVar("T")
 KEPT = 2  # a batch of consecutive positions rarely spans more shards

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest
+from fewstep.core.keyed import Key
 from fewstep.data.noise import noise_of
 from fewstep.data.prompted import Prompted, load_prompted, stacked
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Conditions
-from fewstep.keyed import Key
 
 FILE = "triplets.safetensors"
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from scipy.stats import binomtest  # type: ignore[import-untyped]
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.evaluation.record import Interval
 
 Labels = Mapping[str, str]

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones.prompts import encode_distinct
+from fewstep.core.hardware import computing, device
+from fewstep.core.keyed import Key
 from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8
 from fewstep.diffusion.schedules import RectifiedFlow
@@ -22,8 +24,6 @@ from fewstep.evaluation.observations import Observations, observe
 from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
 from fewstep.evaluation.speed import machine, measure_speed, memory_counter
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import computing, device
-from fewstep.keyed import Key
 from fewstep.sampling.draw import Sampler
 
 STRAIGHTNESS_PICTURES = 64

@@ -15,16 +15,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import read_json, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, whole_folder, write_json
+from fewstep.core.hardware import computing, device, in_parts, pictures_at_once
+from fewstep.core.keyed import Key
+from fewstep.core.progress import progress
 from fewstep.data.noise import noise_of
 from fewstep.data.pixels import picture_batch, to_uint8
 from fewstep.data.shards import Picture, open_pictures
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Conditions
-from fewstep.errors import UserError
 from fewstep.evaluation.copies import nearness_limit
 from fewstep.evaluation.figures import Yardstick, figures
 from fewstep.evaluation.frechet import demand_enough
@@ -36,9 +39,6 @@ from fewstep.evaluation.schema import Floor, Reference
 from fewstep.features.judge import Judge
 from fewstep.features.layout import layout
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import computing, device, in_parts, pictures_at_once
-from fewstep.keyed import Key
-from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
 
 POOL = 6

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 ROWS = 1024
 """Rows of a pairwise matrix held in memory at once."""

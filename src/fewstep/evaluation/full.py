@@ -9,12 +9,12 @@ from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.hardware import deterministic, device
+from fewstep.core.paths import DATA, MODELS, TEACHER
 from fewstep.evaluation.evaluate import measure
 from fewstep.evaluation.evaluation_set import EvaluationSet, make
 from fewstep.evaluation.spread import spread
 from fewstep.features.network import FeatureNetwork, open_features
-from fewstep.hardware import deterministic, device
-from fewstep.layout import DATA, MODELS, TEACHER
 from fewstep.sampling.draw import Sampler
 
 FLOOR = "floor"

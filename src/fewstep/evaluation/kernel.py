@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.evaluation.frechet import ROWS, checked
 from fewstep.evaluation.record import Interval, Ratio
 

@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import read_json, write_json
+from fewstep.core.files import read_json, write_json
+from fewstep.core.hardware import device, in_parts, pictures_at_once
 from fewstep.data.pixels import from_uint8
 from fewstep.evaluation.tone import tones
 from fewstep.features.judge import Judge
 from fewstep.features.layout import layout
 from fewstep.features.network import FeatureNetwork
-from fewstep.hardware import device, in_parts, pictures_at_once
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from typing import Any, TypeVar
 
 from pydantic import ConfigDict, Field, model_validator
 
-from fewstep.artifacts.folder import read_json, write_json
 from fewstep.config.base import Section, validate
+from fewstep.core.files import read_json, write_json
 
 DIGITS = 6
 """Significant digits of a written figure; more would be noise."""

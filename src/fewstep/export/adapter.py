@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import NAME
+from fewstep.core.files import read_json
 
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "kohya.safetensors"
 HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}

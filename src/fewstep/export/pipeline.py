@@ -9,11 +9,11 @@ import diffusers
 from diffusers import DDIMPipeline
 from safetensors.torch import save_file
 
-from fewstep.artifacts.folder import whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest, identity
 from fewstep.backbones.base import Backbone, Model
 from fewstep.backbones.pipeline import DiffusersBackbone, component_names, forget_origin
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder, write_json
 from fewstep.evaluation.schema import Metrics
 from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card

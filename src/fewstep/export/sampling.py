@@ -10,10 +10,10 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscr
 from torch import Tensor
 
 from fewstep.backbones.pipeline import is_flow
+from fewstep.core.errors import UserError
 from fewstep.diffusion.denoiser import Denoiser, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import trailing
-from fewstep.errors import UserError
 
 
 @dataclass(frozen=True)

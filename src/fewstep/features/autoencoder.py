@@ -6,7 +6,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 class AutoencoderFeatures(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.features.image_transformer import ImageTransformer, Preprocessor, load
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))

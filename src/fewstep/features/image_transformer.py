@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fewstep.backbones.configurations import read_object
 from fewstep.config.base import Section, validate
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.features.resizing import resize, resize_uint8
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"

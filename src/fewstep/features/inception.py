@@ -14,7 +14,7 @@ from cleanfid.resize import build_resizer  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fewstep.artifacts.manifest import sha256
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 FILE, WIDTH = "inception-2015-12-05.pt", 2048
 URL = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"

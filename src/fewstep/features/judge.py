@@ -14,10 +14,10 @@ from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fewstep.artifacts.folder import read_json, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
 from fewstep.config.base import Section, validate
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, whole_folder, write_json
 
 GROUPS = 8
 Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]

@@ -9,10 +9,10 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.configurations import CONFIG, read_object
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
 
 
 class FeatureNetwork(Protocol):

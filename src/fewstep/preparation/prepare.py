@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from fewstep.artifacts.folder import whole_folder, write_json
 from fewstep.config.data import DataConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder, write_json
+from fewstep.core.text import normalised
 from fewstep.data.shards import INDEX, SPLITS, Index, Record
-from fewstep.errors import UserError
 from fewstep.preparation.filters import Duplicates, aesthetic_fault, caption_fault, size_fault
 from fewstep.preparation.pictures import BadPicture, decode, encode, fit
 from fewstep.preparation.quarantine import QUARANTINE, SKIPPED, Listing, check
@@ -17,7 +18,6 @@ from fewstep.preparation.shard_writer import ShardWriter
 from fewstep.preparation.split import digest_of, split_of
 from fewstep.preparation.statistics import Statistics, values_of
 from fewstep.sources.sample import NO_CAPTION, Sample, Skipped, Unreadable
-from fewstep.text import normalised
 
 STATISTICS = "statistics.json"
 DUPLICATE = "duplicate"

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from fewstep.errors import UserError
-from fewstep.layout import LOGS
+from fewstep.core.errors import UserError
+from fewstep.core.paths import LOGS
 from fewstep.sources.sample import Skipped, Unreadable
 
 QUARANTINE, SKIPPED = "quarantine.jsonl", "skipped.jsonl"

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
+from fewstep.core.paths import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
 from fewstep.evaluation.record import read_record
 from fewstep.evaluation.schema import Metrics, Reference, Speed, SpeedLog, StepMetrics
-from fewstep.layout import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
 from fewstep.report.lineage import read_manifest
 
 

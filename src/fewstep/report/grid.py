@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 SIDE = 192
 """Largest side of a picture in the page, pixels: sharp in a column, and a bound on the page's size."""

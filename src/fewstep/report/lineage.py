@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fewstep.artifacts.folder import read_json
 from fewstep.artifacts.manifest import NAME, Manifest, identity
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json
 
 
 @dataclass(frozen=True)

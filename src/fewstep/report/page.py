@@ -6,9 +6,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from fewstep.artifacts.folder import whole_file
+from fewstep.core.files import whole_file
+from fewstep.core.paths import MODELS
 from fewstep.evaluation.schema import Floor
-from fewstep.layout import MODELS
 from fewstep.report import dag, figures, lineage, more, plots
 from fewstep.report.comparison import Model, load
 from fewstep.report.grid import cut

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.paths import EVALUATION_SET
 from fewstep.evaluation.schema import Floor
-from fewstep.layout import EVALUATION_SET
 from fewstep.report.comparison import Comparison, Model, Result, load
 from fewstep.report.lineage import read_manifest
 from fewstep.report.page import plot, write

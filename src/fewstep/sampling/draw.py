@@ -7,10 +7,10 @@ from torch import Tensor
 
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.hardware import computing
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, asked_at, clipped, guided
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Solver, solve, trailing
-from fewstep.hardware import computing
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import torch
 
-from fewstep.artifacts.folder import whole_folder
 from fewstep.artifacts.manifest import Manifest
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.base import Backbone
 from fewstep.backbones.prompts import encode_distinct
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_folder
+from fewstep.core.hardware import computing, device
+from fewstep.core.progress import progress
 from fewstep.data.latents import latents_of
 from fewstep.data.prompted import save_prompted
 from fewstep.data.shards import read_index, read_verified
-from fewstep.errors import UserError
-from fewstep.hardware import computing, device
-from fewstep.progress import progress
-from fewstep.workspace import Workspace
 
 
 def encode_split(

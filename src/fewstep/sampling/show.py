@@ -6,19 +6,19 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from fewstep.artifacts.folder import read_json, whole_file
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.base import PARAMS, read
 from fewstep.config.sampling import SamplingConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, whole_file
+from fewstep.core.hardware import deterministic, device
+from fewstep.core.keyed import Key
+from fewstep.core.paths import TEACHER
+from fewstep.core.text import normalised
 from fewstep.data.noise import noise_of
-from fewstep.errors import UserError
-from fewstep.hardware import deterministic, device
-from fewstep.keyed import Key
-from fewstep.layout import TEACHER
 from fewstep.sampling.draw import Sampler
-from fewstep.text import normalised
 
 
 def save_grid(

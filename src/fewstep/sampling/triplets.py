@@ -7,24 +7,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import whole_file, whole_folder, write_json
 from fewstep.artifacts.manifest import Manifest
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.prompts import encode_distinct, picked
 from fewstep.config.triplets import TripletsConfig
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_file, whole_folder, write_json
+from fewstep.core.hardware import deterministic, device, pictures_at_once
+from fewstep.core.keyed import Key
+from fewstep.core.processes import barrier, is_main_process, local_slice
+from fewstep.core.progress import progress
+from fewstep.core.text import normalised, read_text
 from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.prompted import save_prompted
 from fewstep.data.shards import open_pictures
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import FILE
 from fewstep.diffusion.denoiser import GUIDANCE
-from fewstep.errors import UserError
-from fewstep.hardware import deterministic, device, pictures_at_once
-from fewstep.keyed import Key
-from fewstep.processes import barrier, is_main_process, local_slice
-from fewstep.progress import progress
 from fewstep.sampling.draw import Sampler
-from fewstep.text import normalised, read_text
-from fewstep.workspace import Workspace
 
 
 def write_triplets(

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 NO_CAPTION = "no caption"
 NOT_ADJACENT = "members not adjacent"

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fewstep.artifacts.folder import read_json, whole_folder, write_json
+from fewstep.core.files import read_json, whole_folder, write_json
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:

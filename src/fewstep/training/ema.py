@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fewstep.config.base import is_on
+from fewstep.core.switches import is_on
 
 
 class Ema:

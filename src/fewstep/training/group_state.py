@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from fewstep.config.training import OptimizerConfig
-from fewstep.hardware import device, frugal, mixed_precision, placed, plain
+from fewstep.core.hardware import device, frugal, mixed_precision, placed, plain
 from fewstep.training.ema import Ema, beside
 from fewstep.training.method import KEPT, Group
 from fewstep.training.optimization import (

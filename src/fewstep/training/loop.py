@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewstep.config.base import switch
-from fewstep.hardware import attention, computing, deterministic, micro_batches, process
-from fewstep.keyed import Key
-from fewstep.layout import LOGS
-from fewstep.processes import all_reduce_sum, any_rank, barrier, is_main_process, local_slice, require
-from fewstep.progress import progress
+from fewstep.core.hardware import attention, computing, deterministic, micro_batches, process
+from fewstep.core.keyed import Key
+from fewstep.core.paths import LOGS
+from fewstep.core.processes import all_reduce_sum, any_rank, barrier, is_main_process, local_slice, require
+from fewstep.core.progress import progress
+from fewstep.core.switches import switch
 from fewstep.training.interrupt import interruptible
 from fewstep.training.method import Method, Rows
 from fewstep.training.optimization import learning_rate

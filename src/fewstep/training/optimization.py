@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.config.training import OptimizerConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.training.muon import Muon, is_hidden
 from fewstep.training.sharding import is_wanted, part
 

@@ -16,8 +16,8 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.utils import swap_tensors
 
-from fewstep.errors import UserError
-from fewstep.hardware import device, process
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import device, process
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

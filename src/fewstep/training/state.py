@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.artifacts.folder import write_json
-from fewstep.errors import UserError
-from fewstep.hardware import device
-from fewstep.processes import is_main_process
+from fewstep.core.errors import UserError
+from fewstep.core.files import write_json
+from fewstep.core.hardware import device
+from fewstep.core.processes import is_main_process
 from fewstep.training.checkpoint import load_state, save_state
 from fewstep.training.explosion import ExplosionGuard
 from fewstep.training.group_state import GroupState, named, within

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fewstep.config.data import DataConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources.folder.names import (
     CAPTIONS,
     SUFFIXES,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources.folder.names import is_image
 from fewstep.sources.sample import parse_object
 

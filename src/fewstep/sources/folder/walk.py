@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:

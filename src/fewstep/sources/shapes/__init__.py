@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from fewstep.config.data import DataConfig
-from fewstep.keyed import Key
+from fewstep.core.keyed import Key
 from fewstep.sources.sample import Sample
 
 SHAPES = ("circle", "square", "triangle", "star")

@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 from webdataset.shardlists import expand_urls
 
 from fewstep.config.data import DataConfig, KeysConfig
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 from fewstep.sources.sample import (
     Sample,
     Skipped,

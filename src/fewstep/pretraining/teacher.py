@@ -9,12 +9,12 @@ from torch.nn.functional import mse_loss
 
 from fewstep.backbones.sd_new import NewStableDiffusion
 from fewstep.config.teacher import TrainTeacherConfig
+from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
 from fewstep.data.latents import Latent
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Denoiser, Estimate, along, from_estimate
 from fewstep.diffusion.solvers import Solver, solve, trailing
-from fewstep.hardware import device
-from fewstep.keyed import Key
 from fewstep.training.method import Group, Method, Rows
 
 PREVIEWED = 8

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fewstep.config.judge import JudgeConfig
+from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
 from fewstep.data.pixels import picture_batch
 from fewstep.data.shards import Picture
 from fewstep.data.stream import Stream
 from fewstep.features.judge import Judge
-from fewstep.hardware import device
-from fewstep.keyed import Key
 from fewstep.training.method import Group, Method, Rows
 
 UNKNOWN = -100

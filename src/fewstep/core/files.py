@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 @contextmanager

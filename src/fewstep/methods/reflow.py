@@ -12,19 +12,20 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.base import Model
+from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, along
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.times import Times, times_from
-from fewstep.hardware import device
-from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig
+from fewstep.students.config import MethodConfig
+from fewstep.students.context import Context, Distillation
 from fewstep.training.method import Group, Method, Rows
 
 HUBER = 0.00054
 """c of the pseudo-Huber loss per element (Lee et al. 2024)."""
 
 
-class Config(ObjectiveConfig):
+class Config(MethodConfig):
     """Parameters of `reflow`."""
 
     init: Literal["exact", "raw"] = "exact"
@@ -42,10 +43,10 @@ def student_of(config: Config, start: Model) -> Model:
     return replace(start, denoiser=denoiser, steps=None)
 
 
-def build(config: Config, given: Ingredients) -> Objective:
+def build(config: Config, context: Context) -> Distillation:
     """Reflow of the start model."""
-    student = student_of(config, given.student)
-    return Objective(Reflow(config, given, student), student)
+    student = student_of(config, context.student)
+    return Distillation(Reflow(config, context, student), student)
 
 
 @dataclass(frozen=True)
@@ -59,20 +60,20 @@ class Batch:
 class Reflow(Method):
     """Regress the velocity on the pairs' chords."""
 
-    def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
-        self.config, self.given, self.denoiser = config, given, student.denoiser
+    def __init__(self, config: Config, context: Context, student: Model) -> None:
+        self.config, self.context, self.denoiser = config, context, student.denoiser
         self.training = config.training
         self.groups = {"student": Group({"net": student.net}, config.training)}
-        self.times = given.key("times")
+        self.times = context.key("times")
 
     def batch(self, rows: Rows) -> Batch:
         uniform = torch.from_numpy(self.times.uniform(rows.positions, 2))
         kind = Times.U_SHAPED if self.config.loss == "improved" else Times.UNIFORM
-        pairs, t = self.given.triplet_batch(rows.positions), times_from(kind, uniform).to(device())
+        pairs, t = self.context.triplet_batch(rows.positions), times_from(kind, uniform).to(device())
         return Batch(*on_the_students_line(self.denoiser, pairs, t))
 
     def preview(self) -> Tensor:
-        return self.given.preview(self.denoiser, 4)
+        return self.context.preview(self.denoiser, 4)
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         error = velocity_error(self.denoiser, batch.triplets, batch.t)

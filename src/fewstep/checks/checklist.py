@@ -1,8 +1,8 @@
 """`fewstep check`: everything that can be known to be wrong before any compute."""
 
+from fewstep.chain import Chain
 from fewstep.checks import data, inputs, machine, recipe, settings
-from fewstep.config.chain import Chain
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 
 def check(chain: Chain) -> None:

@@ -16,12 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from fewstep.backbones.base import Model
+from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.features.network import FeatureNetwork, open_features
-from fewstep.hardware import device
-from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig
-from fewstep.objectives.perceptual import perceptual_distance
+from fewstep.losses.perceptual import perceptual_distance
+from fewstep.students.config import MethodConfig
+from fewstep.students.context import Context, Distillation
 from fewstep.training.method import Group, Method, Rows
 
 PROBE = 32
@@ -30,7 +31,7 @@ NEAR = 0.02
 """A sample's mean absolute error, of latents of unit variance, below which `log_l1` is nearly linear."""
 
 
-class Config(ObjectiveConfig):
+class Config(MethodConfig):
     """Parameters of the method `direct`."""
 
     method: str
@@ -55,36 +56,36 @@ def student_of(config: Config, start: Model) -> Model:
     return replace(start, denoiser=start.denoiser.on(RectifiedFlow()), steps=1)
 
 
-def build(config: Config, given: Ingredients) -> Objective:
+def build(config: Config, context: Context) -> Distillation:
     """One-step distillation of the start model."""
-    student = student_of(config, given.student)
-    return Objective(Direct(config, given, student), student)
+    student = student_of(config, context.student)
+    return Distillation(Direct(config, context, student), student)
 
 
 class Direct(Method):
     """Regression at t = 1 on stored pairs."""
 
-    def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
-        self.config, self.given, self.denoiser = config, given, student.denoiser
+    def __init__(self, config: Config, context: Context, student: Model) -> None:
+        self.config, self.context, self.denoiser = config, context, student.denoiser
         self.training = config.training
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.features: FeatureNetwork | None = None
         if config.perceptual_weight + config.pixel_weight > 0:
-            self.frozen = (given.backbone.decoder(),)
+            self.frozen = (context.backbone.decoder(),)
         if config.perceptual_weight > 0:
-            assert given.features is not None, "a perceptual loss needs a feature network"
-            self.features = open_features(given.features).to(device())
+            assert context.features is not None, "a perceptual loss needs a feature network"
+            self.features = open_features(context.features).to(device())
             # Whether it gives maps at all, before the first phase of the training is over.
             self.features.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))
 
     def batch(self, rows: Rows) -> TripletBatch:
-        return self.given.triplet_batch(rows.positions)
+        return self.context.triplet_batch(rows.positions)
 
     def preview(self) -> Tensor:
-        return self.given.preview(self.denoiser, 1)
+        return self.context.preview(self.denoiser, 1)
 
     def losses(self, group: str, batch: TripletBatch, step: int) -> dict[str, Tensor]:
-        config, backbone = self.config, self.given.backbone
+        config, backbone = self.config, self.context.backbone
         t = torch.ones(len(batch.eps), device=batch.eps.device)
         x_hat = self.denoiser(batch.eps, t, batch.conditions).x_0
         terms = {"latents": config.latent_weight * distance(config.latent_loss, x_hat, batch.x_0)}

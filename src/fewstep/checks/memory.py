@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fewstep.config.base import count_of, is_on
+from fewstep.checks.tracing import Design as Design
+from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
-from fewstep.hardware import computing, device
-from fewstep.objectives.lora import LoraSettings
-from fewstep.tracing import Design as Design
-from fewstep.tracing import Kind, trace
+from fewstep.core.hardware import computing, device
+from fewstep.core.switches import count_of, is_on
+from fewstep.training.lora import LoraSettings
 
 FLOAT = 4
 """Bytes of a weight, gradient or average."""

@@ -8,11 +8,11 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from fewstep.config.teacher import VaeConfig
+from fewstep.core.hardware import computing, device
+from fewstep.core.keyed import Key
 from fewstep.data.pixels import picture_batch
 from fewstep.data.shards import Picture
 from fewstep.data.stream import Stream
-from fewstep.hardware import computing, device
-from fewstep.keyed import Key
 from fewstep.training.method import Group, Method, Rows
 
 PREVIEWED = 8

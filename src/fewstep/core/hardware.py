@@ -15,9 +15,9 @@ from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fewstep.config.base import count_of, is_on, switch
-from fewstep.errors import UserError
-from fewstep.precision import bfloat16_pays
+from fewstep.core.errors import UserError
+from fewstep.core.precision import bfloat16_pays
+from fewstep.core.switches import count_of, is_on, switch
 
 # Read at the first allocation: of huge pages, an autoencoder's activations cost a sixth less time on CPUs.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")

@@ -8,29 +8,30 @@ Fresh noise stays, because it suits every start, and real images, which have no 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from fewstep.backbones.base import Model
+from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Denoise, along, guided
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
-from fewstep.hardware import device
-from fewstep.objectives.ingredients import Ingredients, Objective, ObjectiveConfig
+from fewstep.students.config import MethodConfig
+from fewstep.students.context import Context, Distillation
 from fewstep.training.method import Group, Method, Rows
 
 WEIGHTS = {"truncated_snr": truncated_snr, "snr_plus_one": snr_plus_one}
 
 
-class Config(ObjectiveConfig):
+class Config(MethodConfig):
     """Parameters of a `halve` round."""
 
     steps: int = Field(ge=1)
     """Steps of the student; the model it starts from is run at twice as many."""
-    data: Literal["triplets", "encoded"] = "triplets"
-    """What is noised: the teacher's own end points, or real pictures (the paper's; needs `encode_data`)."""
+    learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
+    """Encoded real images are the paper's."""
     weight: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr"
     guidance: float = Field(1.0, ge=0)
     """Guidance baked into the teacher's steps, with `sampling.negative_prompt`; 1: none."""
@@ -41,10 +42,10 @@ def student_of(config: Config, start: Model) -> Model:
     return replace(start, steps=config.steps)
 
 
-def build(config: Config, given: Ingredients) -> Objective:
+def build(config: Config, context: Context) -> Distillation:
     """One halving round from the start model."""
-    student = student_of(config, given.student)
-    return Objective(Halve(config, given, student), student)
+    student = student_of(config, context.student)
+    return Distillation(Halve(config, context, student), student)
 
 
 @dataclass(frozen=True)
@@ -60,24 +61,20 @@ class Batch:
 class Halve(Method):
     """x-space regression; targets in float64, unclipped."""
 
-    def __init__(self, config: Config, given: Ingredients, student: Model) -> None:
-        self.config, self.given, self.denoiser = config, given, student.denoiser
+    def __init__(self, config: Config, context: Context, student: Model) -> None:
+        self.config, self.context, self.denoiser = config, context, student.denoiser
         self.path = student.denoiser.path
         self.training = config.training
         self.groups = {"student": Group({"net": student.net}, config.training)}
-        self.frozen = (given.start.net,)
-        self.teacher: Denoise = given.start.denoiser
+        self.frozen = (context.start.net,)
+        self.teacher: Denoise = context.start.denoiser
         # A teacher's guidance may also come with each triplet.
-        if config.guidance != 1 or (given.start.is_teacher and config.guidance_embedding):
-            self.teacher = guided(self.teacher, given.unconditional(), config.guidance)
-        self.noise, self.choice = given.key("noise"), given.key("step")
+        if config.guidance != 1 or (context.start.is_teacher and config.guidance_embedding):
+            self.teacher = guided(self.teacher, context.unconditional(), config.guidance)
+        self.noise, self.choice = context.key("noise"), context.key("step")
 
     def batch(self, rows: Rows) -> Batch:
-        if self.config.data == "encoded":
-            x_0, conditions = self.given.real_batch(rows.positions)
-        else:
-            triplets = self.given.triplet_batch(rows.positions)
-            x_0, conditions = triplets.x_0, triplets.conditions
+        x_0, conditions = self.context.clean_batch(rows.positions)
         uniform = torch.from_numpy(self.choice.uniform(rows.positions)[:, 0]).to(device())
         i = (uniform * self.config.steps).floor()
         x_0 = x_0.double()
@@ -92,7 +89,7 @@ class Halve(Method):
         return replace(batch, target=target.float())
 
     def preview(self) -> Tensor:
-        return self.given.preview(self.denoiser, self.config.steps)
+        return self.context.preview(self.denoiser, self.config.steps)
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         assert batch.target is not None

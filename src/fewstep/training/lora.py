@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fewstep.config.base import Section
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
 FILE = "pytorch_lora_weights.safetensors"

@@ -14,8 +14,8 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed import all_reduce
 
-from fewstep.errors import UserError
-from fewstep.hardware import device, process
+from fewstep.core.errors import UserError
+from fewstep.core.hardware import device, process
 
 T = TypeVar("T")
 KINDS = {

@@ -24,10 +24,10 @@ from torch.utils.flop_counter import flop_registry
 
 from fewstep.backbones.base import family
 from fewstep.config.training import TrainingConfig
+from fewstep.core.hardware import attention, computing, device
 from fewstep.diffusion.denoiser import Conditions, Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
-from fewstep.hardware import attention, computing, device
-from fewstep.objectives.lora import LoraSettings, attach
+from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
 
 ROWS = 127

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from fewstep.artifacts.folder import read_json, write_json
 from fewstep.artifacts.manifest import identity, sha256
-from fewstep.config.base import is_on, switch
-from fewstep.errors import UserError
-from fewstep.layout import CHECKPOINTS
-from fewstep.processes import barrier, is_main_process
+from fewstep.core.errors import UserError
+from fewstep.core.files import read_json, write_json
+from fewstep.core.paths import CHECKPOINTS
+from fewstep.core.processes import barrier, is_main_process
+from fewstep.core.switches import is_on, switch
 
 ORIGIN = "origin.json"
 """In a folder of work: what it was begun with."""

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fewstep.config.base import switch
-from fewstep.errors import UserError
-from fewstep.quiet import quiet
+from fewstep.core.errors import UserError
+from fewstep.core.quiet import quiet
+from fewstep.core.switches import switch
 
 OUT_OF_MEMORY = "the device is out of memory"
 WAY_OUT = "see FEWSTEP_MICRO_BATCH and FEWSTEP_BATCH in docs/machine.md; `fewstep check` estimates"

@@ -1,6 +1,7 @@
 """The whole of params.yaml, and what its sections demand of each other."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,13 @@ from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig, TrainTeacherConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.config.triplets import TripletsConfig
-from fewstep.errors import UserError
-from fewstep.layout import JUDGE, TEACHER
-from fewstep.objectives import halve, reflow
-from fewstep.objectives.ingredients import ObjectiveConfig
-from fewstep.objectives.learn import objective_module
+from fewstep.core.errors import UserError
+from fewstep.core.paths import JUDGE, TEACHER
+from fewstep.methods import halve, reflow
+from fewstep.students.learn import method_module
+
+RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample")
+"""No model may have these names: they stand before the slash in the names of other random streams."""
 
 
 class JudgeSwitch(Section):
@@ -28,6 +31,33 @@ class JudgeSwitch(Section):
 
     train: tuple[str, ...] = Field(max_length=1)
     """[NAME]: train a judge, as `train_judge` says; []: none, the data have no labels."""
+
+
+@dataclass(frozen=True)
+class ChainModel:
+    """A model that is made from another one.
+
+    section, key: where params.yaml describes it. config: its method's parameters.
+    """
+
+    section: str
+    key: str
+    config: Any
+
+    @property
+    def name(self) -> str:
+        """Its folder's; rounds of halving are called by the section too."""
+        return f"halve-{self.key}" if self.section == "halve" else self.key
+
+    @property
+    def place(self) -> str:
+        """`section.key`."""
+        return f"{self.section}.{self.key}"
+
+    @property
+    def method(self) -> str:
+        """The file of `methods/` that makes it."""
+        return str(self.config.method) if self.section == "students" else self.section
 
 
 class Chain(Section):
@@ -53,13 +83,23 @@ class Chain(Section):
     evaluate: EvaluateConfig
     export: dict[str, ExportConfig]
 
-    def objectives(self) -> dict[str, ObjectiveConfig]:
-        """Model -> its objective's parameters, for every model that is learned from another."""
-        return self.reflow | {f"halve-{name}": c for name, c in self.halve.items()} | self.students
+    def models(self) -> dict[str, ChainModel]:
+        """Name -> every model that is made from another one."""
+        sections: dict[str, Mapping[str, Any]] = {
+            "reflow": self.reflow,
+            "halve": self.halve,
+            "students": self.students,
+        }
+        return {
+            model.name: model
+            for section, entries in sections.items()
+            for key, config in entries.items()
+            for model in [ChainModel(section, key, config)]
+        }
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Section of params.yaml -> settings of every training of the chain."""
-        found = {section(self, name): config.training for name, config in self.objectives().items()}
+        found = {model.place: model.config.training for model in self.models().values()}
         if self.judge.train and self.train_judge:
             found["train_judge"] = self.train_judge.training
         if self.teacher.train and self.train_teacher:
@@ -68,12 +108,6 @@ class Chain(Section):
                 "train_teacher": self.train_teacher.training,
             }
         return found
-
-    def method_of(self, name: str) -> str:
-        """The file of `objectives/` that makes a model."""
-        if name in self.reflow:
-            return "reflow"
-        return "halve" if name.startswith("halve-") else str(self.students[name].method)
 
 
 def load_chain(path: Path = PARAMS) -> Chain:
@@ -87,7 +121,7 @@ def load_chain(path: Path = PARAMS) -> Chain:
         if not isinstance(values, Mapping) or "method" not in values:
             raise UserError(f"{path}: {where}.method is missing")
         try:
-            method = objective_module(str(values["method"]))
+            method = method_module(str(values["method"]))
         except UserError as error:
             raise UserError(f"{path}: {where}.method = {error}") from None
         students[name] = validate(method.Config, values, where, path, inputs)
@@ -100,27 +134,28 @@ def load_chain(path: Path = PARAMS) -> Chain:
 
 def inconsistencies(chain: Chain) -> Iterator[str]:
     """What is wrong between the sections, one line each."""
-    objectives = chain.objectives()
-    known = ["teacher", *objectives]
-    for place, names in (("reflow", chain.reflow), ("students", chain.students)):
-        for name in names:
-            taken = name == "teacher" or name.startswith("halve-")
-            if taken or (place == "students" and name in chain.reflow):
+    made = chain.models()
+    known = ["teacher", *made]
+    names = [*chain.reflow, *chain.students]
+    for place, entries in (("reflow", chain.reflow), ("students", chain.students)):
+        for name in entries:
+            if name in RESERVED or name.startswith("halve-") or names.count(name) > 1:
                 yield f"{place}.{name}: this name is taken; choose another"
-    for name, config in objectives.items():
-        start = f"{section(chain, name)}.from = {config.from_!r}"
-        if config.from_ not in known:
+    for name, model in made.items():
+        start = f"{model.place}.from = {model.config.from_!r}"
+        if model.config.from_ not in known:
             yield f"{start}: no such model; there are {', '.join(known)}"
-        elif name in ancestors(name, objectives):
+        elif name in ancestors(name, made):
             yield f"{start}: {name} would be made from itself"
-        if config.guidance_embedding and chain.triplets.guidance is None:
-            yield f"{section(chain, name)}.guidance_embedding: triplets.guidance is null, so there is but one"
-    for name, round_ in chain.halve.items():
-        if round_.data == "encoded" and "train" not in chain.encode_data:
-            yield f"halve.{name}.data = 'encoded': needs an entry `train` in encode_data"
-        line = objectives.keys() & {f"halve-{name}", *ancestors(f"halve-{name}", objectives)}
-        if round_.data == "encoded" and any(objectives[model].guidance_embedding for model in line):
-            yield f"halve.{name}.data = 'encoded': real pictures have no guidance for a guidance_embedding"
+        if model.config.guidance_embedding and chain.triplets.guidance is None:
+            yield f"{model.place}.guidance_embedding: triplets.guidance is null, so there is but one"
+        if model.config.data != "encoded":
+            continue
+        if "train" not in chain.encode_data:
+            yield f"{model.place}.data = 'encoded': needs an entry `train` in encode_data"
+        line = made.keys() & {name, *ancestors(name, made)}
+        if any(made[each].config.guidance_embedding for each in line):
+            yield f"{model.place}.data = 'encoded': real images have no guidance for a guidance_embedding"
     for split in chain.encode_data.keys() - {"train", "heldout"}:
         yield f"encode_data.{split}: no such split; there are train, heldout"
     for name in chain.evaluate.models:
@@ -148,17 +183,10 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
             yield f"data.resolution = {chain.data.resolution}: train_teacher needs a multiple of {factor}"
 
 
-def ancestors(name: str, objectives: Mapping[str, ObjectiveConfig]) -> set[str]:
+def ancestors(name: str, models: Mapping[str, ChainModel]) -> set[str]:
     """The models that `name` is made from, itself among them when they form a circle."""
     found: set[str] = set()
-    while name in objectives and objectives[name].from_ not in found:
-        name = objectives[name].from_
+    while name in models and models[name].config.from_ not in found:
+        name = models[name].config.from_
         found.add(name)
     return found
-
-
-def section(chain: Chain, model: str) -> str:
-    """Where params.yaml describes a model."""
-    if model.startswith("halve-"):
-        return f"halve.{model.removeprefix('halve-')}"
-    return f"{'reflow' if model in chain.reflow else 'students'}.{model}"

@@ -14,8 +14,8 @@ import torch
 from platformdirs import user_cache_path
 from torch import nn
 
-from fewstep.artifacts.folder import whole_file
-from fewstep.errors import UserError
+from fewstep.core.errors import UserError
+from fewstep.core.files import whole_file
 
 MARGIN = 1.15
 """bfloat16 must be so much faster: it is coarser, and near equality the choice would be chance."""

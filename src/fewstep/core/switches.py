@@ -1,0 +1,26 @@
+"""Settings of the machine, FEWSTEP_*: where and how to run. docs/machine.md lists them."""
+
+import os
+
+from fewstep.core.errors import UserError
+
+
+def switch(name: str, default: str) -> str:
+    """A setting of *where and how* to run: environment variable `FEWSTEP_<NAME>`.
+
+    Such settings change no result and therefore live in no params file.
+    """
+    return os.environ.get(f"FEWSTEP_{name}", default)
+
+
+def is_on(name: str) -> bool:
+    """Whether the switch is set, and not to 0."""
+    return switch(name, "") not in ("", "0")
+
+
+def count_of(name: str, default: int) -> int:
+    """A switch that is a number, 1 or more. Raises UserError on another."""
+    value = switch(name, "") or str(default)
+    if not value.isdecimal() or int(value) < 1:
+        raise UserError(f"FEWSTEP_{name}={value}: expected a number, 1 or more")
+    return int(value)

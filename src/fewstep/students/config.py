@@ -1,0 +1,38 @@
+"""Parameters that every distillation method has."""
+
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fewstep.config.base import Section
+from fewstep.config.training import TrainingConfig
+from fewstep.training.lora import LoraSettings
+
+
+class MethodConfig(Section):
+    """Base of each method's `Config`."""
+
+    from_: str = Field(alias="from")
+    """The model it starts from: `teacher`, `reflow`, `halve-4`, a student's name ..."""
+    training: TrainingConfig
+    data: Literal["triplets", "encoded"] = "triplets"
+    """What it learns from: the teacher's end points, or real images (needs `encode_data.train`)."""
+    lora: LoraSettings | None = None
+    """Train a low-rank adapter instead of all weights; null: all."""
+    guidance_embedding: bool = False
+    """The student takes guidance as a condition; it learns from triplets whose `guidance` varies."""
+    learns_from: ClassVar[tuple[str, ...]] = ("triplets",)
+    """What `data` may be: a method that needs the noise of each end point has triplets alone."""
+
+    @property
+    def needs_feature_maps(self) -> bool:
+        """Whether the loss compares maps of the network `features`."""
+        return False
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.lora is not None and self.guidance_embedding:
+            raise ValueError("guidance_embedding trains weights that are not in an adapter; choose one")
+        if self.data not in self.learns_from:
+            raise ValueError(f"data = {self.data!r}: this method learns from {' or '.join(self.learns_from)}")
+        return self

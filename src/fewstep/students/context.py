@@ -1,0 +1,100 @@
+"""What a distillation method receives, and what it returns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fewstep.backbones.base import Backbone, Model, open_model
+from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
+from fewstep.core.paths import TEACHER
+from fewstep.data.encoded import open_encoded
+from fewstep.data.noise import noise_key
+from fewstep.data.prompted import Prompted, stacked
+from fewstep.data.stream import Stream
+from fewstep.data.triplets import Triplet, TripletBatch, collate, open_triplets
+from fewstep.diffusion.denoiser import Conditions, Denoiser
+from fewstep.diffusion.solvers import Solver, solve, trailing
+from fewstep.training.method import Method
+
+PREVIEWED = 8
+
+
+@dataclass(frozen=True)
+class Context:
+    """Inputs of a method, opened when first used.
+
+    name: of the model to be made; with `seed` it keys everything random. start: the model it starts from,
+    frozen. student: equal to the start; all of it or its adapter is trained. shards: folders of triplets.
+    features: folder or file of the feature network of a perceptual loss. encoded: folder of encoded real
+    images. negative_prompt: of the teacher's guidance, from `sampling`.
+    """
+
+    name: str
+    seed: int
+    start: Model
+    student: Model
+    backbone: Backbone
+    shards: Sequence[Path]
+    features: Path | None
+    encoded: Path | None
+    negative_prompt: str = ""
+
+    def key(self, use: str) -> Key:
+        """Randomness for one use (`noise`, `times` ...) of this training."""
+        return Key(self.seed, f"{self.name}/{use}")
+
+    @cached_property
+    def triplets(self) -> Stream[Triplet]:
+        """Teacher triplets in this training's own order."""
+        return open_triplets(self.shards, self.key("order"))
+
+    def triplet_batch(self, positions: Sequence[int]) -> TripletBatch:
+        """Triplets with their own noise, on the device."""
+        return collate(self.triplets.rows(positions), noise_key(self.seed), device())
+
+    @cached_property
+    def real(self) -> Stream[Prompted]:
+        """Encoded real images in this training's own order."""
+        assert self.encoded is not None, "no encoded images: set `data: encoded`"
+        return open_encoded(self.encoded, self.key("real"))
+
+    def real_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
+        """x_0 `[B, C, h, w]` of real images and their captions' conditions, on the device."""
+        return stacked(self.real.rows(positions), device())
+
+    def clean_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
+        """x_0 `[B, C, h, w]` and conditions, of what the method's `data` names."""
+        if self.encoded is not None:
+            return self.real_batch(positions)
+        triplets = self.triplet_batch(positions)
+        return triplets.x_0, triplets.conditions
+
+    @cached_property
+    def teacher(self) -> Model:
+        """The chain's teacher, frozen, whatever the student starts from."""
+        return open_model(TEACHER, self.backbone)
+
+    def preview(self, denoiser: Denoiser, steps: int) -> Tensor:
+        """Images `[N, 3, H, W]` of the first triplets' noises and prompts, in `steps` DDIM steps."""
+        batch = self.triplet_batch(range(PREVIEWED))
+        return self.backbone.decode(
+            solve(Solver.DDIM, denoiser, batch.eps, trailing(steps), batch.conditions, denoiser.path)
+        )
+
+    def unconditional(self) -> Conditions:
+        """The other side of guidance, batch size 1."""
+        with torch.no_grad():
+            return self.backbone.unconditional(self.negative_prompt)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """A method and the model it trains; after training, the model's network is the trained one."""
+
+    method: Method
+    model: Model

@@ -1,0 +1,107 @@
+"""From one model of the chain to the next: what the stages `reflow`, `halve` and `distill` share."""
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fewstep.artifacts.workspace import Workspace
+from fewstep.backbones.base import open_backbone, open_model, save_model
+from fewstep.core.errors import UserError
+from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
+from fewstep.core.processes import is_main_process
+from fewstep.students.config import MethodConfig
+from fewstep.students.context import Context
+from fewstep.students.start import start_and_student
+from fewstep.training.loop import train
+from fewstep.training.lora import detach
+
+
+@dataclass(frozen=True)
+class Task:
+    """One student to be trained.
+
+    stage: as DVC names it. name: of the model. method: the file of `methods/`. shards: of the triplets to
+    learn from. features: where the feature network lies. negative_prompt: of the teacher's guidance.
+    """
+
+    stage: str
+    name: str
+    method: str
+    config: MethodConfig
+    shards: Sequence[int]
+    seed: int
+    features: Path | None = None
+    negative_prompt: str = ""
+
+    @property
+    def triplets(self) -> list[Path]:
+        """Folders of the shards."""
+        return [TRIPLETS / str(shard) for shard in self.shards]
+
+    @property
+    def encoded(self) -> Path | None:
+        """Folder of encoded real images, where the method learns from them."""
+        return ENCODED / "train" if self.config.data == "encoded" else None
+
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """Name -> everything the model is made from."""
+        start = self.config.from_
+        found = {start: MODELS / start, "teacher": TEACHER} | {f"triplets {p.name}": p for p in self.triplets}
+        optional = {"features": self.features, "encoded": self.encoded}
+        return found | {what: path for what, path in optional.items() if path is not None}
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What else the model depends on."""
+        return {
+            "seed": self.seed,
+            "name": self.name,
+            "method": self.method,
+            "config": self.config.model_dump(mode="json"),
+            "negative_prompt": self.negative_prompt,
+        }
+
+
+def method_module(name: str) -> Any:
+    """`fewstep.methods.<name>`: its `Config` and `build`. Raises UserError on an unknown name."""
+    whole = f"fewstep.methods.{name}"
+    try:
+        module = importlib.import_module(whole)
+    except ModuleNotFoundError as error:
+        if not whole.startswith(str(error.name)):
+            raise  # something that the method needs
+        module = None
+    if not (hasattr(module, "Config") and hasattr(module, "build")):
+        file = f"src/fewstep/methods/{name}.py"
+        raise UserError(f"{name!r}: no such method; a method is a file {file} with Config and build")
+    return module
+
+
+def learn(task: Task) -> None:
+    """Train the student and write it to `artifacts/models/<name>`."""
+    config, name = task.config, task.name
+    backbone = open_backbone(TEACHER)
+    start, student = start_and_student(
+        open_model(MODELS / config.from_, backbone), name, backbone, config, task.seed
+    )
+    context = Context(
+        name=name,
+        seed=task.seed,
+        start=start,
+        student=student,
+        backbone=backbone,
+        shards=task.triplets,
+        features=task.features,
+        encoded=task.encoded,
+        negative_prompt=task.negative_prompt,
+    )
+    made = method_module(task.method).build(config, context)
+    work = Workspace(task.stage, task.params, task.inputs)
+    train(made.method, name, task.seed, work.folder)
+    if is_main_process():
+        adapter = detach(made.model.net) if config.lora is not None else None
+        save_model(MODELS / name, made.model, backbone, task.method, task.inputs, adapter, work.metadata)
+        work.finish()

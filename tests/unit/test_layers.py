@@ -1,0 +1,68 @@
+"""Imports point down: the layers of the package, and what each may import."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tools.imports import SRC, module_file
+
+PACKAGE = SRC / "fewstep"
+LAYERS = (
+    ("core",),
+    ("diffusion", "artifacts"),
+    ("config",),
+    ("sources", "data"),
+    ("preparation", "backbones"),
+    ("features", "training"),
+    ("losses", "sampling"),
+    ("pretraining", "students"),
+    ("methods", "evaluation"),
+    ("export", "chain"),
+    ("report", "checks"),
+    ("cli",),
+)
+"""From the lowest; packages of one layer do not import each other."""
+LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+
+
+def package_of(file: Path) -> str:
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Packages of ours that a module imports, wherever in it the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            module = module_file(name)
+            if module is not None and module != PACKAGE / "__init__.py":
+                found.add(package_of(module))
+    return found
+
+
+FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(PACKAGE)) for file in FILES])
+def test_imports_point_down(file: Path) -> None:
+    own = package_of(file)
+    above = {other for other in imported_modules(file) - {own} if LEVEL[other] >= LEVEL[own]}
+    assert not above, f"{own} is below {', '.join(sorted(above))}, or beside it"
+
+
+def test_methods_holds_methods_alone() -> None:
+    for file in (PACKAGE / "methods").glob("*.py"):
+        text = file.read_text()
+        assert file.stem == "__init__" or ("\nclass Config(" in text and "\ndef build(" in text), file.name
+
+
+def test_nobody_but_the_chain_imports_a_method() -> None:
+    """Methods are found by name; the sections `reflow` and `halve` have a type each."""
+    importers = {package_of(file) for file in FILES if "methods" in imported_modules(file)}
+    assert importers <= {"methods", "chain"}
