@@ -47,7 +47,12 @@ STEPS, BATCH = 9, 7
 
 
 def started(
-    folder: Path, launch: str, *arguments: str, script: Path = SCRIPT, precision: str = "no"
+    folder: Path,
+    launch: str,
+    *arguments: str,
+    script: Path = SCRIPT,
+    precision: str = "no",
+    steps: int = 12,
 ) -> subprocess.CompletedProcess[str]:
     """The training in `folder`; every step is kept."""
     folder.mkdir(exist_ok=True)
@@ -60,6 +65,7 @@ def started(
         "HF_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "src"),
+        "STEPS": str(steps),
     }
     return subprocess.run(
         [sys.executable, script, *arguments],
@@ -174,6 +180,44 @@ def test_students_in_shards_are_those_of_one_process(tmp_path: Path, monkeypatch
         assert share + second[name] == pytest.approx(1, abs=0.01), "together they hold all but counts once"
 
 
+ADVERSARIES = ROOT / "tests/adversaries.py"
+
+
+@pytest.fixture(scope="module")
+def adversaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several networks, trained in one process to their equilibrium."""
+    folder = tmp_path_factory.mktemp("adversaries")
+    result = started(folder, "", script=ADVERSARIES, steps=300)
+    assert result.returncode == 0, result.stderr
+    return folder / "weights.safetensors"
+
+
+def test_several_networks_reach_their_equilibrium(adversaries: Path) -> None:
+    """Student, fake and slow average are the real map, from 1.7 away; the base is as it was."""
+    found = load_file(adversaries)
+    for name in ("student", "fake", "slow"):
+        own = {key: weight for key, weight in found.items() if key.startswith(name)}
+        down, up = (next(own[key] for key in own if half in key) for half in ("lora_A", "lora_B"))
+        far = (found["base"] + up @ down - found["real"]).abs().max()
+        assert far < 0.03 and (found["base"] - found["real"]).abs().max() > 1, name
+
+
+@pytest.mark.parametrize("launch", ["", COPIES, SHARDS], ids=["one process", "copies", "shards"])
+def test_several_networks_killed_and_resumed_end_alike(launch: str, tmp_path: Path) -> None:
+    """To the same bytes where the processes are as many; to rounding, where they are more than one."""
+    alone, whole, torn = (tmp_path / name for name in ("alone", "whole", "torn"))
+    for folder, how in ((alone, ""), (whole, launch)):
+        result = started(folder, how, script=ADVERSARIES)
+        assert result.returncode == 0, result.stderr
+    killed = started(torn, launch, "kill=7", script=ADVERSARIES)
+    assert killed.returncode != 0 and not (torn / "weights.safetensors").exists()
+    ended = started(torn, launch, script=ADVERSARIES)
+    assert ended.returncode == 0 and "resumes at step 7" in ended.stdout, ended.stderr
+    one, other, resumed = (folder / "weights.safetensors" for folder in (alone, whole, torn))
+    assert other.read_bytes() == resumed.read_bytes()
+    assert_equal(one, other, 1e-4)
+
+
 def distance(one: dict[str, Tensor], two: dict[str, Tensor]) -> float:
     """Euclidean; what is not there is zero."""
     return sum(float((value - two.get(name, 0)).square().sum()) for name, value in one.items()) ** 0.5
@@ -185,8 +229,8 @@ def test_an_overflow_in_one_processs_shards_changes_no_weight_in_any(tmp_path: P
         result = started(folder, launch, "huge=4", precision="fp16")
         assert result.returncode == 0, result.stderr
         kept = load_file(folder / "states/coder/step-00000009/state.safetensors")
-        assert kept["scaler/coder"].tolist() == [2.0**15, 4.0], "halved, then four good steps"
-        assert kept["optimizer/coder/net/first.bias/step"].item() == STEPS - 1
+        assert kept["coder/scaler"].tolist() == [2.0**15, 4.0], "halved, then four good steps"
+        assert kept["coder/optimizer/net/first.bias/step"].item() == STEPS - 1
     assert_equal(alone / "weights.safetensors", two / "weights.safetensors", 2e-3)
 
 

@@ -4,7 +4,6 @@ import ast
 from pathlib import Path
 
 import pytest
-
 from tools.imports import SRC, module_file
 
 PACKAGE = SRC / "fewstep"

@@ -95,7 +95,10 @@ def twin(net: M) -> M:
 
 
 def detach(net: nn.Module) -> LowRank:
-    """Merge the adapter into the network, in place, and return it."""
+    """Merge the adapter into the network, in place, and return it.
+
+    The adapted layers get weights of their own first: a twin on the same base stays as it is.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import get_peft_model_state_dict
 
@@ -104,6 +107,8 @@ def detach(net: nn.Module) -> LowRank:
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
     for name, layer in list(net.named_modules()):
         if isinstance(layer, BaseTunerLayer):
+            base: Any = layer.get_base_layer()
+            base.weight = nn.Parameter(base.weight.detach().clone(), base.weight.requires_grad)
             layer.merge()
             parent, _, child = name.rpartition(".")
             setattr(net.get_submodule(parent), child, layer.get_base_layer())

@@ -77,6 +77,27 @@ def shard(net: nn.Module) -> Callable[[], None]:
     return join
 
 
+def unsharded_in_backward(net: nn.Module, layer: str, output: Tensor) -> None:
+    """Have the weights around a layer at hand when a gradient arrives at its output.
+
+    FSDP gathers a module's weights in the backward pass when the gradient of the module's own output arrives.
+    That of a layer inside it may arrive alone. Where the network is not FSDP-sharded, nothing is done.
+    """
+    library = sys.modules.get("torch.distributed.fsdp")
+    if library is None or not output.requires_grad:
+        return
+    names = layer.split(".")
+    around = [net.get_submodule(".".join(names[:i])) for i in range(len(names) + 1)]
+    sharded = [module for module in around if isinstance(module, library.FSDPModule)]
+
+    def gather(_: Tensor) -> None:
+        for module in sharded:
+            module.unshard()
+
+    if sharded:
+        output.register_hook(gather)  # type: ignore[no-untyped-call]
+
+
 def without_weights(net: M) -> M:
     """A copy on no device; its buffers are the network's own."""
     memo: dict[int, object] = {id(buffer): buffer for buffer in net.buffers()}
