@@ -1,0 +1,231 @@
+"""Each method's losses against their formulas, written out anew; and mutations that must each be noticed.
+
+The expected values come from numpy and the papers' equations alone. Randomness is drawn from the keys that a
+method documents: `times`, `step` and `noise` of the model to be made.
+"""
+
+from collections.abc import Callable, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.core.keyed import Key
+from fewstep.data.triplets import TripletBatch
+from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
+from fewstep.diffusion.schedules import Cosine, RectifiedFlow
+from fewstep.methods import direct, halve, reflow
+from fewstep.training.method import Rows
+
+BATCH, SIZE = 64, 3
+TRAINING = {"steps": 10, "batch_size": BATCH, "learning_rate": 1.0}
+UNCONDITIONAL = 0.3
+
+
+class Scaled(nn.Module):
+    """`scale x + slope time`, the scale a condition where there is one."""
+
+    def __init__(self, scale: float, slope: float = 0.0) -> None:
+        super().__init__()
+        self.scale, self.slope = scale, slope
+
+    def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        return conditions.get("scale", torch.tensor(self.scale)) * x + self.slope * time[:, None]
+
+
+def model(net: nn.Module, prediction: Prediction, schedule: Any, takes_condition: bool = False) -> Any:
+    """What a method uses of a model."""
+
+    def network(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        return net(x, time, conditions if takes_condition else {})
+
+    return SimpleNamespace(
+        net=net, denoiser=Denoiser(network, schedule, prediction, schedule), is_teacher=takes_condition
+    )
+
+
+def samples() -> tuple[TripletBatch, Tensor]:
+    """Triplets in float64, each with a condition of its own `[B, 1]`."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = (torch.randn(BATCH, SIZE, dtype=torch.float64, generator=generator) for _ in range(2))
+    scale = torch.rand(BATCH, 1, dtype=torch.float64, generator=generator)
+    return TripletBatch(x_0, eps, {"scale": scale}), scale
+
+
+def context(start: Any = None, **more: Any) -> Any:
+    """A method's inputs."""
+    pairs, _ = samples()
+    return SimpleNamespace(
+        start=start,
+        key=lambda use: Key(0, f"model/{use}"),
+        triplet_batch=lambda positions: pairs,
+        clean_batch=lambda positions: (pairs.x_0, pairs.conditions),
+        unconditional=lambda: {"scale": torch.full((1, 1), UNCONDITIONAL, dtype=torch.float64)},
+        **more,
+    )
+
+
+def losses(method: Any, step: int = 0) -> dict[str, float]:
+    """Of the first batch."""
+    batch = method.prepare(method.batch(Rows(step, range(BATCH))))
+    return {name: float(value) for name, value in method.losses("student", batch, step).items()}
+
+
+def check_halve(module: ModuleType) -> None:
+    """Salimans & Ho 2022, algorithm 2 on the cosine schedule; the teacher's estimate is `k x`, the student's
+    `0.7 x`. With guidance w, `k = u + w (c - u)`.
+    """
+    pairs, scale = samples()
+    x_0, steps, positions = pairs.x_0.numpy(), 3, range(BATCH)
+    i = np.floor(Key(0, "model/step").uniform(positions)[:, :1] * steps)
+    eps = Key(0, "model/noise").normal(positions, (SIZE,)).astype(np.float64)
+
+    def coefficients(t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return np.cos(np.pi * t / 2), np.sin(np.pi * t / 2)
+
+    def ddim(x: np.ndarray, k: np.ndarray, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+        (alpha, sigma), (alpha_s, sigma_s) = coefficients(t), coefficients(s)
+        return alpha_s * k * x + sigma_s * (x - alpha * k * x) / sigma
+
+    for weight, guidance in (("truncated_snr", 1.0), ("snr_plus_one", 1.0), ("truncated_snr", 2.5)):
+        config = module.Config.model_validate(
+            {"from": "teacher", "steps": steps, "weight": weight, "guidance": guidance, "training": TRAINING}
+        )
+        start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
+        student = model(Scaled(0.7), Prediction.SAMPLE, Cosine())
+        found = losses(module.Halve(config, context(start), student))
+        k = UNCONDITIONAL + guidance * (scale.numpy() - UNCONDITIONAL)
+        t = (i + 1) / steps
+        alpha, sigma = coefficients(t)
+        x_t = alpha * x_0 + sigma * eps
+        x_end = ddim(ddim(x_t, k, t, t - 0.5 / steps), k, t - 0.5 / steps, i / steps)
+        alpha_end, sigma_end = coefficients(i / steps)
+        target = (x_end - sigma_end / sigma * x_t) / (alpha_end - sigma_end / sigma * alpha)
+        snr = (alpha / sigma) ** 2
+        w = np.maximum(snr, 1) if weight == "truncated_snr" else snr + 1
+        assert found == {"x_0": pytest.approx((w * (0.7 * x_t - target) ** 2).mean(), rel=1e-5)}
+
+
+def check_reflow(module: ModuleType) -> None:
+    """Liu et al. 2022, eq. 1, and Lee et al. 2024: times of density `e^{4t} + e^{4(1 - t)}`, pseudo-Huber."""
+    pairs, _ = samples()
+    x_0, eps = pairs.x_0.numpy(), pairs.eps.numpy()
+    r = Key(0, "model/times").uniform(range(BATCH), 2)
+    s = np.log(1 + r[:, :1] * (np.exp(4) - 1)) / 4
+    for loss in ("plain", "improved"):
+        config = module.Config.model_validate({"from": "teacher", "loss": loss, "training": TRAINING})
+        student = model(Scaled(0.3, slope=2e-4), Prediction.FLOW, RectifiedFlow())
+        found = losses(module.Reflow(config, context(), student))
+        t = r[:, :1] if loss == "plain" else np.where(r[:, 1:] < 0.5, s, 1 - s)
+        t = np.clip(t, 1e-5, 1 - 1e-5)
+        error = 0.3 * ((1 - t) * x_0 + t * eps) + 0.2 * t - (eps - x_0)
+        c = 0.00054 * SIZE
+        huber = (np.sqrt((error**2).sum(1) + c**2) - c).mean() / SIZE
+        expected = (error**2).mean() if loss == "plain" else huber
+        assert found == {"velocity": pytest.approx(expected, rel=1e-5)}
+
+
+def check_direct(module: ModuleType) -> None:
+    """`x_hat = eps - u(eps, 1)`; the perceptual phase adds pixels of a decoder `z -> 3 z`."""
+    pairs, _ = samples()
+    x_0, eps = pairs.x_0.numpy(), pairs.eps.numpy()
+    error = eps - (0.3 * eps + 0.2) - x_0
+    distances = {
+        "l2": (error**2).mean(),
+        "l1": np.abs(error).mean(),
+        "log_l1": np.log(np.abs(error).mean(1) + 0.02).mean(),
+    }
+    for kind, expected in distances.items():
+        values = {"method": "direct", "from": "teacher", "latent_loss": kind, "latent_weight": 0.5}
+        more = {"pixel_weight": 0.25, "perceptual_from": 4, "training": TRAINING}
+        config = module.Config.model_validate(values | more)
+        student = model(Scaled(0.3, slope=2e-4), Prediction.FLOW, RectifiedFlow())
+        backbone = SimpleNamespace(decode=lambda z: 3 * z, decoder=nn.Identity)
+        method = module.Direct(config, context(backbone=backbone), student)
+        latents = {"latents": pytest.approx(0.5 * expected, rel=1e-5)}
+        pixels = {"pixels": pytest.approx(0.25 * 3 * np.abs(error).mean(), rel=1e-5)}
+        assert losses(method, step=3) == latents
+        assert losses(method, step=4) == latents | pixels
+
+
+CHECKS: dict[ModuleType, Callable[[ModuleType], None]] = {
+    halve: check_halve,
+    reflow: check_reflow,
+    direct: check_direct,
+}
+MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
+    halve: [
+        ("alpha_sigma((i + 1) / self.config.steps)", "alpha_sigma(i / self.config.steps + 0.1)"),
+        ("t = (batch.i + 1) / self.config.steps", "t = (batch.i + 0.5) / self.config.steps"),
+        ("(uniform * self.config.steps).floor()", "(uniform * self.config.steps).round() * 0.9"),
+        ("along(sigma, eps) * eps", "along(alpha, eps) * eps"),
+        ("along(alpha, x_0) * x_0", "along(sigma, x_0) * x_0"),
+        (".x_0 - batch.target", ".eps - batch.target"),
+        ("along(weight, error) * error.square()", "error.square()"),
+        ("along(weight, error) * error.square()", "along(weight, error) * error.abs()"),
+        ("self.teacher, batch.x_t, batch.i, self.config.steps", "self.teacher, batch.x_t, batch.i, 4"),
+        ("context.unconditional(), config.guidance)", "context.unconditional(), 1.0)"),
+        ("if config.guidance != 1 or", "if"),
+        ('"truncated_snr": truncated_snr', '"truncated_snr": snr_plus_one'),
+        ('"snr_plus_one": snr_plus_one', '"snr_plus_one": truncated_snr'),
+    ],
+    reflow: [
+        ("- (pairs.eps - pairs.x_0)", "+ (pairs.eps - pairs.x_0)"),
+        ("torch.lerp(pairs.x_0, pairs.eps,", "torch.lerp(pairs.eps, pairs.x_0,"),
+        ("denoise(x_t, t, pairs.conditions)", "denoise(x_t, 1 - t, pairs.conditions)"),
+        ("conditions).velocity", "conditions).eps"),
+        ('Times.U_SHAPED if self.config.loss == "improved"', 'Times.U_SHAPED if self.config.loss == "plain"'),
+        ('pseudo_huber(error) if self.config.loss == "improved"', "pseudo_huber(error) if False"),
+        ("- c).mean() / dim", "- c).mean()"),
+        ("c = HUBER * dim", "c = HUBER * 100 * dim"),
+        ("c**2).sqrt() - c)", "c**2).sqrt())"),
+    ],
+    direct: [
+        ("t = torch.ones(", "t = torch.zeros("),
+        ("self.denoiser(batch.eps,", "self.denoiser(batch.x_0,"),
+        ("config.latent_weight * distance", "distance"),
+        ("x_hat, batch.x_0)}", "x_hat, batch.eps)}"),
+        ("step >= config.perceptual_from", "step > config.perceptual_from"),
+        ("config.pixel_weight * (picture", "(picture"),
+        ("target = backbone.decode(batch.x_0)", "target = backbone.decode(batch.eps)"),
+        ("picture = backbone.decode(x_hat)", "picture = x_hat"),
+        ('if kind == "l2"', 'if kind == "l1"'),
+        ('if kind == "log_l1"', 'if kind == "l1"'),
+        ("each + NEAR", "each"),
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+
+
+def mutated(module: ModuleType, line: str, other: str) -> ModuleType:
+    """The module with one expression replaced."""
+    assert module.__file__ is not None
+    with open(module.__file__) as file:  # noqa: PTH123
+        source = file.read()
+    assert source.count(line) == 1, f"{line!r} is there {source.count(line)} times; write the mutation anew"
+    made = ModuleType(module.__name__)
+    exec(compile(source.replace(line, other), module.__file__, "exec"), made.__dict__)
+    return made
+
+
+@pytest.mark.parametrize("module", CHECKS, ids=lambda module: module.__name__.split(".")[-1])
+def test_losses_are_the_papers(module: ModuleType) -> None:
+    CHECKS[module](module)
+
+
+@pytest.mark.parametrize(
+    ("module", "line", "other"),
+    [(module, *mutation) for module, mutations in MUTATIONS.items() for mutation in mutations],
+    ids=[f"{m.__name__.split('.')[-1]}-{i}" for m, each in MUTATIONS.items() for i in range(len(each))],
+)
+def test_a_mutation_is_noticed(module: ModuleType, line: str, other: str) -> None:
+    broken = mutated(module, line, other)
+    with pytest.raises(AssertionError):
+        CHECKS[module](broken)
