@@ -142,3 +142,21 @@ def test_an_edit_reruns_what_it_concerns(edited: str, stages_to_run: set[str], t
     file = SRC / "fewstep" / edited
     concerned = {name.split("@")[0] for name, _, found in stages(params, tmp_path) if file in found}
     assert concerned == stages_to_run
+
+
+PARAMS = [
+    *(ROOT / place for place in ("params.yaml", "tests/integration/miniature.yaml")),
+    *(ROOT / "params").glob("*.yaml"),
+    *(ROOT / "examples").glob("*/params.yaml"),
+]
+
+
+@pytest.mark.parametrize("file", PARAMS, ids=[str(file.relative_to(ROOT)) for file in PARAMS])
+def test_every_parameter_of_dvc_yaml_is_in_each_file(file: Path) -> None:
+    params = yaml.safe_load(file.read_text())
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"].items():
+        for key in stage.get("do", stage).get("params", []):
+            if "${" not in key:
+                section, _, entry = key.partition(".")
+                # A stage that `foreach` leaves out needs no section.
+                assert not entry or section not in params or entry in params[section], f"{name}: {key}"
