@@ -78,7 +78,7 @@ class Backbone(Protocol):
 
 
 class LowRankAdapter(Protocol):
-    """A low-rank adapter; see objectives/lora.py."""
+    """A low-rank adapter; see training/lora.py."""
 
     @property
     def facts(self) -> dict[str, Any]:
