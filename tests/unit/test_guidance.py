@@ -26,7 +26,8 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.data.noise import noise_key
 from fewstep.data.triplets import TripletBatch, collate, open_triplets
-from fewstep.diffusion.denoiser import GUIDANCE
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Estimate
+from fewstep.diffusion.halving import halving_target
 from fewstep.diffusion.solvers import at
 from fewstep.export.pipeline import export
 from fewstep.methods import direct, halve, reflow
@@ -34,6 +35,7 @@ from fewstep.sampling.draw import Sampler
 from fewstep.students.context import Context
 from fewstep.students.learn import Task, learn
 from fewstep.students.start import start_and_student
+from fewstep.training.method import Rows
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import CAPTIONS
 
@@ -100,9 +102,27 @@ def test_a_student_begins_as_its_start_and_learns_to_heed_guidance(family: str) 
 
 
 def test_halving_a_teacher_learns_its_steps_at_each_triplets_guidance() -> None:
+    """Its target is two DDIM steps of `u + w (c - u)`, w the triplet's own."""
     backbone = import_miniature("sd")
     draw_triplets(backbone, guidance=(1.0, 9.0))
+    start = open_model(TEACHER, backbone)
     config = halve.Config.model_validate({**EMBEDDED, "steps": 2})
+    context = Context("halve-2", 0, start, start, backbone, [TRIPLETS / "0"], None, None)
+    method = halve.Halve(config, context, start)
+    with torch.no_grad():
+        batch = method.prepare(method.batch(Rows(0, range(8))))
+        scales = batch.conditions[GUIDANCE]
+        assert len(set(scales.tolist())) == 8
+        text = {"text": batch.conditions["text"]}
+        free = {"text": backbone.unconditional()["text"].expand_as(text["text"])}
+
+        def by_hand(x: torch.Tensor, t: torch.Tensor, conditions: Conditions) -> Estimate:
+            with_text, without = (start.denoiser(x, t, each) for each in (text, free))
+            w = scales.reshape(-1, 1, 1, 1)
+            return Estimate(*(u + w * (c - u) for c, u in zip(with_text, without, strict=True)))
+
+        expected = halving_target(by_hand, batch.x_t, batch.i, 2, text, start.denoiser)
+    torch.testing.assert_close(batch.target, expected.float(), atol=1e-4, rtol=1e-4)
     learn(Task("halve", "halve-2", "halve", config, [0], 0))
     assert open_model(MODELS / "halve-2", backbone).takes_guidance
 
@@ -198,7 +218,7 @@ def test_impossible_guidance_is_refused() -> None:
                 "encode_data.train": {},
                 "halve.2.data": "encoded",
             },
-            r"halve\.2\.data = 'encoded': real pictures have no guidance",
+            r"halve\.2\.data = 'encoded': real images have no guidance",
         ),
     ],
 )

@@ -223,7 +223,7 @@ class DiffusersBackbone:
         return self.vae
 
     def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions | None:
-        """Zeros in the shapes of `encode_prompts`, from the network's configuration alone; see checks/memory.py.
+        """Zeros in the shapes of `encode_prompts`, from its configuration alone; see checks/memory.py.
 
         length: tokens of a prompt; None: the family's usual. None where the configuration does not tell.
         """

@@ -1,6 +1,6 @@
 """How much memory and computing a training of a denoiser takes, known before the denoiser is there.
 
-A step is traced on fake tensors (checks/tracing.py). What is not counted: what kernels allocate for themselves, the
+A step is traced on fake tensors (checks/tracing.py). Not counted: what kernels allocate for themselves, the
 allocator's losses, text encoders, and of a perceptual loss the decoder and the feature network.
 """
 
