@@ -18,14 +18,14 @@ from torch.nn.functional import mse_loss
 from triplets import alternate
 
 from fewstep.backbones.base import open_backbone
-from fewstep.core.hardware import computing, device, mixed_precision
+from fewstep.core.hardware import autocast, device, mixed_precision
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, TEACHER
 from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
-from fewstep.data.prompted import stacked
+from fewstep.data.prompted import collate_rows
 from fewstep.data.shards import open_pictures
-from fewstep.diffusion.denoiser import Conditions, along
+from fewstep.diffusion.denoiser import Conditions, expand_like
 from fewstep.evaluation.speed import machine
 from fewstep.sampling.encode import encode_split
 
@@ -49,9 +49,9 @@ def main() -> None:
         t = torch.rand(len(x_0), device=x_0.device)
         alpha, sigma = schedule.alpha_sigma(t)
         eps = torch.randn_like(x_0)
-        with computing():
+        with autocast():
             raw = network(
-                along(alpha, x_0) * x_0 + along(sigma, eps) * eps,
+                expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps,
                 schedule.network_time(t).float(),
                 conditions,
             )
@@ -69,12 +69,12 @@ def main() -> None:
         def cached() -> None:
             for number in range(chosen.steps):
                 rows = encoded.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
-                step(*stacked(rows, device()))
+                step(*collate_rows(rows, device()))
 
         def each_step() -> None:
             for number in range(chosen.steps):
                 rows = pictures.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
-                with torch.no_grad(), computing():
+                with torch.no_grad(), autocast():
                     x_0 = backbone.encode(picture_batch(rows).to(device()))
                     conditions = backbone.encode_prompts([row.caption for row in rows])
                 step(x_0, conditions)

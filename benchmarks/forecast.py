@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--budget", type=float, default=30)
     chosen = parser.parse_args()
-    clock: Callable[[], float] = computing if chosen.cpu else time.perf_counter
+    clock: Callable[[], float] = autocast if chosen.cpu else time.perf_counter
     begun = clock()
     chain = load_chain()
     foreseen = forecast(chain, design(chain), Stopwatch(chosen.budget, clock))
@@ -58,7 +58,7 @@ def planned(stage: str) -> str:
     return f"{LEARNED[name]}{key}" if name in LEARNED else stage
 
 
-def computing() -> float:
+def autocast() -> float:
     """Seconds of computing of this process and those that it waited for."""
     return sum(os.times()[:4])
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.backbones.base import open_backbone, open_model
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
-from fewstep.core.hardware import computing, deterministic, device
+from fewstep.core.hardware import autocast, deterministic, device
 from fewstep.core.paths import EVALUATION_SET, TEACHER
 from fewstep.data.noise import noise_of
 from fewstep.diffusion.solvers import Solver
@@ -38,7 +38,7 @@ def main() -> None:
     model, prompts = open_model(TEACHER, backbone), load(EVALUATION_SET).prompts
     sampling = read(SamplingConfig, "sampling")
     noise = noise_of(prompts.noise, range(count), backbone.latent_shape).to(device())
-    with torch.no_grad(), computing():
+    with torch.no_grad(), autocast():
         conditions = backbone.encode_prompts(prompts.prompts[:count])
 
     def latents(chosen: SamplingConfig) -> Tensor:

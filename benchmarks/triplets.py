@@ -16,9 +16,9 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from fewstep.backbones.base import open_backbone, open_model
-from fewstep.backbones.prompts import encode_distinct, picked
+from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.config.sampling import SamplingConfig
-from fewstep.core.hardware import computing, device, mixed_precision
+from fewstep.core.hardware import autocast, device, mixed_precision
 from fewstep.core.paths import DATA, TEACHER
 from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.shards import captions
@@ -51,18 +51,18 @@ def main() -> None:
         for start in range(0, len(prompts), chosen.batch):
             rows = row[start : start + chosen.batch]
             noise = noise_of(noise_key(0), range(start, start + len(rows)), backbone.latent_shape)
-            sampler.latents(picked(conditions, rows), noise.to(device()), STEPS).cpu()
+            sampler.latents(gather(conditions, rows), noise.to(device()), STEPS).cpu()
 
     def plain() -> None:
         for start in range(0, len(prompts), chosen.batch):
-            with computing():
+            with autocast():
                 pipeline(
                     prompts[start : start + chosen.batch], num_inference_steps=STEPS, guidance_scale=GUIDANCE
                 )
 
     def plain_without_pictures() -> None:
         for start in range(0, len(prompts), chosen.batch):
-            with computing():
+            with autocast():
                 pipeline(
                     prompts[start : start + chosen.batch],
                     num_inference_steps=STEPS,

@@ -9,7 +9,7 @@ from prefect.logging import get_run_logger
 from prefect.states import Cancelled, Completed, Failed
 
 from flows.graph import Stage
-from flows.process import MayPass, OutOfMemory, StageFailed, run_dvc
+from flows.process import OutOfMemory, StageFailed, TransientFailure, run_dvc
 from flows.publish import following
 from flows.slots import Stopped, leased
 
@@ -42,7 +42,7 @@ def attempt(
             return Completed() if ran else Completed(name="Cached", message="DVC had it")
         except Stopped:
             return Cancelled(message="stopped; its state is kept, run it again to go on")
-        except MayPass as error:
+        except TransientFailure as error:
             failures += 1
             if failures > stage.demands.retries or stop.wait(delay(failures)):
                 return Failed(message=str(error))

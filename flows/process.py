@@ -26,7 +26,7 @@ class StageFailed(Exception):
     """A stage ended badly; the message is its own."""
 
 
-class MayPass(StageFailed):
+class TransientFailure(StageFailed):
     """In a way that may not come again: a killed process, a remote out of reach."""
 
 
@@ -114,7 +114,7 @@ def failure(name: str, said: Sequence[str], status: int = 1) -> StageFailed:
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     died = not errors and (128 < status < 192 or any(DIED.search(line) for line in said))
     unreachable = any(word in line for line in said[-5:] for word in PASSING)
-    kind: type[StageFailed] = MayPass if died or unreachable else StageFailed
+    kind: type[StageFailed] = TransientFailure if died or unreachable else StageFailed
     if any(OUT_OF_MEMORY in line for line in errors):
         kind = OutOfMemory
     return kind(f"{name}: " + "\n".join(errors or said[-15:]))

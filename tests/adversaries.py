@@ -126,7 +126,7 @@ def main() -> None:
     method = Adversaries(base, real)
     assert {id(net.second.base_layer.weight) for net in (method.student, method.fake)} == {id(shared)}  # type: ignore[union-attr]
     train(method, "adversaries", 0, Path("states"))
-    slow = {f"slow.{n}": w for n, w in whole(method.groups["student"].averages["slow"]["net"]).items()}
+    slow = {f"slow.{n}": w for n, w in full_tensor(method.groups["student"].averages["slow"]["net"]).items()}
     if is_main_process():
         adapters = {f"fake.{n}": w for n, w in detach(method.fake).weights.items()}
         adapters |= {f"student.{n}": w for n, w in detach(method.student).weights.items()}
@@ -134,9 +134,9 @@ def main() -> None:
         save_file(adapters | head | slow | {"real": real, "base": shared.detach()}, OUT)
 
 
-def whole(net: nn.Module) -> dict[str, Tensor]:
+def full_tensor(net: nn.Module) -> dict[str, Tensor]:
     """Adapter weights of an average, which stays FSDP-sharded; every rank asks."""
-    from fewstep.training.sharding import whole as full
+    from fewstep.training.sharding import full_tensor as full
 
     return {name: full(w.detach()).clone() for name, w in net.named_parameters() if "lora_" in name}
 

@@ -18,8 +18,8 @@ from fewstep.diffusion.denoiser import (
     Denoiser,
     Estimate,
     Prediction,
-    along,
     clipped,
+    expand_like,
     guided,
 )
 from fewstep.diffusion.halving import halving_target
@@ -41,7 +41,7 @@ def noise(*shape: int) -> Tensor:
 
 def network(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
     """Some smooth function of all its inputs."""
-    return torch.sin(1.3 * x + along(time, x) / 400 + conditions.get("text", torch.zeros(1)).float())
+    return torch.sin(1.3 * x + expand_like(time, x) / 400 + conditions.get("text", torch.zeros(1)).float())
 
 
 class Text(CustomModel):
@@ -60,7 +60,7 @@ def teacher(prediction: Prediction, path: Schedule = FLOW) -> Denoiser:
 
 def own_sum(denoiser: Denoiser, estimate: Estimate, t: Tensor) -> Tensor:
     """What the estimate adds up to at the point at which the network was asked."""
-    alpha, sigma = (along(c, estimate.x_0) for c in denoiser.own_alpha_sigma(t))
+    alpha, sigma = (expand_like(c, estimate.x_0) for c in denoiser.own_alpha_sigma(t))
     return alpha * estimate.x_0 + sigma * estimate.eps
 
 
@@ -152,7 +152,7 @@ def test_the_straight_flow_of_a_table_is_straight() -> None:
         """x_0 = x_T / 2, from `x = alpha x_0 + sigma eps` and `x_T = a x_0 + s eps` at the table's end."""
         alpha, sigma = STABLE_DIFFUSION.alpha_sigma((time.double() + 1) / 1000)
         a, s = STABLE_DIFFUSION.alpha_sigma(torch.ones(1))
-        return along(1 / (alpha + sigma * (2 - a) / s), x.double()) * x
+        return expand_like(1 / (alpha + sigma * (2 - a) / s), x.double()) * x
 
     denoiser, eps = Denoiser(straight, STABLE_DIFFUSION, Prediction.SAMPLE, FLOW), noise(64, 3)
     for steps in (1, 4, 15):  # with more, others than the first lie beyond the table

@@ -11,8 +11,8 @@ from fewstep.diffusion.denoiser import (
     Denoiser,
     Estimate,
     Prediction,
-    along,
     clipped,
+    expand_like,
     from_estimate,
     guided,
     to_estimate,
@@ -47,8 +47,8 @@ def gaussian(path: Schedule) -> Denoiser:
         def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
             alpha, sigma = self.path.alpha_sigma(t)
             variance = alpha.square() * SIGMA_DATA**2 + sigma.square()
-            x_0 = along(alpha * SIGMA_DATA**2 / variance, x) * x
-            return Estimate(x_0, along(sigma / variance, x) * x)
+            x_0 = expand_like(alpha * SIGMA_DATA**2 / variance, x) * x
+            return Estimate(x_0, expand_like(sigma / variance, x) * x)
 
     return Exact(lambda x, t, c: x, path, Prediction.SAMPLE, path)
 
@@ -78,7 +78,7 @@ def test_discrete_schedule_meets_its_table_and_the_flow_range_of_stable_diffusio
 def test_every_prediction_round_trips_on_every_schedule(schedule: Schedule, prediction: Prediction) -> None:
     truth = Estimate(double(301, 3), double(301, 3, seed=1))
     alpha, sigma = schedule.alpha_sigma(INSIDE)
-    x_t = along(alpha, truth.x_0) * truth.x_0 + along(sigma, truth.eps) * truth.eps
+    x_t = expand_like(alpha, truth.x_0) * truth.x_0 + expand_like(sigma, truth.eps) * truth.eps
     raw = from_estimate(truth, alpha, sigma, prediction)
     found = to_estimate(raw, x_t, alpha, sigma, prediction)
     assert torch.allclose(found.x_0, truth.x_0, atol=1e-9)
@@ -124,7 +124,7 @@ def test_ddim_is_euler_on_the_rectified_flow() -> None:
 
 def network(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
     """Some smooth float64 function of its inputs, standing for a trained network."""
-    return torch.sin(x * 1.3 + along(time.double(), x.double()) / 400) * 0.7
+    return torch.sin(x * 1.3 + expand_like(time.double(), x.double()) / 400) * 0.7
 
 
 class Double(Denoiser):
@@ -132,7 +132,7 @@ class Double(Denoiser):
 
     def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         own_t = self.schedule.time_at(self.path.angle(t.double()))
-        own_x = x * along(self.schedule.scale(own_t) / self.path.scale(t), x)
+        own_x = x * expand_like(self.schedule.scale(own_t) / self.path.scale(t), x)
         raw = self.network(own_x, self.schedule.network_time(own_t), conditions)
         return to_estimate(raw, own_x, *self.schedule.alpha_sigma(own_t), self.prediction)
 
@@ -184,7 +184,9 @@ def test_clipping_bounds_x_0_and_keeps_x_t() -> None:
     estimate = clipped(gaussian(Cosine()), gaussian(Cosine()), 0.4)(x, t, {})
     assert estimate.x_0.abs().max() <= 0.4
     alpha, sigma = Cosine().alpha_sigma(t)
-    assert torch.allclose(along(alpha, x) * estimate.x_0 + along(sigma, x) * estimate.eps, x, atol=1e-12)
+    assert torch.allclose(
+        expand_like(alpha, x) * estimate.x_0 + expand_like(sigma, x) * estimate.eps, x, atol=1e-12
+    )
 
 
 def halve_gaussian(path: Schedule, teacher: Denoiser, steps: int) -> Denoiser:
@@ -202,8 +204,8 @@ def halve_gaussian(path: Schedule, teacher: Denoiser, steps: int) -> Denoiser:
         def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
             i = (t * steps).round().long() - 1
             alpha, sigma = self.path.alpha_sigma(t)
-            x_hat = along(slopes[i], x) * x
-            return Estimate(x_hat, (x - along(alpha, x) * x_hat) / along(sigma, x))
+            x_hat = expand_like(slopes[i], x) * x
+            return Estimate(x_hat, (x - expand_like(alpha, x) * x_hat) / expand_like(sigma, x))
 
     return Student(lambda x, t, c: x, path, Prediction.SAMPLE, path)
 
@@ -249,7 +251,7 @@ def test_straightness_of_a_curved_and_of_a_straight_flow() -> None:
 
     def straight(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         """The reflowed Gaussian: x_t = ((1 - t) s + t) eps, so eps is known from x_t."""
-        eps = x / along((1 - t) * SIGMA_DATA + t, x)
+        eps = x / expand_like((1 - t) * SIGMA_DATA + t, x)
         return Estimate(SIGMA_DATA * eps, eps)
 
     assert curved.mean() > 1e-2

@@ -16,7 +16,7 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import picture_batch
-from fewstep.data.prompted import stacked
+from fewstep.data.prompted import collate_rows
 from fewstep.data.shards import open_pictures
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
 from fewstep.features.network import open_features
@@ -63,7 +63,7 @@ def test_what_is_read_is_what_the_backbone_encodes(
     encoded = open_encoded(tmp_path / "out", ORDER)
     assert encoded.total == pictures.total
     positions = range(3, 40, 5)
-    x_0, conditions = stacked(encoded.rows(positions), torch.device("cpu"))
+    x_0, conditions = collate_rows(encoded.rows(positions), torch.device("cpu"))
     rows = pictures.rows(positions)
     with torch.no_grad():
         latents = backbone.encode(picture_batch(rows))

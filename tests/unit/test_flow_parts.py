@@ -11,7 +11,7 @@ from flows.ablation import clone, spread
 from flows.code import git
 from flows.graph import stages_of
 from flows.overrides import override
-from flows.process import MayPass, OutOfMemory, StageFailed, failure, run_dvc
+from flows.process import OutOfMemory, StageFailed, TransientFailure, failure, run_dvc
 from flows.slots import Stopped
 from tools.imports import ROOT
 
@@ -80,10 +80,10 @@ FAILED = "ERROR: failed to reproduce 'a': failed to run: python a.py, exited wit
     [
         (["error: params.yaml: seed is missing", f"{FAILED} 1"], StageFailed, "params.yaml: seed"),
         ([f"error: {OUT_OF_MEMORY}: CUDA out of memory"], OutOfMemory, "CUDA out of memory"),
-        ([f"{FAILED} -9"], MayPass, "exited with -9"),
-        ([f"{FAILED} 137"], MayPass, "137"),
+        ([f"{FAILED} -9"], TransientFailure, "exited with -9"),
+        ([f"{FAILED} 137"], TransientFailure, "137"),
         ([f"{FAILED} 1"], StageFailed, "with 1"),
-        (["ERROR: failed to pull data: ConnectionError: refused"], MayPass, "refused"),
+        (["ERROR: failed to pull data: ConnectionError: refused"], TransientFailure, "refused"),
     ],
 )
 def test_last_words_say_whether_it_may_pass(said: list[str], kind: type, message: str) -> None:

@@ -24,7 +24,7 @@ from fewstep.checks.teacher import design
 from fewstep.checks.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
 from fewstep.config.training import TrainingConfig
 from fewstep.core.errors import UserError
-from fewstep.core.hardware import attention, computing
+from fewstep.core.hardware import attention, autocast
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.training.lora import LoraSettings, attach
@@ -133,7 +133,7 @@ def test_operations_are_a_real_networks_in_both_directions(default: Design) -> N
     conditions = backbone.example_conditions(net, ROWS, default.length)
     x = torch.zeros(ROWS, net.config.in_channels, net.config.sample_size, net.config.sample_size)
     with FlopCounterMode(display=False) as counter:
-        with computing():
+        with autocast():
             loss = backbone.network(net)(x, torch.ones(ROWS), conditions).sum()
         with attention():
             loss.backward()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.data.triplets import TripletBatch
-from fewstep.diffusion.denoiser import Conditions, Denoiser, Estimate, Prediction, along
+from fewstep.diffusion.denoiser import Conditions, Denoiser, Estimate, Prediction, expand_like
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import Solver, solve, straightness, trailing
 from fewstep.methods.reflow import on_the_students_line, pseudo_huber, velocity_error
@@ -27,8 +27,8 @@ class Learner(torch.nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         i = (t * STEPS).round().long()
-        u = along(self.k[i], x) * x + along(self.m[i], x) * x.sign()
-        return Estimate(x - along(t, x) * u, x + along(1 - t, x) * u)
+        u = expand_like(self.k[i], x) * x + expand_like(self.m[i], x) * x.sign()
+        return Estimate(x - expand_like(t, x) * u, x + expand_like(1 - t, x) * u)
 
 
 def squared(error: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class TableNetwork(torch.nn.Module):
 
     def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         i = (time[:, None] - self.times).abs().argmin(1)
-        return along(self.k[i], x) * x + along(self.m[i], x)
+        return expand_like(self.k[i], x) * x + expand_like(self.m[i], x)
 
 
 @pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])

@@ -19,7 +19,7 @@ from fewstep.backbones.schedulers import is_flow as is_flow
 from fewstep.backbones.schedulers import schedule_of as schedule_of
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
-from fewstep.core.hardware import device, exactly, placed
+from fewstep.core.hardware import device, full_precision, to_device
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, Schedule
 from fewstep.diffusion.solvers import trailing
@@ -116,7 +116,7 @@ class DiffusersBackbone:
 
     def module(self, name: str) -> Any:
         """A network, on the device and frozen."""
-        return placed(self.parts[name]()).eval()
+        return to_device(self.parts[name]()).eval()
 
     @cached_property
     def net(self) -> Any:
@@ -206,12 +206,12 @@ class DiffusersBackbone:
         return self.encode_prompts([negative_prompt])
 
     def encode(self, pictures: Tensor) -> Tensor:
-        with exactly(self.vae.config.get("force_upcast", False)):
+        with full_precision(self.vae.config.get("force_upcast", False)):
             latents = self.vae.encode(pictures).latent_dist.mean.float()
         return (latents - self.shift) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
-        with exactly(self.vae.config.get("force_upcast", False)):
+        with full_precision(self.vae.config.get("force_upcast", False)):
             return self.vae.decode(latents / self.vae.config.scaling_factor + self.shift).sample.float()
 
     @property
@@ -242,10 +242,10 @@ class DiffusersBackbone:
         wider = kind.from_config(net.config, **{EMBEDDED_GUIDANCE: GUIDANCE_WIDTH})
         wider.load_state_dict(net.state_dict(), strict=False)
         nn.init.zeros_(wider.time_embedding.cond_proj.weight)
-        return placed(wider)
+        return to_device(wider)
 
     def load_net(self, folder: Path) -> Any:
-        return placed(load_part("diffusers", self.net_class, folder)).eval()
+        return to_device(load_part("diffusers", self.net_class, folder)).eval()
 
     def save_net(self, net: nn.Module, folder: Path) -> None:
         net.save_pretrained(folder)  # type: ignore[operator]

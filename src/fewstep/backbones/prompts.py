@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.base import Backbone
-from fewstep.core.hardware import computing, device, in_parts, pictures_at_once
+from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
 from fewstep.diffusion.denoiser import Conditions
 
 
@@ -22,13 +22,13 @@ def encode_distinct(backbone: Backbone, prompts: Sequence[str]) -> tuple[Conditi
         print(f"{cut} of {len(distinct)} distinct prompts are longer than the text encoder reads", flush=True)
     row = {prompt: i for i, prompt in enumerate(distinct)}
     parts = []
-    with computing():
+    with autocast():
         for some in in_parts(distinct, pictures_at_once()):
             parts.append({name: value.cpu() for name, value in backbone.encode_prompts(some).items()})
     conditions = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return conditions, torch.tensor([row[prompt] for prompt in prompts])
 
 
-def picked(conditions: Conditions, rows: Tensor) -> Conditions:
+def gather(conditions: Conditions, rows: Tensor) -> Conditions:
     """Rows `[B]` of `encode_distinct`'s table, on the device."""
     return {name: value[rows].to(device()) for name, value in conditions.items()}

@@ -9,7 +9,7 @@ from torch import Tensor
 from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import ANY_TOKENIZER, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH, FLOW_SOLVERS, flow_times
-from fewstep.core.hardware import device, exactly
+from fewstep.core.hardware import device, full_precision
 from fewstep.diffusion.denoiser import Conditions, Network
 
 VAE_FACTOR = 32
@@ -70,7 +70,7 @@ class Sana(DiffusersBackbone):
         return flow_times(self.parts["scheduler"](), steps)
 
     def encode(self, pictures: Tensor) -> Tensor:
-        with exactly(self.vae.config.get("force_upcast", False)):
+        with full_precision(self.vae.config.get("force_upcast", False)):
             latents: Tensor = self.vae.encode(pictures).latent
         return latents * self.vae.config.scaling_factor
 

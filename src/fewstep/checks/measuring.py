@@ -26,7 +26,7 @@ from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
-from fewstep.core.hardware import computing, device, pictures_at_once
+from fewstep.core.hardware import autocast, device, pictures_at_once
 from fewstep.data.shards import picture_of
 from fewstep.preparation.filters import Duplicates
 from fewstep.preparation.prepare import Prepared, examine
@@ -243,7 +243,7 @@ class Measuring:
         """Seconds of one row of a forward pass."""
 
         def forward(n: int) -> object:
-            with torch.no_grad(), computing():
+            with torch.no_grad(), autocast():
                 return run(n)
 
         return self.watch.batch(forward, rows) / rows

@@ -16,7 +16,7 @@ import torch
 from fewstep.checks.tracing import Design as Design
 from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
-from fewstep.core.hardware import computing, device
+from fewstep.core.hardware import autocast, device
 from fewstep.core.switches import count_of, is_on
 from fewstep.training.lora import LoraSettings
 
@@ -134,7 +134,7 @@ def speed(seconds: float = 0.5) -> float:
     """Operations per second that this device reaches in its best case: large products of matrices."""
     a = torch.rand(SIDE, SIDE, device=device())
     best, end = math.inf, time.monotonic() + seconds
-    with computing():
+    with autocast():
         while best == math.inf or time.monotonic() < end:
             begun = time.monotonic()
             (a @ a)[0, 0].item()

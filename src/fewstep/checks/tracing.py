@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fewstep.backbones.base import family
 from fewstep.config.training import TrainingConfig
-from fewstep.core.hardware import attention, computing, device
+from fewstep.core.hardware import attention, autocast, device
 from fewstep.diffusion.denoiser import Conditions, Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.training.lora import LoraSettings, attach
@@ -207,7 +207,7 @@ def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
     x = torch.zeros(ROWS, net.config.in_channels, side, side, device=device())
     time = torch.ones(ROWS, device=device())
     with LiveBytes(ROWS) as live:
-        with computing():
+        with autocast():
             loss = backbone.network(net)(x, time, conditions).float().square().mean()
         with attention():
             loss.backward()

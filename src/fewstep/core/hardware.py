@@ -31,7 +31,7 @@ DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def process() -> PartialState:
     """This process among those that run the stage; the first call joins them.
 
-    accelerate must be told of CPUs: started in several processes without, each would think itself alone.
+    accelerate has to know of CPUs: otherwise each rank sees a world size of 1.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
@@ -56,7 +56,7 @@ def mixed_precision() -> str:
 
 
 @contextmanager
-def computing() -> Iterator[None]:
+def autocast() -> Iterator[None]:
     """Autocast to `mixed_precision()`, with `attention()`."""
     dtype = DTYPES[mixed_precision()]
     with torch.autocast(device().type, dtype) if dtype else nullcontext(), attention():
@@ -65,19 +65,19 @@ def computing() -> Iterator[None]:
 
 @contextmanager
 def attention() -> Iterator[None]:
-    """The kernel of attention, also where activations are computed again on the way back.
+    """The kernel of attention, also where activations are recomputed in the backward pass.
 
     On CPUs the fused one is faster without gradients, a third on the default chain's U-Net, and many times
-    slower in a bfloat16 backward pass: there the plain one.
+    slower in a bfloat16 backward pass, which takes the unfused one.
     """
-    plain = device().type == "cpu" and torch.is_grad_enabled()
-    with sdpa_kernel(SDPBackend.MATH) if plain else nullcontext():
+    unfused = device().type == "cpu" and torch.is_grad_enabled()
+    with sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext():
         yield
 
 
 @contextmanager
-def exactly(wanted: bool = True) -> Iterator[None]:
-    """Float32 inside `computing()`, where `wanted`: for networks whose activations overflow or coarsen."""
+def full_precision(wanted: bool = True) -> Iterator[None]:
+    """Float32 inside `autocast()`, where `wanted`: for networks whose activations overflow or coarsen."""
     with torch.autocast(device().type, enabled=False) if wanted else nullcontext():
         yield
 
@@ -91,7 +91,7 @@ def deterministic() -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def placed(net: M) -> M:
+def to_device(net: M) -> M:
     """A network on the device, in place; laid out and compiled as FEWSTEP_CHANNELS_LAST, _COMPILE say."""
     net = net.to(device())
     if is_on("CHANNELS_LAST"):
@@ -101,16 +101,16 @@ def placed(net: M) -> M:
     return net
 
 
-def frugal(net: M) -> M:
-    """A network that, with FEWSTEP_CHECKPOINT_ACTIVATIONS, computes its activations again on the way back."""
+def checkpointed(net: M) -> M:
+    """A network with gradient checkpointing on, where FEWSTEP_CHECKPOINT_ACTIVATIONS is set."""
     enable = getattr(net, "enable_gradient_checkpointing", None)
     if enable is not None and is_on("CHECKPOINT_ACTIVATIONS"):
         enable()
     return net
 
 
-def plain(net: M) -> M:
-    """The inverse of `placed` and `frugal`, but for the device: as a network is saved."""
+def as_saved(net: M) -> M:
+    """Undo `to_device` and `checkpointed`, except for the device: a network as it is saved."""
     disable = getattr(net, "disable_gradient_checkpointing", None)
     if disable is not None:
         disable()

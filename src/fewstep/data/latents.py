@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.core.files import read_json, whole_file, write_json
-from fewstep.core.hardware import computing, device, in_parts, pictures_at_once
+from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
 from fewstep.core.keyed import Key
 from fewstep.core.processes import barrier, local_slice
 from fewstep.data.pixels import picture_batch
@@ -45,7 +45,7 @@ def encode_shards(data: Path, split: str, encode: Callable[[Tensor], Tensor], fo
 @torch.no_grad()
 def latents_of(pictures: Sequence[Picture], encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Pictures encoded `[N, C, h, w]`, on the host."""
-    with computing():
+    with autocast():
         parts = [
             encode(picture_batch(some).to(device())).cpu() for some in in_parts(pictures, pictures_at_once())
         ]

@@ -61,7 +61,7 @@ def load_prompted(path: Path) -> list[Prompted]:
     ]
 
 
-def stacked(samples: Sequence[Prompted], device: torch.device) -> tuple[Tensor, Conditions]:
+def collate_rows(samples: Sequence[Prompted], device: torch.device) -> tuple[Tensor, Conditions]:
     """x_0 `[B, C, h, w]` and conditions `[B, ...]`, on the device."""
     conditions = {
         name: torch.stack([sample.condition[name] for sample in samples]).to(device)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fewstep.artifacts.manifest import Manifest
 from fewstep.core.keyed import Key
 from fewstep.data.noise import noise_of
-from fewstep.data.prompted import Prompted, load_prompted, stacked
+from fewstep.data.prompted import Prompted, collate_rows, load_prompted
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Conditions
 
@@ -54,6 +54,6 @@ def _load(folders: Sequence[Path], firsts: Sequence[int], shard: int) -> list[Tr
 
 def collate(triplets: Sequence[Triplet], noise: Key, device: torch.device) -> TripletBatch:
     """Stack triplets and rebuild their noises."""
-    x_0, conditions = stacked([triplet.end for triplet in triplets], device)
+    x_0, conditions = collate_rows([triplet.end for triplet in triplets], device)
     eps = noise_of(noise, [triplet.index for triplet in triplets], x_0.shape[1:])
     return TripletBatch(x_0, eps.to(device), conditions)

@@ -58,7 +58,7 @@ Denoise = Callable[[Tensor, Tensor, Conditions], Estimate]
 """(x_t [B, ...], t [B] in [0, 1], conditions) -> Estimate."""
 
 
-def along(coefficient: Tensor, x: Tensor) -> Tensor:
+def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     """Per-sample coefficients `[B]` shaped and typed to multiply `x` `[B, ...]`."""
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
@@ -71,15 +71,15 @@ def to_estimate(raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction
     """
     c_0, c_1 = prediction.weights(alpha, sigma)
     determinant = alpha * c_1 - sigma * c_0
-    x_0 = along(c_1 / determinant, x) * x - along(sigma / determinant, x) * raw
-    eps = along(alpha / determinant, x) * raw - along(c_0 / determinant, x) * x
+    x_0 = expand_like(c_1 / determinant, x) * x - expand_like(sigma / determinant, x) * raw
+    eps = expand_like(alpha / determinant, x) * raw - expand_like(c_0 / determinant, x) * x
     return Estimate(x_0, eps)
 
 
 def from_estimate(estimate: Estimate, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
     """The inverse of `to_estimate`: what a network of this prediction would have said."""
     c_0, c_1 = prediction.weights(alpha, sigma)
-    return along(c_0, estimate.x_0) * estimate.x_0 + along(c_1, estimate.eps) * estimate.eps
+    return expand_like(c_0, estimate.x_0) * estimate.x_0 + expand_like(c_1, estimate.eps) * estimate.eps
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Denoiser:
 
     def own_x(self, x: Tensor, t: Tensor) -> Tensor:
         """x `[B, ...]` at t `[B]` of `path`, rescaled to the variance of the network's own schedule."""
-        return x * along(self.schedule.scale(self.own_time(t)) / self.path.scale(t.double()), x)
+        return x * expand_like(self.schedule.scale(self.own_time(t)) / self.path.scale(t.double()), x)
 
     def own_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) `[B]` of the point at which the network is evaluated.
@@ -147,7 +147,7 @@ def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise
         }
         estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
         (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
-        own = along(conditions[GUIDANCE], x) if GUIDANCE in conditions else scale
+        own = expand_like(conditions[GUIDANCE], x) if GUIDANCE in conditions else scale
         return Estimate(torch.lerp(x_0_free, x_0, own), torch.lerp(eps_free, eps, own))
 
     return run
@@ -176,6 +176,6 @@ def clipped(denoise: Denoise, denoiser: Denoiser, bound: float) -> Denoise:
         within = x_0.clamp(-bound, bound)
         # Without noise (sigma = 0) the point says nothing of eps.
         ratio = torch.where(sigma > 0, alpha / sigma, 0)
-        return Estimate(within, eps + along(ratio, x) * (x_0 - within))
+        return Estimate(within, eps + expand_like(ratio, x) * (x_0 - within))
 
     return run

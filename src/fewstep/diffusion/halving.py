@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.denoiser import Conditions, Denoise, Denoiser, along
+from fewstep.diffusion.denoiser import Conditions, Denoise, Denoiser, expand_like
 from fewstep.diffusion.solvers import ddim_step
 
 
@@ -26,7 +26,9 @@ def halving_target(
     x_end = ddim_step(teacher(x_middle, middle, conditions), path, end)
     (alpha, sigma), (alpha_end, sigma_end) = student.own_alpha_sigma(t), path.alpha_sigma(end)
     ratio = sigma_end / sigma
-    return (x_end - along(ratio, x_t) * student.own_x(x_t, t)) / along(alpha_end - ratio * alpha, x_t)
+    return (x_end - expand_like(ratio, x_t) * student.own_x(x_t, t)) / expand_like(
+        alpha_end - ratio * alpha, x_t
+    )
 
 
 def truncated_snr(alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.denoiser import Conditions, Denoise, Estimate, along
+from fewstep.diffusion.denoiser import Conditions, Denoise, Estimate, expand_like
 from fewstep.diffusion.schedules import Schedule
 
 
@@ -24,7 +24,7 @@ def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
     there the line starts at the point at which the network was evaluated; see `Denoiser.own_alpha_sigma`.
     """
     alpha, sigma = path.alpha_sigma(s)
-    return along(alpha, estimate.x_0) * estimate.x_0 + along(sigma, estimate.eps) * estimate.eps
+    return expand_like(alpha, estimate.x_0) * estimate.x_0 + expand_like(sigma, estimate.eps) * estimate.eps
 
 
 def ddim(denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule) -> Tensor:
@@ -51,9 +51,9 @@ def dpm_solver_pp_2m(
             target = x_0
         else:
             before, last_step = previous
-            slope = along(step / (2 * last_step), x)
+            slope = expand_like(step / (2 * last_step), x)
             target = (1 + slope) * x_0 - slope * before
-        x = along(sigma_s / sigma_t, x) * x - along(alpha_s * torch.expm1(-step), x) * target
+        x = expand_like(sigma_s / sigma_t, x) * x - expand_like(alpha_s * torch.expm1(-step), x) * target
         previous = x_0, step
     return x
 
@@ -81,7 +81,7 @@ def solve(
     The start has the path's full scale, also where it ends before pure noise (SD's alpha_bar_T = 0.0047):
     the network has seen unit variance there.
     """
-    start = noise.double() * along(path.scale(at(times[0], noise)), noise.double())
+    start = noise.double() * expand_like(path.scale(at(times[0], noise)), noise.double())
     return SOLVERS[solver](denoise, start, times, conditions, path).float()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fewstep.backbones.prompts import encode_distinct
-from fewstep.core.hardware import computing, device
+from fewstep.core.hardware import autocast, device
 from fewstep.core.keyed import Key
 from fewstep.data.noise import noise_of
 from fewstep.data.pixels import from_uint8
@@ -101,7 +101,7 @@ def model_straightness(sampler: Sampler, on: EvaluationSet) -> float | None:
     flow = RectifiedFlow()
     count = min(STRAIGHTNESS_PICTURES, on.prompts.main)
     noise = noise_of(on.prompts.noise, range(count), sampler.backbone.latent_shape).to(device())
-    with computing():
+    with autocast():
         conditions = sampler.backbone.encode_prompts(on.prompts.prompts[:count])
         steps = sampler.model.steps or STRAIGHTNESS_STEPS
         return straightness(sampler.on(flow).denoise(), noise, conditions, flow, steps).mean().item()
@@ -117,7 +117,7 @@ def flops(sampler: Sampler, steps: int, prompt: str) -> float:
 def draw_plain(sampler: Sampler, pictures: int, steps: int, prompt: str) -> Tensor:
     """Pictures of one prompt: enough for their cost."""
     noise = noise_of(Key(0, "speed"), range(pictures), sampler.backbone.latent_shape).to(device())
-    with torch.no_grad(), computing():
+    with torch.no_grad(), autocast():
         conditions = sampler.backbone.encode_prompts([prompt] * pictures)
     return sampler.pictures(conditions, noise, steps)
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.prompts import encode_distinct, picked
+from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, whole_folder, write_json
-from fewstep.core.hardware import computing, device, in_parts, pictures_at_once
+from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
 from fewstep.core.keyed import Key
 from fewstep.core.progress import progress
 from fewstep.data.noise import noise_of
@@ -191,7 +191,7 @@ def match(captions: Sequence[str], pool: Sequence[Picture]) -> list[int]:
 def demand_resolution(teacher: Sampler, resolution: int) -> None:
     """Decode one latent. Raises UserError where the teacher's images have another side than the data's."""
     backbone = teacher.backbone
-    with computing():
+    with autocast():
         drawn = backbone.decode(torch.zeros(1, *backbone.latent_shape, device=device())).shape[-1]
     if drawn != resolution:
         raise UserError(
@@ -240,7 +240,7 @@ def draw(sampler: Sampler, prompts: Prompts, encoded: tuple[Conditions, Tensor],
             rows = row[start : start + size]
             indices = range(start, start + len(rows))
             noise = noise_of(prompts.noise, indices, sampler.backbone.latent_shape).to(device())
-            parts.append(to_uint8(sampler.pictures(picked(conditions, rows), noise, steps)).cpu())
+            parts.append(to_uint8(sampler.pictures(gather(conditions, rows), noise, steps)).cpu())
             report(start + len(rows))
     return torch.cat(parts)
 

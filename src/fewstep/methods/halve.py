@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fewstep.backbones.base import Model
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Denoise, along, guided
+from fewstep.diffusion.denoiser import Conditions, Denoise, expand_like, guided
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context, Distillation
@@ -80,7 +80,7 @@ class Halve(Method):
         x_0 = x_0.double()
         eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:])).to(x_0)
         alpha, sigma = self.path.alpha_sigma((i + 1) / self.config.steps)
-        return Batch(along(alpha, x_0) * x_0 + along(sigma, eps) * eps, i, conditions)
+        return Batch(expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps, i, conditions)
 
     def prepare(self, batch: Batch) -> Batch:
         target = halving_target(
@@ -96,4 +96,4 @@ class Halve(Method):
         t = (batch.i + 1) / self.config.steps
         error = self.denoiser(batch.x_t.float(), t, batch.conditions).x_0 - batch.target
         weight = WEIGHTS[self.config.weight](*self.path.alpha_sigma(t))
-        return {"x_0": (along(weight, error) * error.square()).mean()}
+        return {"x_0": (expand_like(weight, error) * error.square()).mean()}

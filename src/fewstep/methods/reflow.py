@@ -14,7 +14,7 @@ from torch import Tensor
 from fewstep.backbones.base import Model
 from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
-from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, along
+from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, expand_like
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.times import Times, times_from
 from fewstep.students.config import MethodConfig
@@ -95,7 +95,7 @@ def on_the_students_line(denoiser: Denoiser, pairs: TripletBatch, t: Tensor) -> 
 
 def velocity_error(denoise: Denoise, pairs: TripletBatch, t: Tensor) -> Tensor:
     """`u(x_t, t) - (eps - x_0)` at `x_t = (1 - t) x_0 + t eps`, `[B, ...]`."""
-    x_t = torch.lerp(pairs.x_0, pairs.eps, along(t, pairs.x_0))
+    x_t = torch.lerp(pairs.x_0, pairs.eps, expand_like(t, pairs.x_0))
     return denoise(x_t, t, pairs.conditions).velocity - (pairs.eps - pairs.x_0)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from fewstep.config.teacher import VaeConfig
-from fewstep.core.hardware import computing, device
+from fewstep.core.hardware import autocast, device
 from fewstep.core.keyed import Key
 from fewstep.data.pixels import picture_batch
 from fewstep.data.shards import Picture
@@ -55,6 +55,6 @@ class Vae(Method):
 def unit_variance(vae: AutoencoderKL, pictures: Stream[Picture], count: int = 2048) -> None:
     """Set `scaling_factor` so that latents have about unit variance (Rombach et al. 2022, appendix G)."""
     x = picture_batch(pictures.rows(range(min(count, pictures.total)))).to(device())
-    with computing():
+    with autocast():
         latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in torch.split(x, 256)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))

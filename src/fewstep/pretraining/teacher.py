@@ -13,7 +13,7 @@ from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.data.latents import Latent
 from fewstep.data.stream import Stream
-from fewstep.diffusion.denoiser import Denoiser, Estimate, along, from_estimate
+from fewstep.diffusion.denoiser import Denoiser, Estimate, expand_like, from_estimate
 from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.training.method import Group, Method, Rows
 
@@ -77,7 +77,7 @@ class Teacher(Method):
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         schedule, prediction = self.backbone.schedule, self.backbone.prediction
         alpha, sigma = schedule.alpha_sigma(batch.t)
-        x_t = along(alpha, batch.x_0) * batch.x_0 + along(sigma, batch.eps) * batch.eps
+        x_t = expand_like(alpha, batch.x_0) * batch.x_0 + expand_like(sigma, batch.eps) * batch.eps
         text = self.backbone.text_encoder(batch.tokens).last_hidden_state
         network = self.backbone.network(self.backbone.net)
         raw = network(x_t, schedule.network_time(batch.t).float(), {"text": text})

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fewstep.backbones.base import Backbone, Model
 from fewstep.config.sampling import SamplingConfig
-from fewstep.core.hardware import computing
+from fewstep.core.hardware import autocast
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, asked_at, clipped, guided
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Solver, solve, trailing
@@ -63,7 +63,7 @@ class Sampler:
         sampler = self
         if solver is Solver.DPM_SOLVER_PP_2M:
             sampler = self._reading(self.model.denoiser.without_zero_snr())
-        with computing():
+        with autocast():
             denoise = sampler.denoise(GUIDANCE in conditions)
             return solve(solver, denoise, noise, times, conditions, sampler.model.denoiser.path)
 
@@ -71,7 +71,7 @@ class Sampler:
     def pictures(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
         """From noise to pictures `[B, 3, H, W]` about in [-1, 1]."""
         latents = self.latents(conditions, noise, steps)
-        with computing():
+        with autocast():
             return self.backbone.decode(latents)
 
     def evaluations(self, steps: int) -> int:

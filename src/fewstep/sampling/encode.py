@@ -15,7 +15,7 @@ from fewstep.backbones.base import Backbone
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
-from fewstep.core.hardware import computing, device
+from fewstep.core.hardware import autocast, device
 from fewstep.core.progress import progress
 from fewstep.data.latents import latents_of
 from fewstep.data.prompted import save_prompted
@@ -64,7 +64,7 @@ def encode_split(
 @torch.no_grad()
 def demand_resolution(backbone: Backbone, resolution: int) -> None:
     """Encode one gray image. Raises UserError where the teacher's latents have another shape than its."""
-    with computing():
+    with autocast():
         latent = backbone.encode(torch.zeros(1, 3, resolution, resolution, device=device()))
     if latent.shape[1:] != backbone.latent_shape:
         raise UserError(

@@ -8,7 +8,7 @@ from torchvision.utils import save_image
 
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.base import open_backbone, open_model
-from fewstep.backbones.prompts import encode_distinct, picked
+from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.config.base import PARAMS, read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
@@ -51,7 +51,7 @@ def save_grid(
     texts = [normalised(prompt) for prompt in prompts for _ in range(count)]
     conditions, row = encode_distinct(backbone, texts)
     noise = noise_of(Key(seed, "sample"), [*range(count)] * len(prompts), backbone.latent_shape).to(device())
-    pictures = Sampler(opened, backbone, sampling, clip).pictures(picked(conditions, row), noise, steps)
+    pictures = Sampler(opened, backbone, sampling, clip).pictures(gather(conditions, row), noise, steps)
     shown = torch.nn.functional.interpolate(pictures.cpu(), scale_factor=enlarge, mode="nearest")
     padding = 2 if len(shown) > 1 else 0
     with whole_file(out) as staging:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.prompts import encode_distinct, picked
+from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.config.triplets import TripletsConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_file, whole_folder, write_json
@@ -55,7 +55,7 @@ def write_triplets(
             if not part.exists():
                 these = slice(start, start + size)
                 noise = noise_of(noise_key(seed), indices[these], backbone.latent_shape).to(device())
-                batch = picked(conditions, row[these])
+                batch = gather(conditions, row[these])
                 batch |= {name: value[these].to(device()) for name, value in scales.items()}
                 latents = sampler.latents(batch, noise, sampler.sampling.steps)
                 with whole_file(part) as staging:

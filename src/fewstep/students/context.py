@@ -14,7 +14,7 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.data.encoded import open_encoded
 from fewstep.data.noise import noise_key
-from fewstep.data.prompted import Prompted, stacked
+from fewstep.data.prompted import Prompted, collate_rows
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet, TripletBatch, collate, open_triplets
 from fewstep.diffusion.denoiser import Conditions, Denoiser
@@ -65,7 +65,7 @@ class Context:
 
     def real_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
         """x_0 `[B, C, h, w]` of real images and their captions' conditions, on the device."""
-        return stacked(self.real.rows(positions), device())
+        return collate_rows(self.real.rows(positions), device())
 
     def clean_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
         """x_0 `[B, C, h, w]` and conditions, of what the method's `data` names."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from fewstep.config.training import OptimizerConfig
-from fewstep.core.hardware import device, frugal, mixed_precision, placed, plain
+from fewstep.core.hardware import as_saved, checkpointed, device, mixed_precision, to_device
 from fewstep.training.ema import Ema, beside
 from fewstep.training.method import KEPT, Group
 from fewstep.training.optimization import (
@@ -20,7 +20,7 @@ from fewstep.training.optimization import (
     scaler_state,
     trained_weights,
 )
-from fewstep.training.sharding import part, shard, whole
+from fewstep.training.sharding import full_tensor, reshard, shard
 
 
 class GroupState:
@@ -34,7 +34,7 @@ class GroupState:
         self.group = group
         self.config: OptimizerConfig = group.optimizer
         for module in group.modules.values():
-            frugal(placed(module)).train()
+            checkpointed(to_device(module)).train()
         self._copies = {name: averaged_copies(group.modules) for name in group.decays}
         group.averages.update(self._copies)
         self.unshards: list[Callable[[], None]] = [shard(module) for module in group.modules.values()]
@@ -76,7 +76,7 @@ class GroupState:
         """Clip the gradients. Returns their norm before, and whether it overflowed in float16."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = whole(clip_grad_norm_(list(self.weights.values()), self.config.clip))
+        norm = full_tensor(clip_grad_norm_(list(self.weights.values()), self.config.clip))
         return float(norm), self.scaler.get_scale() > 1 and not bool(norm.isfinite())
 
     def update(self, rate: float) -> None:
@@ -120,7 +120,7 @@ class GroupState:
         for unshard in self.unshards:
             unshard()
         for module in self.group.modules.values():
-            plain(module).eval()
+            as_saved(module).eval()
 
 
 def averaged_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -158,4 +158,4 @@ def within(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
     """Overwrite tensors in place. Raises KeyError when one is missing."""
     for name, target in targets.items():
-        target.copy_(part(sources[name], target))
+        target.copy_(reshard(sources[name], target))

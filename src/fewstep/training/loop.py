@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewstep.core.hardware import attention, computing, deterministic, micro_batches, process
+from fewstep.core.hardware import attention, autocast, deterministic, micro_batches, process
 from fewstep.core.keyed import Key
 from fewstep.core.paths import LOGS
 from fewstep.core.processes import all_reduce_sum, any_rank, barrier, is_main_process, local_slice, require
@@ -62,7 +62,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                     with unless_it_fails(accelerator):
                         accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
-                # What all must do at once, none decides alone.
+                # Every rank has to take the same branch.
                 arrived, due, shown = any_rank(
                     interrupted(),
                     time.monotonic() - saved > patience,
@@ -75,7 +75,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                     state.save()
                     saved = time.monotonic()
                 if stop:
-                    # Ending early, a process would have the launcher end the one that still writes.
+                    # A rank that exits early makes the launcher kill rank 0 while it saves.
                     barrier()
                     raise KeyboardInterrupt
                 if shown:
@@ -97,7 +97,7 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
     parts = []
     for few, share in portions(positions):
-        with torch.no_grad(), computing():
+        with torch.no_grad(), autocast():
             parts.append((share, method.prepare(method.batch(Rows(step, few)))))
     losses: dict[str, float] = {}
     logged: dict[str, float] = {}
@@ -127,7 +127,7 @@ def accumulate(
     """Add up a group's gradients over micro-batches (share of the rows, batch). Returns its loss terms."""
     terms: dict[str, Tensor] = {}
     for share, batch in parts:
-        with computing():
+        with autocast():
             found = method.losses(label, batch, step)
         with attention():
             torch.autograd.backward(scaler.scale(share * torch.stack(list(found.values())).sum()))
@@ -154,7 +154,7 @@ def portions(positions: Sequence[int]) -> Iterator[tuple[Sequence[int], float]]:
 
 @contextmanager
 def unless_it_fails(accelerator: Accelerator) -> Iterator[None]:
-    """Logging that goes wrong (a full disk, a lost server) is said once and left off: it ends no training."""
+    """Tracker failures (a full disk, a lost server) are reported once; training continues without trackers."""
     try:
         yield
     except Exception as error:
@@ -163,12 +163,12 @@ def unless_it_fails(accelerator: Accelerator) -> Iterator[None]:
 
 
 def show(state: State, accelerator: Accelerator) -> None:
-    """Hand the method's images to the trackers that take images; the main process does.
+    """Log the method's images to the trackers that take images; rank 0 does.
 
-    All draw them, for a network in shards answers only all at once. A training that resumes does not make up
-    for images that it was ended in: what ended it may be they, and no result depends on them.
+    Every rank draws them, because an FSDP-sharded network has to be called by all ranks. A resumed training
+    does not repeat the images during which it ended: they may be the cause, and no result depends on them.
     """
-    with torch.no_grad(), computing():
+    with torch.no_grad(), autocast():
         images = state.method.preview()
     if images is None or not is_main_process():
         return

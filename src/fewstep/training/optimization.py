@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fewstep.config.training import OptimizerConfig
 from fewstep.core.errors import UserError
 from fewstep.training.muon import Muon, is_hidden
-from fewstep.training.sharding import is_wanted, part
+from fewstep.training.sharding import is_wanted, reshard
 
 
 def trained_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
@@ -86,7 +86,7 @@ def restore_optimizers(
         name, slot = key.rsplit("/", 1)
         # bitsandbytes counts its steps in plain numbers, torch in float tensors.
         is_count = value.ndim == 0 and value.dtype == torch.int64
-        slots[name][slot] = int(value) if is_count else part(value, weights[name])
+        slots[name][slot] = int(value) if is_count else reshard(value, weights[name])
     names = {id(weight): name for name, weight in weights.items()}
     for optimizer in optimizers:
         for group in optimizer.param_groups:

@@ -68,13 +68,13 @@ def shard(net: nn.Module) -> Callable[[], None]:
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
 
-    def join() -> None:
-        weights = {name: whole(weight.detach()) for name, weight in net.named_parameters()}
+    def unshard() -> None:
+        weights = {name: full_tensor(weight.detach()) for name, weight in net.named_parameters()}
         for name, empty in [*ordinary.named_parameters()]:
             swap_tensors(empty, nn.Parameter(weights[name], empty.requires_grad))  # type: ignore[no-untyped-call]
         net.__class__, net.__dict__ = type(ordinary), vars(ordinary)
 
-    return join
+    return unshard
 
 
 def unsharded_in_backward(net: nn.Module, layer: str, output: Tensor) -> None:
@@ -113,7 +113,7 @@ def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
     return library is not None and isinstance(tensor, library.DTensor)
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor, in every process; all ask at once."""
     if not is_sharded(tensor):
         return tensor
@@ -122,8 +122,8 @@ def whole(tensor: Tensor) -> Tensor:
     return here.full_tensor()
 
 
-def part(tensor: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `whole`, on the device of `like` and in its shards if it has its shape."""
+def reshard(tensor: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `full_tensor`, on the device of `like` and in its shards if it has its shape."""
     tensor = tensor.to(like.device)
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor

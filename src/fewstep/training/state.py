@@ -14,7 +14,7 @@ from fewstep.training.checkpoint import load_state, save_state
 from fewstep.training.explosion import ExplosionGuard
 from fewstep.training.group_state import GroupState, named, within
 from fewstep.training.method import Method
-from fewstep.training.sharding import shard, whole
+from fewstep.training.sharding import full_tensor, shard
 
 
 class State:
@@ -69,7 +69,7 @@ class State:
         """Write the state whole; the main process does, all call this at once."""
         found: dict[str, Tensor] = {}
         for name, value in self.tensors().items():
-            gathered = whole(value.detach())
+            gathered = full_tensor(value.detach())
             if is_main_process():
                 found[name] = gathered.cpu()
         if is_main_process():
