@@ -154,7 +154,7 @@ def portions(positions: Sequence[int]) -> Iterator[tuple[Sequence[int], float]]:
 
 @contextmanager
 def unless_it_fails(accelerator: Accelerator) -> Iterator[None]:
-    """Tracker failures (a full disk, a lost server) are reported once; training continues without trackers."""
+    """Tracker failures (a full disk, a lost server) are reported once; training continues without them."""
     try:
         yield
     except Exception as error:
