@@ -25,7 +25,7 @@ from fewstep.sampling.draw import Sampler
 
 REFERENCE = SamplingConfig(solver=Solver.DDIM, steps=128)
 OTHER = 0.3
-STEPS, POWERS = (8, 12, 16), (1.0, 0.7, 0.5, 0.4)
+STEPS, POWERS = (8, 16), (1.0, 0.7, 0.5, 0.4)
 
 
 def main() -> None:
