@@ -24,7 +24,7 @@ from fewstep.training.loop import train
 MODEL = "a model's name"
 FILLED = {"name": ("teacher", "vae", "judge", MODEL), "self.name": (MODEL,), "suffix": ("",)}
 """What stands in a stream's name -> its values; the training loop trains by each of these names."""
-METHODS = {*(SRC / "fewstep/methods").glob("*.py")}
+METHODS = {file for file in (SRC / "fewstep/methods").glob("*.py") if file.stem != "__init__"}
 NO_RESULT = {*(SRC / "fewstep/checks").glob("*.py")}
 """Draws only to measure time and memory."""
 REBUILT = {"triplets/noise"}
