@@ -269,3 +269,44 @@ def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
     with pytest.raises(UserError, match=r"disk: the chain writes about 0\.\d GB, 0\.0 GB are free here"):
         check(chain_of({}))
+
+
+TRACKED = (
+    "triplets.time_power",
+    "triplets.guidance",
+    "triplets.dtype",
+    "triplets.steps",
+    "triplets.shard_size",
+)
+
+
+@pytest.mark.parametrize("key", TRACKED)
+def test_a_key_that_dvc_tracks_is_missed_before_dvc_does(key: str) -> None:
+    """Also those with a default of ours, without which `dvc repro` would end at the first such stage."""
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    section, entry = key.split(".")
+    del values[section][entry]
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    with pytest.raises(UserError, match=rf"params\.yaml: {key}: is missing"):
+        check(load_chain())
+
+
+@pytest.mark.parametrize(
+    ("dotted", "line"),
+    [
+        (
+            {"reflow.reflow.data": "encoded"},
+            "params.yaml: reflow.reflow.data = 'encoded': this method learns from triplets alone",
+        ),
+        (
+            {"reflow.reflow.lora": LORA, "reflow.reflow.guidance_embedding": True},
+            "params.yaml: reflow.reflow: guidance_embedding trains weights that are not in an adapter; "
+            "choose one",
+        ),
+    ],
+)
+def test_a_fault_between_keys_shows_no_whole_section(dotted: dict[str, Any], line: str) -> None:
+    with pytest.raises(UserError) as raised:
+        chain_of(dotted)
+    assert str(raised.value) == line

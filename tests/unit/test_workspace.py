@@ -105,6 +105,31 @@ def test_other_work_is_resumed_when_it_is_named_and_the_manifest_says_so(
     assert third.metadata == {}, "the name is that of the work before it was resumed"
 
 
+def test_other_work_is_resumed_after_work_was_begun_in_its_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a user does: the stage reports the old work and begins anew, is stopped, and is to go back."""
+    whole, old = Fit("adamw"), begin()
+    train(whole, "fit", 0, Path("whole"))
+    stopped_at(17, old)
+    old.leave()
+    anew = begin(changed(comment="new"))
+    stopped_at(3, anew)
+    anew.leave()
+    monkeypatch.setenv("FEWSTEP_RESUME", old.folder.name)
+    again = begin(changed(comment="new"))
+    assert again.folder == anew.folder
+    assert again.metadata == {"resumed": ["fit.comment = 'new', then None"]}
+    resumed = Fit("adamw")
+    train(resumed, "fit", 0, again.folder)
+    assert "resumes at step 17" in capsys.readouterr().out and torch.equal(resumed.weight, whole.weight)
+    aside = [work for work in unfinished("fit") if work.folder != again.folder]
+    assert [work.progress for work in aside] == ["fit at step 3"], "nothing is lost"
+    again.leave()
+    monkeypatch.setenv("FEWSTEP_RESUME", aside[0].folder.name)
+    assert (begin(changed(comment="new")).folder / "fit/step-00000003").is_dir()
+
+
 def test_a_finished_training_that_was_kept_goes_on_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(steps: int, folder: Path) -> torch.Tensor:
         method = Fit("adamw")

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 from fewstep.artifacts.manifest import identity, sha256
 from fewstep.core.errors import UserError
@@ -89,8 +90,8 @@ class Workspace:
     def __init__(self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
         """Find or make it; every process of the stage calls this once everything it trains with is open.
 
-        Modules imported later would not be part of the fingerprint. Raises UserError where FEWSTEP_RESUME
-        names no work of this stage.
+        Modules imported later would not be part of the fingerprint. Raises UserError where another process
+        is at work in what FEWSTEP_RESUME names.
         """
         self.origin = Origin.of(params, inputs)
         self.folder = CHECKPOINTS / stage / self.origin.fingerprint
@@ -102,32 +103,37 @@ class Workspace:
         self._lock = locked(self.folder / LOCK, fcntl.LOCK_SH)
 
     def _claim(self, stage: str) -> None:
-        """Make the folder, from the work that FEWSTEP_RESUME names if it does, and report other work."""
-        wanted = switch("RESUME", "")
+        """Make the folder, or take over the work that FEWSTEP_RESUME names; report other work."""
         others = [other for other in unfinished(stage) if other.folder != self.folder]
-        if wanted and wanted != self.folder.name and not (self.folder / ORIGIN).exists():
-            found = [other for other in others if other.folder.name == wanted]
-            if found:
-                found[0].refuse_if_used()
-                before = Origin.read(found[0].folder)
-                differences = self.origin.differences(before)
-                resumed = (*(before.resumed if before else ()), *differences)
-                message = f"{stage}: resumes {found[0]}, in spite of {'; '.join(differences)}"
-                shutil.rmtree(self.folder, ignore_errors=True)
-                found[0].folder.rename(self.folder)
-                Origin(self.origin.params, self.origin.inputs, self.origin.source, resumed).write(self.folder)
-                print(message, flush=True)
-                return
+        named = [other for other in others if other.folder.name == switch("RESUME", "")]
+        if named:
+            self._take_over(stage, named[0])
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.folder / ORIGIN).exists():
             self.origin.write(self.folder)
         for other in others:
-            why = "; ".join(self.origin.differences(Origin.read(other.folder)))
+            why = "; ".join(self.origin.differences(Origin.read(other.folder))) or "work that took its place"
             print(
                 f"{stage}: does not resume {other}, because of {why}. To resume it all the same, set "
                 f"FEWSTEP_RESUME={other.folder.name}; to delete it, `fewstep clean {stage}`",
                 flush=True,
             )
+
+    def _take_over(self, stage: str, other: "Unfinished") -> None:
+        """Make other work this stage's own. What was begun in its place since then is set aside."""
+        other.refuse_if_used()
+        before = Origin.read(other.folder)
+        differences = self.origin.differences(before)
+        resumed = (*(before.resumed if before else ()), *differences)
+        message = f"{stage}: resumes {other}, in spite of {'; '.join(differences) or 'work in its place'}"
+        if self.folder.exists():
+            aside = self.folder.with_name(f"{self.folder.name}-{uuid4().hex[:8]}")
+            Unfinished(stage, self.folder).refuse_if_used()
+            self.folder.rename(aside)
+        other.folder.rename(self.folder)
+        Origin(self.origin.params, self.origin.inputs, self.origin.source, resumed).write(self.folder)
+        print(message, flush=True)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -138,7 +144,7 @@ class Workspace:
         """Drop the work, whose artifact is written; with FEWSTEP_KEEP_STATE it stays."""
         late = loaded_source().keys() - self.origin.source.keys()
         if late and not self.origin.resumed:
-            print(f"warning: not part of the fingerprint, for imported late: {', '.join(sorted(late))}")
+            print(f"warning: imported after the fingerprint was taken: {', '.join(sorted(late))}")
         self.leave()
         if not is_on("KEEP_STATE"):
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -175,9 +175,9 @@ def save_model(
 ) -> None:
     """Write a model of the chain as an artifact: `net/` in diffusers' format and a manifest.
 
-    method: the objective that made it. inputs: name -> folder of every artifact that went in. adapter: what
-    alone was trained, merged in the network already; written beside it, in `lora/`. metadata: more for the
-    manifest.
+    method: the file of `methods/` that made it. inputs: name -> folder of every artifact that went in.
+    adapter: what alone was trained, merged in the network already; written beside it, in `lora/`. metadata:
+    more for the manifest.
     """
     with whole_folder(folder) as staging:
         backbone.save_net(model.net, staging / "net")

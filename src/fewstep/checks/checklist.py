@@ -1,13 +1,13 @@
 """`fewstep check`: everything that can be known to be wrong before any compute."""
 
 from fewstep.chain import Chain
-from fewstep.checks import data, inputs, machine, recipe, settings
+from fewstep.checks import data, inputs, keys, machine, recipe, settings
 from fewstep.core.errors import UserError
 
 
 def check(chain: Chain) -> None:
     """Raises UserError with one line per fault that some stage would stop at."""
-    found = [fault for kind in (inputs, data, settings, machine) for fault in kind.faults(chain)]
+    found = [fault for kind in (keys, inputs, data, settings, machine) for fault in kind.faults(chain)]
     if found:
         raise UserError("\n".join(dict.fromkeys(found)))
 

@@ -1,7 +1,7 @@
 """The chain's own methods and samplers on random weights and invented data, to be timed.
 
 Everything that runs is what the stages run: `training/state.py` and `training/loop.py`'s `advance`, the
-objectives, `sampling/draw.py`, the autoencoder and the classifier. Only the streams of data are made up.
+methods, `sampling/draw.py`, the autoencoder and the classifier. Only the streams of data are made up.
 """
 
 import os
@@ -61,7 +61,7 @@ Run = Callable[[int], object]
 
 
 class Invented(Context):
-    """An objective's inputs, whose triplets and encoded images are made up."""
+    """A method's inputs, whose triplets and encoded images are made up."""
 
     @cached_property
     def prompted(self) -> list[Prompted]:

@@ -107,7 +107,10 @@ def describe(error: ValidationError, where: str) -> list[str]:
     lines = []
     for problem in error.errors():
         place = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
-        shown = "" if problem["type"] == "missing" else f" = {CREDENTIALS.sub('...', repr(problem['input']))}"
+        # A fault between keys is about a whole section, which its own message names the keys of.
+        of_section = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)
+        hidden = problem["type"] == "missing" or of_section
+        shown = "" if hidden else f" = {CREDENTIALS.sub('...', repr(problem['input']))}"
         what = {"extra_forbidden": "no such parameter", "missing": "is missing"}.get(
             problem["type"], problem["msg"].removeprefix("Value error, ")
         )

@@ -26,9 +26,8 @@ def halving_target(
     x_end = ddim_step(teacher(x_middle, middle, conditions), path, end)
     (alpha, sigma), (alpha_end, sigma_end) = student.own_alpha_sigma(t), path.alpha_sigma(end)
     ratio = sigma_end / sigma
-    return (x_end - expand_like(ratio, x_t) * student.own_x(x_t, t)) / expand_like(
-        alpha_end - ratio * alpha, x_t
-    )
+    numerator = x_end - expand_like(ratio, x_t) * student.own_x(x_t, t)
+    return numerator / expand_like(alpha_end - ratio * alpha, x_t)
 
 
 def truncated_snr(alpha: Tensor, sigma: Tensor) -> Tensor:

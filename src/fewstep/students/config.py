@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fewstep.config.base import Section
 from fewstep.config.training import TrainingConfig
@@ -33,6 +33,11 @@ class MethodConfig(Section):
     def _whole(self) -> Self:
         if self.lora is not None and self.guidance_embedding:
             raise ValueError("guidance_embedding trains weights that are not in an adapter; choose one")
-        if self.data not in self.learns_from:
-            raise ValueError(f"data = {self.data!r}: this method learns from {' or '.join(self.learns_from)}")
         return self
+
+    @field_validator("data")
+    @classmethod
+    def _learns_from(cls, data: str) -> str:
+        if data not in cls.learns_from:
+            raise ValueError(f"this method learns from {' or '.join(cls.learns_from)} alone")
+        return data

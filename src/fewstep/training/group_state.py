@@ -35,10 +35,9 @@ class GroupState:
         self.config: OptimizerConfig = group.optimizer
         for module in group.modules.values():
             checkpointed(to_device(module)).train()
-        self._copies = {name: averaged_copies(group.modules) for name in group.decays}
-        group.averages.update(self._copies)
+        group.averages = {name: averaged_copies(group.modules) for name in group.decays}
         self.unshards: list[Callable[[], None]] = [shard(module) for module in group.modules.values()]
-        for copies in self._copies.values():
+        for copies in group.averages.values():
             for module in copies.values():
                 shard(module)
         self.weights = trained_weights(group.modules)
@@ -46,7 +45,7 @@ class GroupState:
         self.scaler = torch.amp.GradScaler(device().type, enabled=mixed_precision() == "fp16")
         self.averages = {
             name: Ema(weights_named(copies, self.weights), group.decays[name])
-            for name, copies in self._copies.items()
+            for name, copies in group.averages.items()
         }
         if group.optimizer.ema is not None:
             self.averages[KEPT] = Ema(beside(self.weights), group.optimizer.ema)

@@ -30,7 +30,7 @@ SETTINGS = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
 
 
 class LoraSettings(Section):
-    """`lora:` of an objective."""
+    """`lora:` of a method."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
