@@ -53,7 +53,5 @@ def test_its_parameters_are_checked() -> None:
     config = method_module("adversarial").Config
     with pytest.raises(UserError, match=r"students\.mine\.weight = -1"):
         validate(config, ENTRY | {"weight": -1}, "students.mine")
-    with pytest.raises(
-        UserError, match=r"students\.mine\.data = 'encoded': this method learns from triplets alone"
-    ):
+    with pytest.raises(UserError, match=r"mine\.data = 'encoded': this method learns from triplets alone"):
         validate(config, ENTRY | {"data": "encoded"}, "students.mine")

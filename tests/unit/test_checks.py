@@ -271,13 +271,7 @@ def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
         check(chain_of({}))
 
 
-TRACKED = (
-    "triplets.time_power",
-    "triplets.guidance",
-    "triplets.dtype",
-    "triplets.steps",
-    "triplets.shard_size",
-)
+TRACKED = [f"triplets.{key}" for key in ("time_power", "guidance", "dtype", "steps", "shard_size")]
 
 
 @pytest.mark.parametrize("key", TRACKED)
