@@ -15,6 +15,8 @@ INPUTS = "inputs"
 """Section of params.yaml that names places of this machine; no stage depends on it, only on what is there."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
 """Of a URL: `user:password`, before the host."""
+LONGEST_VALUE = 200
+"""Characters of a wrong value that a message still shows."""
 T = TypeVar("T")
 
 
@@ -107,10 +109,9 @@ def describe(error: ValidationError, where: str) -> list[str]:
     lines = []
     for problem in error.errors():
         place = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
-        # A fault between keys is about a whole section, which its own message names the keys of.
-        of_section = problem["type"] == "value_error" and isinstance(problem["input"], Mapping)
-        hidden = problem["type"] == "missing" or of_section
-        shown = "" if hidden else f" = {CREDENTIALS.sub('...', repr(problem['input']))}"
+        value = CREDENTIALS.sub("...", repr(problem["input"]))
+        # The input of a fault between keys is their whole section: too long to help.
+        shown = "" if problem["type"] == "missing" or len(value) > LONGEST_VALUE else f" = {value}"
         what = {"extra_forbidden": "no such parameter", "missing": "is missing"}.get(
             problem["type"], problem["msg"].removeprefix("Value error, ")
         )
