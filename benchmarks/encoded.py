@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 from triplets import alternate
 
-from fewstep.backbones.base import open_backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.core.hardware import autocast, device, mixed_precision
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, TEACHER

@@ -13,7 +13,8 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import autocast, deterministic, device

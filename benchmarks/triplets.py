@@ -15,8 +15,9 @@ from collections.abc import Callable
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
 from fewstep.backbones.prompts import encode_distinct, gather
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import autocast, device, mixed_precision
 from fewstep.core.paths import DATA, TEACHER

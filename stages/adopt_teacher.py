@@ -1,8 +1,8 @@
 """adopt_teacher: a model from a module of the user's own as the chain's teacher."""
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import teacher_facts
 from fewstep.backbones.custom import adopt
+from fewstep.backbones.model import teacher_facts
 from fewstep.core.files import whole_folder
 from fewstep.core.paths import CODE, TEACHER
 from fewstep.core.stage import run

@@ -3,7 +3,7 @@
 import sys
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import open_backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.encode import EncodeConfig
 from fewstep.core.hardware import deterministic

@@ -4,7 +4,8 @@ import sys
 from pathlib import Path
 
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.files import whole_folder

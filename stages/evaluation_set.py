@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig

@@ -2,7 +2,8 @@
 
 import sys
 
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.export import ExportConfig
 from fewstep.core.paths import EXPORTS, METRICS, MODELS, TEACHER

@@ -3,7 +3,8 @@
 import sys
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.triplets import TripletsConfig

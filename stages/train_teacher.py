@@ -4,7 +4,7 @@ from itertools import islice
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import teacher_facts
+from fewstep.backbones.model import teacher_facts
 from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
 from fewstep.config.base import read
 from fewstep.config.teacher import TrainTeacherConfig

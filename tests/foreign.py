@@ -10,9 +10,10 @@ import diffusers as d
 import torch
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import open_backbone, open_model
 from fewstep.backbones.importing import import_teacher
+from fewstep.backbones.model import open_model
 from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.backbones.understood import teacher_faults
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig

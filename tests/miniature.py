@@ -9,8 +9,10 @@ from typing import Any
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import Backbone, open_backbone, open_model
 from fewstep.backbones.importing import import_teacher
+from fewstep.backbones.model import open_model
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.data import DataConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig

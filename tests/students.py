@@ -6,7 +6,7 @@ training's whole state this process holds is written to `held-RANK.json`.
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -57,12 +57,12 @@ def recorded(name: str) -> Iterator[None]:
     file = Path(f"held-{os.environ.get('RANK', '0')}.json")
     finish = State.finish
 
-    def noted(state: State) -> None:
+    def noted(state: State, chosen: Mapping[str, Tensor]) -> None:
         tensors = state.tensors().values()
         share = sum(map(held, tensors)) / sum(tensor.numel() for tensor in tensors)
         known = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(known | {name: share}))
-        finish(state)
+        finish(state, chosen)
 
     with patch.object(State, "finish", noted):
         yield

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fewstep import methods
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.students.learn import Task, learn, method_module

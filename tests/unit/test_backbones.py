@@ -11,10 +11,12 @@ import pytest
 import torch
 
 from fewstep.artifacts.manifest import Manifest, sha256
-from fewstep.backbones.base import Backbone, open_backbone, open_model, save_model
 from fewstep.backbones.importing import import_teacher
+from fewstep.backbones.model import open_model, save_model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.prompts import encode_distinct
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.core.errors import UserError

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.backbones.base import Model
 from fewstep.backbones.custom import CustomModel
+from fewstep.backbones.model import Model
 from fewstep.config.sampling import SamplingConfig
 from fewstep.diffusion.denoiser import (
     Conditions,
@@ -23,6 +23,7 @@ from fewstep.diffusion.denoiser import (
     guided,
 )
 from fewstep.diffusion.halving import halving_target
+from fewstep.diffusion.sampling import STUDENTS, TEACHERS, Sampling
 from fewstep.diffusion.schedules import RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import Solver, at, ddim, ddim_step, solve, straightness, trailing
 from fewstep.sampling.draw import Sampler
@@ -114,15 +115,18 @@ def test_at_pure_data_clipping_leaves_the_noise_alone() -> None:
     assert bounded.x_0.abs().max() == BOUND and torch.equal(bounded.eps, free.eps)
 
 
-@pytest.mark.parametrize("is_teacher", [True, False], ids=["teacher", "student"])
-def test_a_sampler_with_an_infinite_bound_draws_as_one_without(is_teacher: bool) -> None:
+@pytest.mark.parametrize("sampling", [TEACHERS, STUDENTS], ids=["teacher", "student"])
+def test_a_sampler_with_an_infinite_bound_draws_as_one_without(sampling: Sampling) -> None:
     """The teacher on its table with guidance, a student on the straight path."""
     net = nn.Identity()
     backbone = Text(net, (3,), STABLE_DIFFUSION, Prediction.V)
     denoiser = Denoiser(
-        backbone.network(net), STABLE_DIFFUSION, Prediction.V, STABLE_DIFFUSION if is_teacher else FLOW
+        backbone.network(net),
+        STABLE_DIFFUSION,
+        Prediction.V,
+        STABLE_DIFFUSION if sampling is TEACHERS else FLOW,
     )
-    sampler = Sampler(Model("model", net, denoiser, None, is_teacher), backbone, SamplingConfig(guidance=4.0))
+    sampler = Sampler(Model("model", net, denoiser, None, sampling), backbone, SamplingConfig(guidance=4.0))
     conditions, eps = {"text": torch.ones(8, 3, dtype=torch.float64)}, noise(8, 3)
     for steps in (1, 4):
         plain, bounded, tight = (

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import Backbone, open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.data import DataConfig
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig

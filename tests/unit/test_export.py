@@ -14,8 +14,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fewstep.artifacts.manifest import Manifest, sha256
-from fewstep.backbones.base import Backbone, Model, open_backbone, open_model, save_model
 from fewstep.backbones.importing import import_teacher
+from fewstep.backbones.model import Model, open_model, save_model
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.core.errors import UserError

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fewstep.artifacts.manifest import identity
-from fewstep.backbones.base import Model, open_model
+from fewstep.backbones.model import Model, open_model
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from tools.imports import ROOT
 from torch import Tensor
 
-from fewstep.backbones.base import Backbone, Model, open_model
+from fewstep.backbones.model import Model, open_model
+from fewstep.backbones.protocol import Backbone
 from fewstep.chain import load_chain
 from fewstep.checks.data import faults as data_faults
 from fewstep.config.sampling import SamplingConfig

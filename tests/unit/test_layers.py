@@ -9,7 +9,7 @@ from tools.imports import SRC, module_file
 PACKAGE = SRC / "fewstep"
 LAYERS = (
     ("core",),
-    ("diffusion", "artifacts"),
+    ("diffusion", "artifacts", "measures"),
     ("config",),
     ("sources", "data"),
     ("preparation", "backbones"),

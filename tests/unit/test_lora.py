@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import Backbone, Model, open_model, save_model
+from fewstep.backbones.model import Model, open_model, save_model
+from fewstep.backbones.protocol import Backbone
 from fewstep.config.training import TrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from fewstep.core.keyed import Key
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
+from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.diffusion.schedules import Cosine, RectifiedFlow
 from fewstep.methods import direct, halve, reflow
 from fewstep.training.method import Rows
@@ -43,7 +44,9 @@ def model(net: nn.Module, prediction: Prediction, schedule: Any, takes_condition
         return net(x, time, conditions if takes_condition else {})
 
     return SimpleNamespace(
-        net=net, denoiser=Denoiser(network, schedule, prediction, schedule), is_teacher=takes_condition
+        net=net,
+        denoiser=Denoiser(network, schedule, prediction, schedule),
+        sampling=TEACHERS if takes_condition else STUDENTS,
     )
 
 
@@ -90,13 +93,20 @@ def check_halve(module: ModuleType) -> None:
         (alpha, sigma), (alpha_s, sigma_s) = coefficients(t), coefficients(s)
         return alpha_s * k * x + sigma_s * (x - alpha * k * x) / sigma
 
-    for weight, guidance in (("truncated_snr", 1.0), ("snr_plus_one", 1.0), ("truncated_snr", 2.5)):
+    cases: list[tuple[str, Any]] = [("truncated_snr", 1.0), ("snr_plus_one", 1.0), ("truncated_snr", 2.5)]
+    for weight, guidance in [*cases, ("truncated_snr", np.linspace(1, 5, BATCH)[:, None])]:
+        own = isinstance(guidance, np.ndarray)  # each triplet's, for a student that takes it as an input
+        values = {"from": "teacher", "steps": steps, "weight": weight, "training": TRAINING}
         config = module.Config.model_validate(
-            {"from": "teacher", "steps": steps, "weight": weight, "guidance": guidance, "training": TRAINING}
+            values | ({"guidance_embedding": True} if own else {"guidance": guidance})
         )
         start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
         student = model(Scaled(0.7), Prediction.SAMPLE, Cosine())
-        found = losses(module.Halve(config, context(start), student))
+        inputs = context(start)
+        if own:
+            conditions = pairs.conditions | {"guidance": torch.from_numpy(guidance[:, 0])}
+            inputs.clean_batch = lambda positions, conditions=conditions: (pairs.x_0, conditions)
+        found = losses(module.Halve(config, inputs, student))
         k = UNCONDITIONAL + guidance * (scale.numpy() - UNCONDITIONAL)
         t = (i + 1) / steps
         alpha, sigma = coefficients(t)
@@ -169,6 +179,7 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("self.teacher, batch.x_t, batch.i, self.config.steps", "self.teacher, batch.x_t, batch.i, 4"),
         ("context.unconditional(), config.guidance)", "context.unconditional(), 1.0)"),
         ("if config.guidance != 1 or", "if"),
+        ("or (by_scale and config.guidance_embedding)", ""),
         ('"truncated_snr": truncated_snr', '"truncated_snr": snr_plus_one'),
         ('"snr_plus_one": snr_plus_one', '"snr_plus_one": truncated_snr'),
     ],

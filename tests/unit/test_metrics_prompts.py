@@ -13,7 +13,8 @@ from fewstep.evaluation.copies import EXPECTED, copied, nearness_limit
 from fewstep.evaluation.diversity import effective_number, mean_interval, pairwise_distance, vendi_score
 from fewstep.evaluation.evaluation_set import grouped, match
 from fewstep.evaluation.hidden import chi_square, entropy, hidden_attribute
-from fewstep.evaluation.tone import TONES, drift, tones
+from fewstep.evaluation.tone import drift
+from fewstep.measures.tone import TONES, tones
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

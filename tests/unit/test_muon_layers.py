@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from fewstep.backbones.base import family
 from fewstep.backbones.pipeline import DiffusersBackbone
+from fewstep.backbones.registry import family
 from fewstep.config.training import TrainingConfig
 from fewstep.features.judge import Judge
 from fewstep.training.lora import LoraSettings, attach

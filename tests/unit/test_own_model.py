@@ -10,9 +10,11 @@ import torch
 from torch import nn
 
 from fewstep.artifacts.manifest import NAME, Manifest
-from fewstep.backbones.base import Backbone, open_backbone, teacher_facts
 from fewstep.backbones.custom import adopt
+from fewstep.backbones.model import teacher_facts
 from fewstep.backbones.own_code import collect
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import validate
 from fewstep.config.teacher import TeacherConfig
 from fewstep.core.errors import UserError

@@ -8,7 +8,7 @@ import diffusers as d
 import pytest
 import torch
 
-from fewstep.backbones.base import open_model
+from fewstep.backbones.model import open_model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.triplets import TripletsConfig

@@ -9,7 +9,9 @@ import torch
 from accelerate.tracking import TensorBoardTracker
 from torch import Tensor, nn
 
-from fewstep.backbones.base import Backbone, open_backbone, open_model
+from fewstep.backbones.model import open_model
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.training import TrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import mixed_precision

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fewstep.backbones.base import family
+from fewstep.backbones.registry import family
 from fewstep.core.hardware import attention
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow

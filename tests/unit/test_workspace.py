@@ -190,7 +190,7 @@ def test_work_that_is_in_use_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) 
 SCRIPT = """
 import sys
 from pathlib import Path
-from fewstep.backbones.base import open_backbone
+from fewstep.backbones.registry import open_backbone
 from fewstep.artifacts.workspace import Workspace
 backbone = open_backbone(Path("teacher"))
 print(Workspace("stage", {}, {}).folder.name)

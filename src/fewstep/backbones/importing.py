@@ -8,11 +8,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-from fewstep.backbones.base import family, teacher_facts
 from fewstep.backbones.configurations import INDEX, read_object
 from fewstep.backbones.loading import load_folder, load_single_file, set_prediction
+from fewstep.backbones.model import teacher_facts
 from fewstep.backbones.pipeline import DiffusersBackbone, forget_origin
 from fewstep.backbones.proof import prove
+from fewstep.backbones.registry import family
 from fewstep.backbones.single_file import Marks, marks_of
 from fewstep.backbones.understood import config_faults, teacher_faults
 from fewstep.backbones.weight_files import read_header

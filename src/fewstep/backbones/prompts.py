@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fewstep.backbones.base import Backbone
+from fewstep.backbones.protocol import Backbone
 from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
 from fewstep.diffusion.denoiser import Conditions
 

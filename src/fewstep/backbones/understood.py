@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fewstep.backbones.base import family
 from fewstep.backbones.configurations import INDEX, Configurations, fault
 from fewstep.backbones.networks import OLD_NAMES, network_faults
 from fewstep.backbones.pipeline import LEFT_OUT, LIBRARIES, DiffusersBackbone
+from fewstep.backbones.registry import family
 from fewstep.backbones.schedulers import FLOW_MATCH, scheduler_faults
 from fewstep.backbones.single_file import single_file_faults
 from fewstep.backbones.weight_files import weight_faults

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.base import Backbone, Model
+from fewstep.backbones.model import Model
+from fewstep.backbones.protocol import Backbone
 from fewstep.backbones.sd_new import NewStableDiffusion
 from fewstep.chain import Chain
 from fewstep.checks.data import first_entries
@@ -35,6 +36,7 @@ from fewstep.data.shards import Picture
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoiser
+from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.features.autoencoder import AutoencoderFeatures
 from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork, open_features
@@ -119,7 +121,7 @@ class Rehearsal:
         denoiser = Denoiser(
             backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
         )
-        return Model("teacher", backbone.net, denoiser, None, True)
+        return Model("teacher", backbone.net, denoiser, None, TEACHERS)
 
     def model(self, name: str) -> Model:
         """A model of the chain on the path and at the steps that it will have."""
@@ -127,7 +129,7 @@ class Rehearsal:
             return self.teacher
         made = self.chain.models()[name]
         student = method_module(made.method).student_of(made.config, self.model(made.config.from_))
-        return replace(cast(Model, student), name=name, is_teacher=False)
+        return replace(cast(Model, student), name=name, sampling=STUDENTS)
 
     @cached_property
     def judge(self) -> Judge:

@@ -5,15 +5,17 @@ from typing import Any
 
 import torch
 
-from fewstep.backbones.base import Model, family
 from fewstep.backbones.configurations import CONFIG, read_object
+from fewstep.backbones.model import Model
 from fewstep.backbones.pipeline import EMBEDDED_GUIDANCE, schedule_of
+from fewstep.backbones.registry import family
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.teacher import Known, design, known_teacher
 from fewstep.core.errors import UserError
 from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.diffusion.denoiser import Denoiser
+from fewstep.diffusion.sampling import TEACHERS
 from fewstep.export.sampling import demand_stock_pipeline, stock_sampling
 from fewstep.features import inception
 from fewstep.features.network import opener
@@ -169,7 +171,9 @@ def made(chain: Chain, name: str, scheduler: Mapping[str, Any]) -> Model | None:
         return None
     if name == "teacher":
         schedule, prediction = schedule_of(scheduler)
-        return Model(name, torch.nn.Identity(), Denoiser(unasked, schedule, prediction, schedule), None, True)
+        return Model(
+            name, torch.nn.Identity(), Denoiser(unasked, schedule, prediction, schedule), None, TEACHERS
+        )
     model = chain.models()[name]
     start = made(chain, model.config.from_, scheduler)
     return method_module(model.method).student_of(model.config, start) if start else None

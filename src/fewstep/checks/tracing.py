@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import flop_registry
 
-from fewstep.backbones.base import family
+from fewstep.backbones.registry import family
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import attention, autocast, device
 from fewstep.diffusion.denoiser import Conditions, Prediction

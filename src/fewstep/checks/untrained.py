@@ -7,8 +7,8 @@ import torch
 from accelerate import init_empty_weights
 from torch import nn
 
-from fewstep.backbones.base import Backbone
 from fewstep.backbones.pipeline import schedule_of
+from fewstep.backbones.protocol import Backbone
 from fewstep.backbones.sd_new import new_stable_diffusion
 from fewstep.chain import Chain
 from fewstep.checks.memory import FLOAT, Design

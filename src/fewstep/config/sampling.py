@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, field_validator
 
 from fewstep.config.base import Section
 from fewstep.core.text import normalised
@@ -20,3 +20,10 @@ class SamplingConfig(Section):
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale w; 1: none."""
     negative_prompt: Annotated[str, AfterValidator(normalised)] = ""
+
+    @field_validator("solver")
+    @classmethod
+    def _ode(cls, solver: Solver) -> Solver:
+        if solver is Solver.RENOISE:
+            raise ValueError("renoise solves no ODE; some students are drawn with it, as their manifests say")
+        return solver

@@ -1,8 +1,8 @@
 """How anything is trained; part of the section of whatever is trained."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from fewstep.config.base import Section
 
@@ -39,3 +39,15 @@ class TrainingConfig(OptimizerConfig):
     """Optimizer steps."""
     batch_size: int = Field(ge=1)
     """Global batch: samples per step over all processes."""
+    evaluate_every: int | None = Field(None, ge=1)
+    """Steps between measurements on fixed prompts and noise, against the teacher; null: none."""
+    keep: Literal["last", "best"] = "last"
+    """Which of the measured states becomes the model; `best` has the lowest `measure`."""
+    measure: Literal["feature_distance", "agreement"] = "feature_distance"
+    """Which figure of an evaluation `best` goes by; lower is better."""
+
+    @model_validator(mode="after")
+    def _measured(self) -> Self:
+        if self.keep == "best" and self.evaluate_every is None:
+            raise ValueError("keep = 'best': nothing is measured; set evaluate_every")
+        return self

@@ -1,6 +1,7 @@
 """Deterministic samplers of the probability-flow ODE; each reads as its paper's algorithm."""
 
 import itertools
+from collections.abc import Callable
 from enum import StrEnum
 
 import torch
@@ -8,6 +9,9 @@ from torch import Tensor
 
 from fewstep.diffusion.denoiser import Conditions, Denoise, Estimate, expand_like
 from fewstep.diffusion.schedules import Schedule
+
+Fresh = Callable[[int], Tensor]
+"""Step -> noise `[B, ...]` that is drawn anew for it."""
 
 
 def trailing(steps: int) -> list[float]:
@@ -58,14 +62,32 @@ def dpm_solver_pp_2m(
     return x
 
 
+def renoise(
+    denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule, fresh: Fresh
+) -> Tensor:
+    """Predict x_0 and noise it anew to the next time (multistep consistency sampling, Song et al. 2023,
+    algorithm 1; LCM, DMD2).
+
+    Not an ODE's solution. fresh(i): noise `[B, ...]` of step i, counted from 0; the last step needs none.
+    """
+    for i, (t, s) in enumerate(itertools.pairwise(times)):
+        x_0 = denoise(x, at(t, x), conditions).x_0
+        if s == 0:
+            return x_0
+        alpha, sigma = path.alpha_sigma(at(s, x))
+        x = expand_like(alpha, x) * x_0 + expand_like(sigma, x) * fresh(i).to(x)
+    return x
+
+
 class Solver(StrEnum):
     """The samplers by name."""
 
     DDIM = "ddim"
     DPM_SOLVER_PP_2M = "dpm_solver_pp_2m"
+    RENOISE = "renoise"
 
 
-SOLVERS = {Solver.DDIM: ddim, Solver.DPM_SOLVER_PP_2M: dpm_solver_pp_2m}
+ODE_SOLVERS = {Solver.DDIM: ddim, Solver.DPM_SOLVER_PP_2M: dpm_solver_pp_2m}
 
 
 def solve(
@@ -75,14 +97,26 @@ def solve(
     times: list[float],
     conditions: Conditions,
     path: Schedule,
+    fresh: Fresh | None = None,
 ) -> Tensor:
     """From noise at times[0] = 1 through `times` to data; the state is float64, the result float32.
 
-    The start has the path's full scale, also where it ends before pure noise (SD's alpha_bar_T = 0.0047):
-    the network has seen unit variance there.
+    fresh: noise of each further step; `renoise` alone takes it, and raises ValueError without it.
+
+    The start has the path's full scale, also where it ends before pure noise (SD's alpha_bar_T = 0.0047): the
+    network has seen unit variance there.
     """
     start = noise.double() * expand_like(path.scale(at(times[0], noise)), noise.double())
-    return SOLVERS[solver](denoise, start, times, conditions, path).float()
+    if solver is not Solver.RENOISE:
+        return ODE_SOLVERS[solver](denoise, start, times, conditions, path).float()
+    if fresh is None and len(times) > 2:
+        raise ValueError("renoise: each step but the last needs fresh noise")
+    return renoise(denoise, start, times, conditions, path, fresh or never).float()
+
+
+def never(step: int) -> Tensor:
+    """In the place of fresh noise where there is one step."""
+    raise AssertionError(f"no noise for step {step}")
 
 
 def at(t: float, x: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.core.hardware import autocast, device
 from fewstep.core.keyed import Key
-from fewstep.data.noise import noise_of
+from fewstep.core.paths import TEACHER
+from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.data.pixels import from_uint8
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import straightness
@@ -52,7 +53,7 @@ def measure(
 
 def images_of(sampler: Sampler, on: EvaluationSet, steps: Sequence[int]) -> dict[int, Tensor]:
     """Step count -> images, drawn now, unless they are the teacher's own that the set already holds."""
-    held = {on.reference.teacher_steps: on.teacher} if sampler.model.is_teacher else {}
+    held = {on.reference.teacher_steps: on.teacher} if sampler.model.name == TEACHER.name else {}
     missing = [n for n in steps if n not in held]
     if missing:
         encoded = encode_distinct(sampler.backbone, on.prompts.prompts)
@@ -119,7 +120,8 @@ def draw_plain(sampler: Sampler, pictures: int, steps: int, prompt: str) -> Tens
     noise = noise_of(Key(0, "speed"), range(pictures), sampler.backbone.latent_shape).to(device())
     with torch.no_grad(), autocast():
         conditions = sampler.backbone.encode_prompts([prompt] * pictures)
-    return sampler.pictures(conditions, noise, steps)
+    fresh = fresh_noise(Key(0, "speed"), range(pictures), sampler.backbone.latent_shape, device())
+    return sampler.pictures(conditions, noise, steps, fresh)
 
 
 def speed_log(

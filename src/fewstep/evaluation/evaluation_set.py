@@ -23,7 +23,7 @@ from fewstep.core.files import read_json, whole_folder, write_json
 from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
 from fewstep.core.keyed import Key
 from fewstep.core.progress import progress
-from fewstep.data.noise import noise_of
+from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.data.pixels import picture_batch, to_uint8
 from fewstep.data.shards import Picture, open_pictures
 from fewstep.data.stream import Stream
@@ -240,7 +240,9 @@ def draw(sampler: Sampler, prompts: Prompts, encoded: tuple[Conditions, Tensor],
             rows = row[start : start + size]
             indices = range(start, start + len(rows))
             noise = noise_of(prompts.noise, indices, sampler.backbone.latent_shape).to(device())
-            parts.append(to_uint8(sampler.pictures(gather(conditions, rows), noise, steps)).cpu())
+            fresh = fresh_noise(prompts.noise, indices, sampler.backbone.latent_shape, device())
+            images = sampler.pictures(gather(conditions, rows), noise, steps, fresh)
+            parts.append(to_uint8(images).cpu())
             report(start + len(rows))
     return torch.cat(parts)
 

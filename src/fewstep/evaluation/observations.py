@@ -12,10 +12,10 @@ from torch import Tensor
 from fewstep.core.files import read_json, write_json
 from fewstep.core.hardware import device, in_parts, pictures_at_once
 from fewstep.data.pixels import from_uint8
-from fewstep.evaluation.tone import tones
 from fewstep.features.judge import Judge
 from fewstep.features.layout import layout
 from fewstep.features.network import FeatureNetwork
+from fewstep.measures.tone import tones
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from fewstep.artifacts.manifest import NAME
-from fewstep.backbones.base import Model
+from fewstep.backbones.model import Model
 from fewstep.core.files import read_json
 from fewstep.evaluation.plain_text import interval_text, ratio_text
 from fewstep.evaluation.schema import Metrics

@@ -15,7 +15,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.backbones.base import Model
+from fewstep.backbones.model import Model
 from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.schedules import RectifiedFlow
@@ -23,7 +23,8 @@ from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.losses.perceptual import perceptual_distance
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context, Distillation
-from fewstep.training.method import Group, Method, Rows
+from fewstep.students.method import StudentMethod
+from fewstep.training.method import Group, Rows
 
 PROBE = 32
 """Side in pixels of the image on which a feature network is tried."""
@@ -62,12 +63,12 @@ def build(config: Config, context: Context) -> Distillation:
     return Distillation(Direct(config, context, student), student)
 
 
-class Direct(Method):
+class Direct(StudentMethod):
     """Regression at t = 1 on stored pairs."""
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
-        self.config, self.context, self.denoiser = config, context, student.denoiser
-        self.training = config.training
+        super().__init__(config, context, student)
+        self.config = config
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.features: FeatureNetwork | None = None
         if config.perceptual_weight + config.pixel_weight > 0:
@@ -80,9 +81,6 @@ class Direct(Method):
 
     def batch(self, rows: Rows) -> TripletBatch:
         return self.context.triplet_batch(rows.positions)
-
-    def preview(self) -> Tensor:
-        return self.context.preview(self.denoiser, 1)
 
     def losses(self, group: str, batch: TripletBatch, step: int) -> dict[str, Tensor]:
         config, backbone = self.config, self.context.backbone

@@ -14,13 +14,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fewstep.backbones.base import Model
+from fewstep.backbones.model import Model
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Denoise, expand_like, guided
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
+from fewstep.diffusion.sampling import Guidance
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context, Distillation
-from fewstep.training.method import Group, Method, Rows
+from fewstep.students.method import StudentMethod
+from fewstep.training.method import Group, Rows
 
 WEIGHTS = {"truncated_snr": truncated_snr, "snr_plus_one": snr_plus_one}
 
@@ -58,18 +60,19 @@ class Batch:
     target: Tensor | None = None
 
 
-class Halve(Method):
+class Halve(StudentMethod):
     """x-space regression; targets in float64, unclipped."""
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
-        self.config, self.context, self.denoiser = config, context, student.denoiser
+        super().__init__(config, context, student)
+        self.config = config
         self.path = student.denoiser.path
-        self.training = config.training
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (context.start.net,)
         self.teacher: Denoise = context.start.denoiser
-        # A teacher's guidance may also come with each triplet.
-        if config.guidance != 1 or (context.start.is_teacher and config.guidance_embedding):
+        # Classifier-free guidance may also come with each triplet.
+        by_scale = context.start.sampling.guidance is Guidance.SCALE
+        if config.guidance != 1 or (by_scale and config.guidance_embedding):
             self.teacher = guided(self.teacher, context.unconditional(), config.guidance)
         self.noise, self.choice = context.key("noise"), context.key("step")
 
@@ -87,9 +90,6 @@ class Halve(Method):
             self.teacher, batch.x_t, batch.i, self.config.steps, batch.conditions, self.denoiser
         )
         return replace(batch, target=target.float())
-
-    def preview(self) -> Tensor:
-        return self.context.preview(self.denoiser, self.config.steps)
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         assert batch.target is not None

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fewstep.backbones.base import Model
+from fewstep.backbones.model import Model
 from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, expand_like
@@ -19,7 +19,8 @@ from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.times import Times, times_from
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context, Distillation
-from fewstep.training.method import Group, Method, Rows
+from fewstep.students.method import StudentMethod
+from fewstep.training.method import Group, Rows
 
 HUBER = 0.00054
 """c of the pseudo-Huber loss per element (Lee et al. 2024)."""
@@ -57,12 +58,12 @@ class Batch:
     t: Tensor
 
 
-class Reflow(Method):
+class Reflow(StudentMethod):
     """Regress the velocity on the pairs' chords."""
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
-        self.config, self.context, self.denoiser = config, context, student.denoiser
-        self.training = config.training
+        super().__init__(config, context, student)
+        self.config = config
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.times = context.key("times")
 
@@ -71,9 +72,6 @@ class Reflow(Method):
         kind = Times.U_SHAPED if self.config.loss == "improved" else Times.UNIFORM
         pairs, t = self.context.triplet_batch(rows.positions), times_from(kind, uniform).to(device())
         return Batch(*on_the_students_line(self.denoiser, pairs, t))
-
-    def preview(self) -> Tensor:
-        return self.context.preview(self.denoiser, 4)
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         error = velocity_error(self.denoiser, batch.triplets, batch.t)

@@ -9,7 +9,7 @@ from markupsafe import Markup
 from fewstep.core.files import whole_file
 from fewstep.core.paths import MODELS
 from fewstep.evaluation.schema import Floor
-from fewstep.report import dag, figures, lineage, more, plots
+from fewstep.report import dag, figures, lineage, more, plots, training
 from fewstep.report.comparison import Model, load
 from fewstep.report.grid import cut
 
@@ -38,6 +38,7 @@ def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]],
         comparison=comparison,
         plots=plot(comparison.models, comparison.reference.floor),
         more=more.groups(comparison),
+        training=Markup(training.render(training.curves(comparison.models, root / MODELS))),
         dag=dag.draw(needs),
         lineage=lineage.trace([root / MODELS / name for name in models], root / MODELS.parent),
     )

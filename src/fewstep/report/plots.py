@@ -99,9 +99,14 @@ def render(panels: Sequence[Panel]) -> str:
             frameon=False,
             numpoints=1,
         )
-        written = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
+        return svg_of(figure)
+
+
+def svg_of(figure: Figure) -> str:
+    """A figure as an `<svg>` element in the page's colours; call it within STYLE."""
+    written = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(written, format="svg", transparent=True, metadata=nothing)
     svg = written.getvalue()
     svg = svg[svg.index("<svg") :].strip()
     for placeholder, css in CSS.items():

@@ -5,21 +5,22 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from fewstep.backbones.base import Backbone, Model
+from fewstep.backbones.model import Model
+from fewstep.backbones.protocol import Backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import autocast
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, asked_at, clipped, guided
+from fewstep.diffusion.sampling import Guidance
 from fewstep.diffusion.schedules import Schedule
-from fewstep.diffusion.solvers import Solver, solve, trailing
+from fewstep.diffusion.solvers import Fresh, Solver, solve
 
 
 @dataclass(frozen=True)
 class Sampler:
     """One model, ready to draw.
 
-    The teacher travels its own path with the solver, guidance and negative prompt of `sampling`; every other
-    model has these built in, unless it takes guidance as a condition, and goes in plain DDIM steps along its
-    path. `clip`: bound of x_0, latents' units.
+    The model's own record (`Model.sampling`) says which solver, times and guidance it has; `sampling`, the
+    section of params, supplies what the record leaves open. clip: bound of x_0, latents' units.
     """
 
     model: Model
@@ -30,7 +31,7 @@ class Sampler:
     def denoise(self, guided_each: bool = False) -> Denoise:
         """The model's estimate with guidance and clipping; guided_each: by the condition `guidance`."""
         denoise: Denoise = self.model.denoiser
-        if self.model.is_teacher and (guided_each or self.sampling.guidance != 1):
+        if self.doubled or (guided_each and self.model.sampling.guidance is Guidance.SCALE):
             unconditional = self.backbone.unconditional(self.sampling.negative_prompt)
             denoise = guided(denoise, unconditional, self.sampling.guidance)
         if self.model.takes_guidance:
@@ -42,8 +43,13 @@ class Sampler:
     @property
     def guidance(self) -> float | None:
         """The scale that it draws at; None where that is built into the model."""
-        asked = self.model.is_teacher or self.model.takes_guidance
-        return self.sampling.guidance if asked else None
+        built_in = self.model.sampling.guidance is Guidance.BUILT_IN
+        return None if built_in else self.sampling.guidance
+
+    @property
+    def doubled(self) -> bool:
+        """Whether each step asks the network with and without the prompt."""
+        return self.model.sampling.guidance is Guidance.SCALE and self.sampling.guidance != 1
 
     def on(self, path: Schedule) -> "Sampler":
         """The same sampler with its model read on another path."""
@@ -53,27 +59,35 @@ class Sampler:
         return replace(self, model=replace(self.model, denoiser=denoiser))
 
     @torch.no_grad()
-    def latents(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
-        """From noise `[B, C, h, w]` to latents of the same shape in `steps` evaluations."""
-        teacher = self.model.is_teacher
-        solver = self.sampling.solver if teacher else Solver.DDIM
-        times = trailing(steps)
-        if teacher:
+    def latents(
+        self, conditions: Conditions, noise: Tensor, steps: int, fresh: Fresh | None = None
+    ) -> Tensor:
+        """From noise `[B, C, h, w]` to latents of the same shape in `steps` steps.
+
+        fresh: noise of further steps, for the solver `renoise`.
+        """
+        record = self.model.sampling
+        solver = record.solver or self.sampling.solver
+        if record.follows_params:
             times = [t**self.sampling.time_power for t in self.backbone.times(steps)]
+        else:
+            times = record.grid(steps)
         sampler = self
         if solver is Solver.DPM_SOLVER_PP_2M:
             sampler = self._reading(self.model.denoiser.without_zero_snr())
         with autocast():
             denoise = sampler.denoise(GUIDANCE in conditions)
-            return solve(solver, denoise, noise, times, conditions, sampler.model.denoiser.path)
+            return solve(solver, denoise, noise, times, conditions, sampler.model.denoiser.path, fresh)
 
     @torch.no_grad()
-    def pictures(self, conditions: Conditions, noise: Tensor, steps: int) -> Tensor:
-        """From noise to pictures `[B, 3, H, W]` about in [-1, 1]."""
-        latents = self.latents(conditions, noise, steps)
+    def pictures(
+        self, conditions: Conditions, noise: Tensor, steps: int, fresh: Fresh | None = None
+    ) -> Tensor:
+        """From noise to images `[B, 3, H, W]` about in [-1, 1]; see `latents`."""
+        latents = self.latents(conditions, noise, steps, fresh)
         with autocast():
             return self.backbone.decode(latents)
 
     def evaluations(self, steps: int) -> int:
         """Network evaluations per picture; guidance doubles them."""
-        return steps * (2 if self.model.is_teacher and self.sampling.guidance != 1 else 1)
+        return steps * (2 if self.doubled else 1)

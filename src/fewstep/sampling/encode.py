@@ -11,8 +11,8 @@ import torch
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import Backbone
 from fewstep.backbones.prompts import encode_distinct
+from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
 from fewstep.core.hardware import autocast, device

@@ -7,8 +7,9 @@ import torch
 from torchvision.utils import save_image
 
 from fewstep.artifacts.manifest import NAME
-from fewstep.backbones.base import open_backbone, open_model
+from fewstep.backbones.model import open_model
 from fewstep.backbones.prompts import encode_distinct, gather
+from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import PARAMS, read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
@@ -17,7 +18,7 @@ from fewstep.core.hardware import deterministic, device
 from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.core.text import normalised
-from fewstep.data.noise import noise_of
+from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.sampling.draw import Sampler
 
 
@@ -45,13 +46,17 @@ def save_grid(
     if guidance is not None:
         sampling = sampling.model_copy(update={"guidance": guidance})
     opened = open_model(model, backbone)
-    steps = steps or opened.steps or (sampling.steps if opened.is_teacher else None)
+    steps = steps or opened.steps or (sampling.steps if opened.sampling.follows_params else None)
     if steps is None:
         raise UserError(f"{model}: runs at any number of steps; say how many with --steps")
     texts = [normalised(prompt) for prompt in prompts for _ in range(count)]
     conditions, row = encode_distinct(backbone, texts)
-    noise = noise_of(Key(seed, "sample"), [*range(count)] * len(prompts), backbone.latent_shape).to(device())
-    pictures = Sampler(opened, backbone, sampling, clip).pictures(gather(conditions, row), noise, steps)
+    key, columns = Key(seed, "sample"), [*range(count)] * len(prompts)
+    noise = noise_of(key, columns, backbone.latent_shape).to(device())
+    fresh = fresh_noise(key, columns, backbone.latent_shape, device())
+    pictures = Sampler(opened, backbone, sampling, clip).pictures(
+        gather(conditions, row), noise, steps, fresh
+    )
     shown = torch.nn.functional.interpolate(pictures.cpu(), scale_factor=enlarge, mode="nearest")
     padding = 2 if len(shown) > 1 else 0
     with whole_file(out) as staging:

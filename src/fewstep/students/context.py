@@ -8,17 +8,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fewstep.backbones.base import Backbone, Model, open_model
+from fewstep.backbones.model import Model, open_model
+from fewstep.backbones.protocol import Backbone
+from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.data.encoded import open_encoded
-from fewstep.data.noise import noise_key
+from fewstep.data.noise import fresh_noise, noise_key
 from fewstep.data.prompted import Prompted, collate_rows
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet, TripletBatch, collate, open_triplets
-from fewstep.diffusion.denoiser import Conditions, Denoiser
-from fewstep.diffusion.solvers import Solver, solve, trailing
+from fewstep.diffusion.denoiser import Conditions
+from fewstep.sampling.draw import Sampler
 from fewstep.training.method import Method
 
 PREVIEWED = 8
@@ -79,12 +81,12 @@ class Context:
         """The chain's teacher, frozen, whatever the student starts from."""
         return open_model(TEACHER, self.backbone)
 
-    def preview(self, denoiser: Denoiser, steps: int) -> Tensor:
-        """Images `[N, 3, H, W]` of the first triplets' noises and prompts, in `steps` DDIM steps."""
+    def preview(self, student: Model, steps: int) -> Tensor:
+        """Images `[N, 3, H, W]` of the first triplets' noise and prompts, by the student's own sampling."""
         batch = self.triplet_batch(range(PREVIEWED))
-        return self.backbone.decode(
-            solve(Solver.DDIM, denoiser, batch.eps, trailing(steps), batch.conditions, denoiser.path)
-        )
+        fresh = fresh_noise(self.key("preview"), range(PREVIEWED), batch.eps.shape[1:], batch.eps.device)
+        sampler = Sampler(student, self.backbone, SamplingConfig())
+        return sampler.pictures(batch.conditions, batch.eps, steps, fresh)
 
     def unconditional(self) -> Conditions:
         """The other side of guidance, batch size 1."""

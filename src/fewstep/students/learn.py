@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.base import open_backbone, open_model, save_model
+from fewstep.backbones.model import open_model, save_model
+from fewstep.backbones.registry import open_backbone
 from fewstep.core.errors import UserError
 from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
 from fewstep.core.processes import is_main_process
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.start import start_and_student
+from fewstep.training.evaluations import read_curve
 from fewstep.training.loop import train
 from fewstep.training.lora import detach
 
@@ -103,5 +105,15 @@ def learn(task: Task) -> None:
     train(made.method, name, task.seed, work.folder)
     if is_main_process():
         adapter = detach(made.model.net) if config.lora is not None else None
-        save_model(MODELS / name, made.model, backbone, task.method, task.inputs, adapter, work.metadata)
+        curve = read_curve(work.folder / name)
+        save_model(
+            MODELS / name,
+            made.model,
+            backbone,
+            task.method,
+            task.inputs,
+            adapter=adapter,
+            curve=curve,
+            metadata=work.metadata,
+        )
         work.finish()

@@ -5,8 +5,10 @@ from dataclasses import replace
 
 from torch import nn
 
-from fewstep.backbones.base import Backbone, Model
+from fewstep.backbones.model import Model
+from fewstep.backbones.protocol import Backbone
 from fewstep.core.keyed import Key
+from fewstep.diffusion.sampling import STUDENTS, Guidance
 from fewstep.students.config import MethodConfig
 from fewstep.training.lora import attach, twin
 
@@ -27,7 +29,8 @@ def start_and_student(
         net = twin(start.net)
         attach(net, config.lora, backbone.lora_targets, Key(seed, f"{name}/lora").seed32(0))
     student = with_net(start, net, backbone)
-    return start, replace(student, name=name, is_teacher=False, takes_guidance=takes_guidance)
+    sampling = replace(STUDENTS, guidance=Guidance.CONDITION) if takes_guidance else STUDENTS
+    return start, replace(student, name=name, sampling=sampling)
 
 
 def with_net(model: Model, net: nn.Module, backbone: Backbone) -> Model:

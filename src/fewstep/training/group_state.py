@@ -91,6 +91,24 @@ class GroupState:
         for average in self.averages.values():
             average.update(self.weights)
 
+    @contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """The weights that would be kept now, in evaluation mode: the average, where there is one."""
+        modes = {name: module.training for name, module in self.group.modules.items()}
+        average = self.averages[KEPT].average if KEPT in self.averages else {}
+        before = {name: self.weights[name].detach().clone() for name in average}
+        with torch.no_grad():
+            copy_into({name: self.weights[name] for name in average}, average)
+        for module in self.group.modules.values():
+            module.eval()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                copy_into({name: self.weights[name] for name in before}, before)
+            for name, module in self.group.modules.items():
+                module.train(modes[name])
+
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
         found = named("weights", self.weights)
@@ -112,9 +130,14 @@ class GroupState:
             average.updates = int(tensors[f"average/{name}/updates"])
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Leave the final weights, or their kept average, in ordinary modules in evaluation mode."""
-        if KEPT in self.averages:
+    def finish(self, chosen: Mapping[str, Tensor]) -> None:
+        """Leave the chosen weights in ordinary modules in evaluation mode.
+
+        chosen: by name; where it is empty, the final weights, or their kept average.
+        """
+        if chosen:
+            copy_into(self.weights, chosen)
+        elif KEPT in self.averages:
             copy_into(self.weights, self.averages[KEPT].average)
         for unshard in self.unshards:
             unshard()

@@ -17,6 +17,7 @@ from fewstep.core.paths import LOGS
 from fewstep.core.processes import all_reduce_sum, any_rank, barrier, is_main_process, local_slice, require
 from fewstep.core.progress import progress
 from fewstep.core.switches import switch
+from fewstep.training.evaluations import Evaluations
 from fewstep.training.interrupt import interruptible
 from fewstep.training.method import Method, Rows
 from fewstep.training.optimization import learning_rate
@@ -48,6 +49,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     require(accelerator.distributed_type, accelerator.num_processes, training.batch_size)
     state = State(method, folder / name)
     state.resume()
+    evaluations = Evaluations(state)
     # From here on the main process may replace what the others have just read.
     barrier()
     patience = float(switch("SAVE_EVERY_SECONDS", "30"))
@@ -56,6 +58,8 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     try:
         with interruptible() as interrupted, progress(name, training.steps, state.step) as report:
             saved = time.monotonic()
+            if evaluations.due:  # it may have been killed while it measured
+                evaluate(evaluations, accelerator)
             while state.step < training.steps:
                 losses, logged = advance(state, name, seed, training.batch_size)
                 if (state.step - 1) % LOG_EVERY == 0:
@@ -71,9 +75,11 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                 stop = arrived and state.step < training.steps
                 shown &= state.step % max(training.steps // PREVIEWS, 1) == 0
                 # Images may take minutes: what was trained is on disk before they are begun.
-                if stop or due or shown or state.step == training.steps:
+                if stop or due or shown or evaluations.due or state.step == training.steps:
                     state.save()
                     saved = time.monotonic()
+                if evaluations.due and not stop:
+                    evaluate(evaluations, accelerator)
                 if stop:
                     # A rank that exits early makes the launcher kill rank 0 while it saves.
                     barrier()
@@ -85,7 +91,16 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
         with unless_it_fails(accelerator):
             for tracker in accelerator.trackers:
                 tracker.finish()
-    state.finish()
+    state.finish(evaluations.weights())
+
+
+def evaluate(evaluations: Evaluations, accelerator: Accelerator) -> None:
+    """Measure the current step and log what was measured."""
+    with torch.no_grad(), autocast():
+        values = evaluations.measure()
+    if values:
+        with unless_it_fails(accelerator):
+            accelerator.log(dict(values), step=evaluations.state.step)
 
 
 def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:

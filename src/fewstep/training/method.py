@@ -80,6 +80,13 @@ class Method(ABC):
     def losses(self, group: str, batch: Any, step: int) -> dict[str, Tensor]:
         """Named scalar terms, means over the batch's rows; `group` minimises their sum."""
 
+    limits: Mapping[str, float] = {}
+    """Measure of `evaluate` -> size beyond which it counts as drift and is warned of."""
+
+    def evaluate(self) -> dict[str, float]:
+        """Measures on fixed samples, with the weights that would be kept now; empty: none."""
+        return {}
+
     def preview(self) -> Tensor | None:
         """A small fixed set of images `[N, 3, H, W]` in [-1, 1] for the tracker; None: none."""
         return None

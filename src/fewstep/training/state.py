@@ -1,6 +1,6 @@
 """Everything that changes while a method trains, on disk and back."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -85,9 +85,17 @@ class State:
             group.restore(within(label, tensors))
         print(f"{self.folder.name}: resumes at step {self.step}", flush=True)
 
-    def finish(self) -> None:
-        """Leave the final weights in the modules, for evaluation."""
-        for group in self.groups.values():
-            group.finish()
+    @contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """The weights that would be kept now, in every group."""
+        with ExitStack() as groups:
+            for group in self.groups.values():
+                groups.enter_context(group.kept_weights())
+            yield
+
+    def finish(self, chosen: Mapping[str, Tensor]) -> None:
+        """Leave weights in the modules. chosen: "group/name" -> weight; where it is empty, the final ones."""
+        for label, group in self.groups.items():
+            group.finish(within(label, chosen))
         for unshard in self._unshards:
             unshard()

@@ -1,0 +1,115 @@
+"""A model of the chain, and its artifact."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from fewstep.artifacts.manifest import NAME, Manifest
+from fewstep.backbones.protocol import Backbone, LowRankAdapter
+from fewstep.core.files import read_json, whole_folder, write_json
+from fewstep.diffusion.denoiser import Denoiser, Prediction
+from fewstep.diffusion.sampling import TEACHERS, Guidance, Sampling
+from fewstep.diffusion.schedules import schedule_facts, schedule_from_facts
+
+
+def teacher_facts(name: str, backbone: Backbone) -> dict[str, Any]:
+    """What a teacher's manifest says of it; name: of its family."""
+    return {
+        "backbone": name,
+        "schedule": schedule_facts(backbone.schedule),
+        "prediction": str(backbone.prediction),
+        "parameters": sum(p.numel() for p in backbone.net.parameters()),
+        "sampling": TEACHERS.facts,
+    }
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoising network of the chain, ready to be asked.
+
+    name: its folder's. net: the network. denoiser: the network on the path its samples travel.
+    steps: the step count it was made for; None for any. sampling: how images are drawn with it.
+    """
+
+    name: str
+    net: nn.Module
+    denoiser: Denoiser
+    steps: int | None
+    sampling: Sampling
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether its network has guidance as an input."""
+        return self.sampling.guidance is Guidance.CONDITION
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the denoising network."""
+        return sum(p.numel() for p in self.net.parameters())
+
+    @property
+    def has_flow(self) -> bool:
+        """Whether it has a velocity between noise and data, as straightness needs.
+
+        A model made for one step was trained at t = 1 alone; what its network says at other times means
+        nothing. One made for N steps was trained at the N times `trailing(N)` before 0.
+        """
+        return self.steps != 1
+
+
+def open_model(folder: Path, backbone: Backbone) -> Model:
+    """Any model of the chain, the teacher too. Raises UserError when the artifact is not whole."""
+    kind = read_json(folder / NAME).get("kind")
+    if kind == "teacher":
+        sampling = Sampling.from_facts(Manifest.open(folder, "teacher").facts["sampling"])
+        denoiser = Denoiser(
+            backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
+        )
+        return Model(folder.name, backbone.net, denoiser, None, sampling)
+    facts = Manifest.open(folder, "model").facts
+    net = backbone.load_net(folder / "net")
+    denoiser = Denoiser(
+        backbone.network(net),
+        schedule_from_facts(facts["schedule"]),
+        Prediction(facts["prediction"]),
+        schedule_from_facts(facts["path"]),
+    )
+    return Model(folder.name, net, denoiser, facts["steps"], Sampling.from_facts(facts["sampling"]))
+
+
+def save_model(
+    folder: Path,
+    model: Model,
+    backbone: Backbone,
+    method: str,
+    inputs: Mapping[str, Path],
+    adapter: LowRankAdapter | None = None,
+    curve: Sequence[Mapping[str, Any]] = (),
+    metadata: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model of the chain as an artifact: `net/` in diffusers' format and a manifest.
+
+    method: the file of `methods/` that made it. inputs: name -> folder of every artifact that went in.
+    adapter: what alone was trained, merged in the network already; written beside it, in `lora/`. curve:
+    what was measured during training. metadata: more for the manifest.
+    """
+    with whole_folder(folder) as staging:
+        backbone.save_net(model.net, staging / "net")
+        facts = {
+            "method": method,
+            "schedule": schedule_facts(model.denoiser.schedule),
+            "prediction": str(model.denoiser.prediction),
+            "path": schedule_facts(model.denoiser.path),
+            "steps": model.steps,
+            "sampling": model.sampling.facts,
+            "parameters": model.parameters,
+        }
+        if adapter is not None:
+            adapter.save(staging / "lora", backbone.net_part)
+            facts["lora"] = adapter.facts
+        if curve:
+            write_json(staging / "evaluations.json", {"curve": list(curve)})
+        Manifest.seal(staging, "model", facts | dict(metadata or {}), inputs)

@@ -1,0 +1,26 @@
+"""Model families, found by the names of their files."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.protocol import Backbone
+from fewstep.core.errors import UserError
+
+
+def open_backbone(teacher: Path) -> Backbone:
+    """The adapter of a teacher artifact, loaded. Raises UserError when the artifact is not whole."""
+    facts = Manifest.open(teacher, "teacher").facts
+    backbone: Backbone = family(facts["backbone"]).open(teacher)
+    return backbone
+
+
+def family(name: str) -> Any:
+    """The class `Adapter` of `fewstep.backbones.<name>`; imported only when asked for."""
+    try:
+        return importlib.import_module(f"fewstep.backbones.{name}").Adapter
+    except (ModuleNotFoundError, AttributeError):
+        files = sorted(Path(__file__).parent.glob("*.py"))
+        known = ", ".join(file.stem for file in files if "\nAdapter = " in file.read_text())
+        raise UserError(f"params.yaml: teacher.backbone = {name!r}: no such family; known: {known}") from None

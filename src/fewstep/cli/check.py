@@ -1,0 +1,84 @@
+"""fewstep check: validate params.yaml, inputs, versions and disk; print the plan."""
+
+import argparse
+from datetime import timedelta
+from math import ceil
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rich.table import Table
+
+    from fewstep.chain import Chain
+    from fewstep.checks.tracing import Design
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    """Of the command."""
+    parser.add_argument("--seconds", type=float, default=30, help="for measuring steps; 0: forecast no time")
+
+
+def run(chosen: argparse.Namespace) -> None:
+    """Check, then print time, stages, memory and warnings."""
+    from rich.console import Console
+
+    from fewstep.chain import load_chain
+    from fewstep.checks.checklist import check as check_chain
+    from fewstep.checks.checklist import warnings
+    from fewstep.checks.forecast import forecast, in_words
+    from fewstep.checks.stopwatch import Stopwatch
+    from fewstep.checks.teacher import design
+
+    chain = load_chain()
+    check_chain(chain)
+    console, denoiser, times = Console(), design(chain), {}
+    if chosen.seconds > 0:
+        times = forecast(chain, denoiser, Stopwatch(chosen.seconds))
+        console.print(in_words(times))
+    console.print(stages_table(chain, times))
+    if denoiser is None:
+        console.print("memory of the trainings: unknown until the teacher is there")
+    else:
+        table, hints = memory_table(chain, denoiser)
+        console.print(table, *hints, sep="\n", markup=False)
+    for warning in warnings(chain):
+        console.print(f"warning: {warning}", markup=False)
+    console.print("params.yaml, inputs, versions and disk are in order")
+
+
+def stages_table(chain: "Chain", times: "Mapping[str, float | None]") -> "Table":
+    """Each stage: samples, steps, disk, time."""
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from fewstep.checks.plan import plan
+
+    table = Table("stage", "samples", "steps", "disk", "time", title="the plan")
+    for stage in plan(chain):
+        samples, steps = (f"{n:,}" if n else "" for n in (stage.samples, stage.steps))
+        seconds = times.get(stage.name)
+        took = "" if seconds is None else f"{timedelta(seconds=ceil(seconds))}"
+        table.add_row(stage.name, samples, steps, decimal(stage.disk) if stage.disk else "", took)
+    return table
+
+
+def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]":
+    """Each training's memory, and what helps those that do not fit."""
+    from rich.filesize import decimal
+    from rich.table import Table
+
+    from fewstep.checks.memory import advice, available, need
+    from fewstep.checks.plan import trainings
+
+    memory = available()
+    title = f"memory of the trainings, an estimate; there are {decimal(memory)}"
+    columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "sum")
+    table, hints = Table(*columns, title=title), []
+    for name, setup in trainings(chain).items():
+        needed = need(denoiser, setup)
+        known = "unknown" if needed.step is None else decimal(needed.step)
+        table.add_row(name, f"{needed.parameters:,}", decimal(needed.state), known, decimal(needed.total))
+        if hint := advice(denoiser, setup, memory):
+            hints.append(f"warning: {name} does not fit; what helps: {hint}")
+    return table, hints

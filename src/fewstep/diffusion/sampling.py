@@ -1,0 +1,64 @@
+"""How images are drawn with a model: part of its manifest, and read by whatever draws with it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+from fewstep.diffusion.solvers import Solver, trailing
+
+
+class Guidance(StrEnum):
+    """Where classifier-free guidance comes from."""
+
+    SCALE = "scale"
+    """Two evaluations a step, combined at the scale of `sampling.guidance`."""
+    CONDITION = "condition"
+    """An input of the network: one evaluation a step, at the scale of `sampling.guidance`."""
+    BUILT_IN = "built_in"
+    """Distilled into the weights."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """solver, times: None: those of `sampling` in params, at the family's own times, as for a teacher.
+
+    times: the step counts a model was made for -> its `steps + 1` times from 1 to 0. At other counts, and
+    where it is empty, steps are equally spaced.
+    """
+
+    solver: Solver | None
+    guidance: Guidance
+    times: Mapping[int, tuple[float, ...]] | None
+
+    @property
+    def follows_params(self) -> bool:
+        """Whether solver and times are the user's choice."""
+        return self.solver is None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """As a manifest has it."""
+        times = None if self.times is None else {str(n): list(grid) for n, grid in sorted(self.times.items())}
+        return {"solver": self.solver, "guidance": self.guidance, "times": times}
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
+        """The inverse of `facts`."""
+        times = facts["times"]
+        return cls(
+            solver=None if facts["solver"] is None else Solver(facts["solver"]),
+            guidance=Guidance(facts["guidance"]),
+            times=None if times is None else {int(n): tuple(grid) for n, grid in times.items()},
+        )
+
+    def grid(self, steps: int) -> list[float]:
+        """`steps + 1` times from 1 to 0 of a model with times of its own."""
+        assert self.times is not None
+        return list(self.times.get(steps, trailing(steps)))
+
+
+TEACHERS = Sampling(None, Guidance.SCALE, None)
+"""A teacher's."""
+STUDENTS = Sampling(Solver.DDIM, Guidance.BUILT_IN, {})
+"""A student's, where its method says nothing else."""

@@ -1,0 +1,108 @@
+"""Evaluation during training: a curve, a warning of what drifts, and the best weights."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fewstep.core.files import read_json, whole_folder, write_json
+from fewstep.core.processes import barrier, is_main_process
+from fewstep.training.sharding import full_tensor
+from fewstep.training.state import State
+
+CURVE = "evaluations.json"
+BEST = "best"
+
+
+class Evaluations:
+    """Of one training, in its folder.
+
+    Every `evaluate_every` steps and at the last one, the state is saved first and then measured, with the
+    kept averages in the place of the weights. So a training that resumes at that step measures the same
+    weights again where the measurement was lost: curve and best weights are the same after a kill.
+    """
+
+    def __init__(self, state: State) -> None:
+        self.state, self.training = state, state.method.training
+        self.file, self.best = state.folder / CURVE, state.folder / BEST
+        self.curve: list[dict[str, Any]] = read_json(self.file)["curve"] if self.file.exists() else []
+        self.warned: set[str] = set()
+
+    @property
+    def due(self) -> bool:
+        """Whether the current step is measured."""
+        every, step = self.training.evaluate_every, self.state.step
+        return bool(every) and step > 0 and (step % (every or 1) == 0 or step == self.training.steps)
+
+    def measure(self) -> Mapping[str, float]:
+        """Measure the current step, unless that was done; its state is on disk. All processes call this."""
+        if self.curve and self.curve[-1]["step"] == self.state.step:
+            return {}
+        with self.state.kept_weights():
+            values = self.state.method.evaluate()
+            if not values:
+                return {}
+            record = {"step": self.state.step} | {name: round(v, 6) for name, v in values.items()}
+            if self.training.keep == "best" and self.is_best(record):
+                self.save_best()
+        self.curve.append(record)
+        if is_main_process():
+            write_json(self.file, {"curve": self.curve})
+            self.warn()
+        barrier()
+        return {f"evaluation/{name}": value for name, value in values.items()}
+
+    def is_best(self, record: Mapping[str, Any]) -> bool:
+        """Whether the measure is lower than at every step before."""
+        measure = self.training.measure
+        return all(record[measure] < before[measure] for before in self.curve)
+
+    def save_best(self) -> None:
+        """Keep the weights as they are now."""
+        found = {}
+        for label, group in self.state.groups.items():
+            for name, weight in group.weights.items():
+                whole = full_tensor(weight.detach())
+                if is_main_process():
+                    found[f"{label}/{name}"] = whole.cpu().contiguous()
+        if is_main_process():
+            with whole_folder(self.best) as staging:
+                save_file(found, staging / "weights.safetensors")
+                write_json(staging / "step.json", {"step": self.state.step})
+
+    def weights(self) -> dict[str, Tensor]:
+        """The best ones, by "group/module/parameter"; empty where none are kept."""
+        if self.training.keep != "best" or not self.best.exists():
+            return {}
+        return load_file(self.best / "weights.safetensors")
+
+    def warn(self) -> None:
+        """Print, once each, what has gone beyond its limit twice in a row, and since when."""
+        for name, limit in self.state.method.limits.items():
+            since = beyond(self.curve, name, limit)
+            if since is not None and name not in self.warned:
+                self.warned.add(name)
+                change = f"{100 * self.curve[-1][name]:+.0f} %, beyond {100 * limit:.0f} % since step {since}"
+                print(
+                    f"warning: {self.state.folder.name}: {name} drifts against the teacher's images: "
+                    f"{change}; `training.keep: best` keeps the best state measured",
+                    flush=True,
+                )
+
+
+def beyond(curve: Sequence[Mapping[str, Any]], name: str, limit: float) -> int | None:
+    """The step since which a measure's size is above the limit, if that is for two records at least."""
+    outside = 0
+    for record in reversed(curve):
+        if abs(record.get(name, 0.0)) <= limit:
+            break
+        outside += 1
+    return curve[-outside]["step"] if outside >= 2 else None
+
+
+def read_curve(folder: Path) -> list[dict[str, Any]]:
+    """The curve of a training in its folder; empty where it was not evaluated."""
+    file = folder / CURVE
+    return read_json(file)["curve"] if file.exists() else []
