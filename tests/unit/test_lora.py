@@ -193,7 +193,7 @@ def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
         return load_file(MODELS / "low" / "lora" / FILE)
 
     def with_a_copy(start: Model, name: str, backbone: Backbone, *rest: Any) -> tuple[Model, Model]:
-        alone = with_net(start, deepcopy(start.net).requires_grad_(False), backbone)
+        alone = with_net(start, deepcopy(start.net).requires_grad_(False), backbone, start.denoiser.inputs)
         return alone, start_and_student(start, name, backbone, *rest)[1]
 
     one = trained()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.core.keyed import Key
 from fewstep.data.triplets import TripletBatch
-from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
+from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoiser, Prediction
 from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.diffusion.schedules import Cosine, RectifiedFlow
 from fewstep.methods import direct, halve, reflow
@@ -24,28 +24,32 @@ from fewstep.training.method import Rows
 BATCH, SIZE = 64, 3
 TRAINING = {"steps": 10, "batch_size": BATCH, "learning_rate": 1.0}
 UNCONDITIONAL = 0.3
+END = 0.1
 
 
 class Scaled(nn.Module):
-    """`scale x + slope time`, the scale a condition where there is one."""
+    """`scale x + slope time + END end`, the scale a condition where there is one; end: of the step."""
 
     def __init__(self, scale: float, slope: float = 0.0) -> None:
         super().__init__()
         self.scale, self.slope = scale, slope
 
     def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        return conditions.get("scale", torch.tensor(self.scale)) * x + self.slope * time[:, None]
+        scale, end = conditions.get("scale", torch.tensor(self.scale)), conditions[END_TIME]
+        return scale * x + self.slope * time[:, None] + END * end[:, None] / 1000
 
 
 def model(net: nn.Module, prediction: Prediction, schedule: Any, takes_condition: bool = False) -> Any:
     """What a method uses of a model."""
 
     def network(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        return net(x, time, conditions if takes_condition else {})
+        if takes_condition:  # a teacher's, which knows no end
+            return net(x, time, conditions | {END_TIME: torch.zeros_like(time)})
+        return net(x, time, {END_TIME: conditions[END_TIME]})
 
     return SimpleNamespace(
         net=net,
-        denoiser=Denoiser(network, schedule, prediction, schedule),
+        denoiser=Denoiser(network, schedule, prediction, schedule, () if takes_condition else (END_TIME,)),
         sampling=TEACHERS if takes_condition else STUDENTS,
     )
 
@@ -79,7 +83,7 @@ def losses(method: Any, step: int = 0) -> dict[str, float]:
 
 def check_halve(module: ModuleType) -> None:
     """Salimans & Ho 2022, algorithm 2 on the cosine schedule; the teacher's estimate is `k x`, the student's
-    `0.7 x`. With guidance w, `k = u + w (c - u)`.
+    `0.7 x + END s`, s the end of its step. With guidance w, `k = u + w (c - u)`.
     """
     pairs, scale = samples()
     x_0, steps, positions = pairs.x_0.numpy(), 3, range(BATCH)
@@ -116,7 +120,9 @@ def check_halve(module: ModuleType) -> None:
         target = (x_end - sigma_end / sigma * x_t) / (alpha_end - sigma_end / sigma * alpha)
         snr = (alpha / sigma) ** 2
         w = np.maximum(snr, 1) if weight == "truncated_snr" else snr + 1
-        assert found == {"x_0": pytest.approx((w * (0.7 * x_t - target) ** 2).mean(), rel=1e-5)}
+        assert found == {
+            "x_0": pytest.approx((w * (0.7 * x_t + END * i / steps - target) ** 2).mean(), rel=1e-5)
+        }
 
 
 def check_reflow(module: ModuleType) -> None:
@@ -131,7 +137,7 @@ def check_reflow(module: ModuleType) -> None:
         found = losses(module.Reflow(config, context(), student))
         t = r[:, :1] if loss == "plain" else np.where(r[:, 1:] < 0.5, s, 1 - s)
         t = np.clip(t, 1e-5, 1 - 1e-5)
-        error = 0.3 * ((1 - t) * x_0 + t * eps) + 0.2 * t - (eps - x_0)
+        error = 0.3 * ((1 - t) * x_0 + t * eps) + (0.2 + END) * t - (eps - x_0)
         c = 0.00054 * SIZE
         huber = (np.sqrt((error**2).sum(1) + c**2) - c).mean() / SIZE
         expected = (error**2).mean() if loss == "plain" else huber
@@ -173,7 +179,8 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("(uniform * self.config.steps).floor()", "(uniform * self.config.steps).round() * 0.9"),
         ("expand_like(sigma, eps) * eps", "expand_like(alpha, eps) * eps"),
         ("expand_like(alpha, x_0) * x_0", "expand_like(sigma, x_0) * x_0"),
-        (".x_0 - batch.target", ".eps - batch.target"),
+        ("end = batch.i / self.config.steps", "end = t"),
+        ("estimate.x_0 - batch.target", "estimate.eps - batch.target"),
         ("expand_like(weight, error) * error.square()", "error.square()"),
         ("expand_like(weight, error) * error.square()", "expand_like(weight, error) * error.abs()"),
         ("self.teacher, batch.x_t, batch.i, self.config.steps", "self.teacher, batch.x_t, batch.i, 4"),
@@ -186,7 +193,8 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
     reflow: [
         ("- (pairs.eps - pairs.x_0)", "+ (pairs.eps - pairs.x_0)"),
         ("torch.lerp(pairs.x_0, pairs.eps,", "torch.lerp(pairs.eps, pairs.x_0,"),
-        ("denoise(x_t, t, pairs.conditions)", "denoise(x_t, 1 - t, pairs.conditions)"),
+        ("denoise, x_t, t, t,", "denoise, x_t, 1 - t, t,"),
+        ("denoise, x_t, t, t,", "denoise, x_t, t, 1 - t,"),
         ("conditions).velocity", "conditions).eps"),
         ('Times.U_SHAPED if self.config.loss == "improved"', 'Times.U_SHAPED if self.config.loss == "plain"'),
         ('pseudo_huber(error) if self.config.loss == "improved"', "pseudo_huber(error) if False"),
@@ -196,7 +204,8 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
     ],
     direct: [
         ("t = torch.ones(", "t = torch.zeros("),
-        ("self.denoiser(batch.eps,", "self.denoiser(batch.x_0,"),
+        ("self.denoiser, batch.eps,", "self.denoiser, batch.x_0,"),
+        ("torch.zeros_like(t)", "t"),
         ("config.latent_weight * distance", "distance"),
         ("x_hat, batch.x_0)}", "x_hat, batch.eps)}"),
         ("step >= config.perceptual_from", "step > config.perceptual_from"),

@@ -74,13 +74,13 @@ class CustomModel:
         """`steps + 1` times from 1 to 0 at which the teacher is sampled."""
         return trailing(steps)
 
-    def network(self, net: nn.Module) -> Network:
-        """How a network of this kind is called."""
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
+        """How a network of this kind is called; it finds its further inputs among the conditions."""
         return lambda x, time, conditions: self.call(net, x, time, conditions)
 
-    def with_guidance(self, net: nn.Module) -> nn.Module:
-        """A copy of a network that also takes the condition `guidance [B]`; none as it stands."""
-        raise UserError("guidance_embedding: this custom model has no `with_guidance` of its own")
+    def with_input(self, net: nn.Module, name: str) -> nn.Module:
+        """A copy of a network that also takes the condition `name [B]`; none as it stands."""
+        raise UserError(f"{name}: this custom model has no `with_input` of its own")
 
     def load_net(self, folder: Path) -> nn.Module:
         """A network saved by `save_net`; strict."""

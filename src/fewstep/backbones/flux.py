@@ -103,7 +103,7 @@ class Flux(DiffusersBackbone):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
         return [1.0, *scheduler.sigmas[1:].double().tolist()]
 
-    def network(self, net: Any) -> Network:
+    def network(self, net: Any, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             high, wide = x.shape[2:]
             text = conditions["text"]

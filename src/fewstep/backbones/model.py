@@ -72,10 +72,11 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
     facts = Manifest.open(folder, "model").facts
     net = backbone.load_net(folder / "net")
     denoiser = Denoiser(
-        backbone.network(net),
+        backbone.network(net, facts["inputs"]),
         schedule_from_facts(facts["schedule"]),
         Prediction(facts["prediction"]),
         schedule_from_facts(facts["path"]),
+        tuple(facts["inputs"]),
     )
     return Model(folder.name, net, denoiser, facts["steps"], Sampling.from_facts(facts["sampling"]))
 
@@ -103,6 +104,7 @@ def save_model(
             "schedule": schedule_facts(model.denoiser.schedule),
             "prediction": str(model.denoiser.prediction),
             "path": schedule_facts(model.denoiser.path),
+            "inputs": list(model.denoiser.inputs),
             "steps": model.steps,
             "sampling": model.sampling.facts,
             "parameters": model.parameters,

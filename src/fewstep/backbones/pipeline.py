@@ -24,8 +24,8 @@ from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, Schedule
 from fewstep.diffusion.solvers import trailing
 
-EMBEDDED_GUIDANCE, GUIDANCE_WIDTH = "time_cond_proj_dim", 256
-"""Of a network's configuration; and how wide latent consistency models have it."""
+INPUTS_WIDTH, INPUT_WIDTH = "time_cond_proj_dim", 256
+"""Of a network's configuration; and how wide latent consistency models embed a number."""
 CLIP_LENGTH = 77
 """Tokens that CLIP's text encoders read."""
 ANY_TOKENIZER = ("AutoTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
@@ -229,19 +229,22 @@ class DiffusersBackbone:
         """
         return None
 
-    def network(self, net: nn.Module) -> Network:
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         raise NotImplementedError
 
-    def with_guidance(self, net: nn.Module) -> nn.Module:
-        """As latent consistency models take it (Luo et al. 2023, section 4.2), which stock pipelines know."""
+    def with_input(self, net: nn.Module, name: str) -> nn.Module:
+        """As latent consistency models take guidance (Luo et al. 2023, section 4.2)."""
         kind: Any = type(net)
-        if EMBEDDED_GUIDANCE not in net.config:  # type: ignore[operator]
-            raise UserError(
-                f"guidance_embedding: a {kind.__name__} has no place for it; sd's and sdxl's networks have"
-            )
-        wider = kind.from_config(net.config, **{EMBEDDED_GUIDANCE: GUIDANCE_WIDTH})
-        wider.load_state_dict(net.state_dict(), strict=False)
-        nn.init.zeros_(wider.time_embedding.cond_proj.weight)
+        if INPUTS_WIDTH not in net.config:  # type: ignore[operator]
+            raise UserError(f"{name}: a {kind.__name__} has no place for it; sd's and sdxl's networks have")
+        taken = net.config[INPUTS_WIDTH] or 0  # type: ignore[index]
+        wider = kind.from_config(net.config, **{INPUTS_WIDTH: taken + INPUT_WIDTH})
+        weights = net.state_dict()
+        projection = wider.time_embedding.cond_proj.weight
+        nn.init.zeros_(projection)
+        if taken:
+            projection.detach()[:, :taken] = weights.pop("time_embedding.cond_proj.weight")
+        wider.load_state_dict(weights, strict=False)
         return to_device(wider)
 
     def load_net(self, folder: Path) -> Any:
@@ -252,15 +255,21 @@ class DiffusersBackbone:
         forget_origin(folder)
 
 
-def embedded_guidance(net: Any, conditions: Conditions) -> Tensor | None:
-    """The condition `guidance` as the network's `timestep_cond` `[B, W]`, if it takes one.
+def embedded(inputs: Sequence[str], conditions: Conditions) -> Tensor | None:
+    """The conditions of these names as the network's `timestep_cond` `[B, W]`; None where it takes none.
 
-    Sines and cosines of the scale beyond 1, as stock pipelines have them.
+    Sines and cosines: of guidance beyond 1, as stock pipelines have them, and of a time as networks do.
     """
-    width = net.config.get(EMBEDDED_GUIDANCE)
-    if width is None:
+    if not inputs:
         return None
-    return get_timestep_embedding(1000 * (conditions[GUIDANCE] - 1), width, downscale_freq_shift=1)
+    return torch.cat([embedded_number(name, conditions[name]) for name in inputs], 1)
+
+
+def embedded_number(name: str, value: Tensor) -> Tensor:
+    """`[B, INPUT_WIDTH]` of a condition `[B]`."""
+    if name == GUIDANCE:
+        return get_timestep_embedding(1000 * (value - 1), INPUT_WIDTH, downscale_freq_shift=1)
+    return get_timestep_embedding(value, INPUT_WIDTH, downscale_freq_shift=0)
 
 
 def component_names(kind: type) -> list[str]:

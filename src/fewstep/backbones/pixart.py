@@ -79,7 +79,7 @@ class PixArt(DiffusersBackbone):
             found |= {"resolution": torch.zeros(batch, 2), "aspect_ratio": torch.zeros(batch, 1)}
         return found
 
-    def network(self, net: nn.Module) -> Network:
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             raw: Tensor = net(
                 x,

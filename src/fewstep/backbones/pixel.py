@@ -74,7 +74,7 @@ class Pixel(DiffusersBackbone):
     def decoder(self) -> nn.Module:
         return nn.Identity()
 
-    def network(self, net: nn.Module) -> Network:
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             label = conditions["label"].long() if conditions else None
             raw: Tensor = net(x, time, label, return_dict=False)[0]

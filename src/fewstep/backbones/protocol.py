@@ -53,11 +53,11 @@ class Backbone(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents as pictures, about in [-1, 1], unclipped."""
 
-    def network(self, net: nn.Module) -> Network:
-        """How a denoising network of this family is called."""
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
+        """How a denoising network of this family is called; inputs: see `Denoiser.inputs`."""
 
-    def with_guidance(self, net: nn.Module) -> nn.Module:
-        """A copy that also takes the condition `guidance [B]`, and does not heed it yet.
+    def with_input(self, net: nn.Module, name: str) -> nn.Module:
+        """A copy that also takes the condition `name [B]`, after those it takes, and does not heed it yet.
 
         Raises UserError when networks of this family have no place for it.
         """

@@ -74,7 +74,7 @@ class Sana(DiffusersBackbone):
             latents: Tensor = self.vae.encode(pictures).latent
         return latents * self.vae.config.scaling_factor
 
-    def network(self, net: Any) -> Network:
+    def network(self, net: Any, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             raw: Tensor = net(
                 x,

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.configurations import Configurations, must_be
-from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone, embedded_guidance
+from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone, embedded
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
 
@@ -38,13 +38,13 @@ class StableDiffusion(DiffusersBackbone):
     def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
         return {"text": torch.zeros(batch, length or CLIP_LENGTH, net.config.cross_attention_dim)}
 
-    def network(self, net: nn.Module) -> Network:
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             raw: Tensor = net(
                 x,
                 time,
                 conditions["text"],
-                timestep_cond=embedded_guidance(net, conditions),
+                timestep_cond=embedded(inputs, conditions),
                 return_dict=False,
             )[0]
             return raw

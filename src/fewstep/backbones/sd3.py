@@ -95,7 +95,7 @@ class StableDiffusion3(DiffusersBackbone):
             "pooled": torch.zeros(batch, config.pooled_projection_dim),
         }
 
-    def network(self, net: nn.Module) -> Network:
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             raw: Tensor = net(x, conditions["text"], conditions["pooled"], time, return_dict=False)[0]
             return raw

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.configurations import Configurations, fault, must_be
-from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone, embedded_guidance
+from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone, embedded
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
 
@@ -93,14 +93,14 @@ class StableDiffusionXL(DiffusersBackbone):
             "time_ids": torch.zeros(batch, 6),
         }
 
-    def network(self, net: nn.Module) -> Network:
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
             added = {"text_embeds": conditions["pooled"], "time_ids": conditions["time_ids"]}
             raw: Tensor = net(
                 x,
                 time,
                 conditions["text"],
-                timestep_cond=embedded_guidance(net, conditions),
+                timestep_cond=embedded(inputs, conditions),
                 added_cond_kwargs=added,
                 return_dict=False,
             )[0]

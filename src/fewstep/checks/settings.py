@@ -1,13 +1,14 @@
 """Whether the sections of params.yaml fit the teacher: resolution, features, times, layers and exports."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from fewstep.backbones.configurations import CONFIG, read_object
 from fewstep.backbones.model import Model
-from fewstep.backbones.pipeline import EMBEDDED_GUIDANCE, schedule_of
+from fewstep.backbones.pipeline import INPUTS_WIDTH, schedule_of
 from fewstep.backbones.registry import family
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
@@ -20,6 +21,7 @@ from fewstep.export.sampling import demand_stock_pipeline, stock_sampling
 from fewstep.features import inception
 from fewstep.features.network import opener
 from fewstep.students.learn import method_module
+from fewstep.students.start import inputs_of
 from fewstep.training.lora import is_in
 
 PUBLISHED_WIDTH = 512
@@ -140,9 +142,11 @@ def layers(chain: Chain) -> Iterator[str]:
         targets = config.lora.targets if config.lora else None
         if absent := [target for target in targets or () if not is_in(target, names)]:
             yield f"{place}.lora.targets: {', '.join(absent)}: no layer of the network has such a name"
-        if config.guidance_embedding and EMBEDDED_GUIDANCE not in net.config:
+        if config.inputs and INPUTS_WIDTH not in net.config:
+            key = "guidance_embedding" if config.guidance_embedding else "method"
+            what = f"an input of {' and '.join(config.inputs)}"
             kind = type(net).__name__
-            yield f"{place}.guidance_embedding: a {kind} has no place for it; sd's and sdxl's networks have"
+            yield f"{place}.{key}: a {kind} has no place for {what}; sd's and sdxl's networks have"
 
 
 def exports(chain: Chain, known: Known) -> Iterator[str]:
@@ -176,7 +180,11 @@ def made(chain: Chain, name: str, scheduler: Mapping[str, Any]) -> Model | None:
         )
     model = chain.models()[name]
     start = made(chain, model.config.from_, scheduler)
-    return method_module(model.method).student_of(model.config, start) if start else None
+    if start is None:
+        return None
+    start = replace(start, denoiser=replace(start.denoiser, inputs=inputs_of(start, model.config)))
+    student: Model = method_module(model.method).student_of(model.config, start)
+    return student
 
 
 def unasked(*_: Any) -> torch.Tensor:

@@ -15,6 +15,9 @@ Conditions = dict[str, Tensor]
 
 GUIDANCE = "guidance"
 """The condition `[B]` that says how much guidance is wanted, where it is no constant."""
+END_TIME = "end_time"
+"""The condition `[B]` that says at which time of the path a step ends. Solvers give it; flow maps
+`x_s = f(x_t, t, s)` take it (Boffi et al. 2024; Geng et al. 2025), and no other network sees it."""
 
 Network = Callable[[Tensor, Tensor, Conditions], Tensor]
 """(x [B, ...], network time [B], conditions) -> raw prediction [B, ...]."""
@@ -95,6 +98,8 @@ class Denoiser:
     schedule: Schedule
     prediction: Prediction
     path: Schedule
+    inputs: tuple[str, ...] = ()
+    """What the network takes beside its time (GUIDANCE, END_TIME), in the order in which it learned it."""
 
     def on(self, path: Schedule) -> "Denoiser":
         """The same network on another path."""
@@ -124,11 +129,18 @@ class Denoiser:
         """
         return self.schedule.alpha_sigma(self.own_time(t))
 
+    def own_conditions(self, conditions: Conditions) -> Conditions:
+        """The conditions as the network takes them: the end of the step in the network's own time, or not."""
+        own = {name: value for name, value in conditions.items() if name != END_TIME}
+        if END_TIME in self.inputs:
+            own[END_TIME] = self.schedule.network_time(self.own_time(conditions[END_TIME])).float()
+        return own
+
     def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         """x `[B, ...]` on `path` at t `[B]`; computed in x's dtype around a float32 network."""
         own_x = self.own_x(x, t)
         time = self.schedule.network_time(self.own_time(t))
-        raw = self.network(own_x.float(), time.float(), conditions)
+        raw = self.network(own_x.float(), time.float(), self.own_conditions(conditions))
         return to_estimate(raw.to(x.dtype), own_x, *self.own_alpha_sigma(t), self.prediction)
 
 
@@ -140,8 +152,9 @@ def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise
     """
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
+        free = unconditional | {name: conditions[name] for name in (END_TIME,) if name in conditions}
         both = {
-            name: torch.cat([value, unconditional[name].expand_as(value)])
+            name: torch.cat([value, free[name].expand_as(value)])
             for name, value in conditions.items()
             if name != GUIDANCE
         }

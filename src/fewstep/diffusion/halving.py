@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fewstep.diffusion.denoiser import Conditions, Denoise, Denoiser, expand_like
-from fewstep.diffusion.solvers import ddim_step
+from fewstep.diffusion.solvers import asked, ddim_step
 
 
 def halving_target(
@@ -22,8 +22,8 @@ def halving_target(
     path = student.path
     t = (i.double() + 1) / steps
     middle, end = t - 0.5 / steps, i.double() / steps
-    x_middle = ddim_step(teacher(x_t, t, conditions), path, middle)
-    x_end = ddim_step(teacher(x_middle, middle, conditions), path, end)
+    x_middle = ddim_step(asked(teacher, x_t, t, middle, conditions), path, middle)
+    x_end = ddim_step(asked(teacher, x_middle, middle, end, conditions), path, end)
     (alpha, sigma), (alpha_end, sigma_end) = student.own_alpha_sigma(t), path.alpha_sigma(end)
     ratio = sigma_end / sigma
     numerator = x_end - expand_like(ratio, x_t) * student.own_x(x_t, t)

@@ -1,15 +1,17 @@
 """Deterministic samplers of the probability-flow ODE; each reads as its paper's algorithm."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.denoiser import Conditions, Denoise, Estimate, expand_like
+from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoise, Estimate, expand_like
 from fewstep.diffusion.schedules import Schedule
 
+Times = Sequence[float | Tensor]
+"""Of a whole batch, or one of each sample `[B]`."""
 Fresh = Callable[[int], Tensor]
 """Step -> noise `[B, ...]` that is drawn anew for it."""
 
@@ -19,6 +21,11 @@ def trailing(steps: int) -> list[float]:
     if steps < 1:
         raise ValueError(f"steps = {steps}: at least 1 is needed")
     return [1 - i / steps for i in range(steps)] + [0.0]
+
+
+def asked(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, conditions: Conditions) -> Estimate:
+    """The estimate at time t `[B]` for a step that ends at time s `[B]`."""
+    return denoise(x, t, conditions | {END_TIME: s})
 
 
 def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
@@ -31,31 +38,29 @@ def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
     return expand_like(alpha, estimate.x_0) * estimate.x_0 + expand_like(sigma, estimate.eps) * estimate.eps
 
 
-def ddim(denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule) -> Tensor:
-    """DDIM from x at times[0] to times[-1]; x `[B, ...]`."""
-    for t, s in itertools.pairwise(times):
-        estimate = denoise(x, at(t, x), conditions)
-        x = ddim_step(estimate, path, at(s, x))
+def ddim(denoise: Denoise, x: Tensor, times: Times, conditions: Conditions, path: Schedule) -> Tensor:
+    """DDIM from x at times[0] to times[-1]; x `[B, ...]`. With a flow map, its own multistep sampling."""
+    for t, s in pairs(times, x):
+        x = ddim_step(asked(denoise, x, t, s, conditions), path, s)
     return x
 
 
 def dpm_solver_pp_2m(
-    denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule
+    denoise: Denoise, x: Tensor, times: Times, conditions: Conditions, path: Schedule
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), first order at both ends.
 
     One evaluation a step, second order in log(alpha / sigma) by the previous one.
     """
     previous: tuple[Tensor, Tensor] | None = None
-    for t, s in itertools.pairwise(times):
-        x_0 = denoise(x, at(t, x), conditions).x_0
-        (_, sigma_t), (alpha_s, sigma_s) = path.alpha_sigma(at(t, x)), path.alpha_sigma(at(s, x))
-        step = (path.log_snr(at(s, x)) - path.log_snr(at(t, x))) / 2
-        if previous is None or not torch.isfinite(step).all():
-            target = x_0
-        else:
+    for t, s in pairs(times, x):
+        x_0 = asked(denoise, x, t, s, conditions).x_0
+        (_, sigma_t), (alpha_s, sigma_s) = path.alpha_sigma(t), path.alpha_sigma(s)
+        step = (path.log_snr(s) - path.log_snr(t)) / 2
+        target = x_0
+        if previous is not None:
             before, last_step = previous
-            slope = expand_like(step / (2 * last_step), x)
+            slope = expand_like(torch.where(torch.isfinite(step), step / (2 * last_step), 0), x)
             target = (1 + slope) * x_0 - slope * before
         x = expand_like(sigma_s / sigma_t, x) * x - expand_like(alpha_s * torch.expm1(-step), x) * target
         previous = x_0, step
@@ -63,18 +68,18 @@ def dpm_solver_pp_2m(
 
 
 def renoise(
-    denoise: Denoise, x: Tensor, times: list[float], conditions: Conditions, path: Schedule, fresh: Fresh
+    denoise: Denoise, x: Tensor, times: Times, conditions: Conditions, path: Schedule, fresh: Fresh
 ) -> Tensor:
     """Predict x_0 and noise it anew to the next time (multistep consistency sampling, Song et al. 2023,
     algorithm 1; LCM, DMD2).
 
     Not an ODE's solution. fresh(i): noise `[B, ...]` of step i, counted from 0; the last step needs none.
     """
-    for i, (t, s) in enumerate(itertools.pairwise(times)):
-        x_0 = denoise(x, at(t, x), conditions).x_0
-        if s == 0:
+    for i, (t, s) in enumerate(pairs(times, x)):
+        x_0 = asked(denoise, x, t, torch.zeros_like(t), conditions).x_0
+        if not s.any():
             return x_0
-        alpha, sigma = path.alpha_sigma(at(s, x))
+        alpha, sigma = path.alpha_sigma(s)
         x = expand_like(alpha, x) * x_0 + expand_like(sigma, x) * fresh(i).to(x)
     return x
 
@@ -94,7 +99,7 @@ def solve(
     solver: Solver,
     denoise: Denoise,
     noise: Tensor,
-    times: list[float],
+    times: Times,
     conditions: Conditions,
     path: Schedule,
     fresh: Fresh | None = None,
@@ -119,9 +124,14 @@ def never(step: int) -> Tensor:
     raise AssertionError(f"no noise for step {step}")
 
 
-def at(t: float, x: Tensor) -> Tensor:
+def at(t: float | Tensor, x: Tensor) -> Tensor:
     """Time t for each sample of x: float64 `[B]`."""
-    return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+    return torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(len(x)).contiguous()
+
+
+def pairs(times: Times, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each step's begin and end, for each sample of x: float64 `[B]`."""
+    return itertools.pairwise(at(t, x) for t in times)
 
 
 def straightness(
@@ -134,9 +144,9 @@ def straightness(
     schedule ends before pure noise and its first step does not start on the line.
     """
     x, velocities = noise.double(), []
-    for t, s in itertools.pairwise(trailing(steps)):
-        estimate = denoise(x, at(t, x), conditions)
+    for t, s in pairs(trailing(steps), x):
+        estimate = asked(denoise, x, t, s, conditions)
         velocities.append(estimate.velocity)
-        x = ddim_step(estimate, path, at(s, x))
+        x = ddim_step(estimate, path, s)
     chord = torch.stack(velocities).mean(0)
     return torch.stack([(chord - u).square().flatten(1).mean(1) for u in velocities]).mean(0)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.backbones.pipeline import is_flow
 from fewstep.core.errors import UserError
-from fewstep.diffusion.denoiser import Denoiser, Prediction
+from fewstep.diffusion.denoiser import END_TIME, Denoiser, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import trailing
 
@@ -37,6 +37,8 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
 
     Raises UserError, with `name`, where diffusers has none.
     """
+    if END_TIME in denoiser.inputs:
+        raise UserError(f"export.{name}: no pipeline of diffusers tells its network where a step ends")
     flow = is_flow(scheduler)
     match denoiser.schedule, denoiser.path, denoiser.prediction:
         case RectifiedFlow(), RectifiedFlow(), Prediction.FLOW if flow:

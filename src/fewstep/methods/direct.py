@@ -19,6 +19,7 @@ from fewstep.backbones.model import Model
 from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.diffusion.solvers import asked
 from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.losses.perceptual import perceptual_distance
 from fewstep.students.config import MethodConfig
@@ -85,7 +86,7 @@ class Direct(StudentMethod):
     def losses(self, group: str, batch: TripletBatch, step: int) -> dict[str, Tensor]:
         config, backbone = self.config, self.context.backbone
         t = torch.ones(len(batch.eps), device=batch.eps.device)
-        x_hat = self.denoiser(batch.eps, t, batch.conditions).x_0
+        x_hat = asked(self.denoiser, batch.eps, t, torch.zeros_like(t), batch.conditions).x_0
         terms = {"latents": config.latent_weight * distance(config.latent_loss, x_hat, batch.x_0)}
         if step >= config.perceptual_from and config.perceptual_weight + config.pixel_weight > 0:
             with torch.no_grad():

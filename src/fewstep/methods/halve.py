@@ -19,6 +19,7 @@ from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Denoise, expand_like, guided
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
 from fewstep.diffusion.sampling import Guidance
+from fewstep.diffusion.solvers import asked
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context, Distillation
 from fewstep.students.method import StudentMethod
@@ -94,6 +95,8 @@ class Halve(StudentMethod):
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         assert batch.target is not None
         t = (batch.i + 1) / self.config.steps
-        error = self.denoiser(batch.x_t.float(), t, batch.conditions).x_0 - batch.target
+        end = batch.i / self.config.steps
+        estimate = asked(self.denoiser, batch.x_t.float(), t, end, batch.conditions)
+        error = estimate.x_0 - batch.target
         weight = WEIGHTS[self.config.weight](*self.path.alpha_sigma(t))
         return {"x_0": (expand_like(weight, error) * error.square()).mean()}

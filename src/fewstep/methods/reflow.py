@@ -16,6 +16,7 @@ from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, expand_like
 from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.diffusion.solvers import asked
 from fewstep.diffusion.times import Times, times_from
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context, Distillation
@@ -94,7 +95,7 @@ def on_the_students_line(denoiser: Denoiser, pairs: TripletBatch, t: Tensor) -> 
 def velocity_error(denoise: Denoise, pairs: TripletBatch, t: Tensor) -> Tensor:
     """`u(x_t, t) - (eps - x_0)` at `x_t = (1 - t) x_0 + t eps`, `[B, ...]`."""
     x_t = torch.lerp(pairs.x_0, pairs.eps, expand_like(t, pairs.x_0))
-    return denoise(x_t, t, pairs.conditions).velocity - (pairs.eps - pairs.x_0)
+    return asked(denoise, x_t, t, t, pairs.conditions).velocity - (pairs.eps - pairs.x_0)
 
 
 def pseudo_huber(error: Tensor) -> Tensor:

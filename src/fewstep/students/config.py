@@ -6,6 +6,7 @@ from pydantic import Field, field_validator, model_validator
 
 from fewstep.config.base import Section
 from fewstep.config.training import TrainingConfig
+from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.training.lora import LoraSettings
 
 
@@ -21,8 +22,15 @@ class MethodConfig(Section):
     """Train a low-rank adapter instead of all weights; null: all."""
     guidance_embedding: bool = False
     """The student takes guidance as a condition; it learns from triplets whose `guidance` varies."""
+    takes: ClassVar[tuple[str, ...]] = ()
+    """What the student's network takes beside its time, whatever its start takes: see `Denoiser.inputs`."""
     learns_from: ClassVar[tuple[str, ...]] = ("triplets",)
     """What `data` may be: a method that needs the noise of each end point has triplets alone."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What the student's network takes beside its time, if its start does not take more."""
+        return (*((GUIDANCE,) if self.guidance_embedding else ()), *self.takes)
 
     @property
     def needs_feature_maps(self) -> bool:
@@ -31,8 +39,9 @@ class MethodConfig(Section):
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        if self.lora is not None and self.guidance_embedding:
-            raise ValueError("guidance_embedding trains weights that are not in an adapter; choose one")
+        if self.lora is not None and self.inputs:
+            cause = "guidance_embedding" if self.guidance_embedding else "this method"
+            raise ValueError(f"{cause} trains weights that are not in an adapter; choose one")
         return self
 
     @field_validator("data")

@@ -8,6 +8,7 @@ from torch import nn
 from fewstep.backbones.model import Model
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.keyed import Key
+from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.diffusion.sampling import STUDENTS, Guidance
 from fewstep.students.config import MethodConfig
 from fewstep.training.lora import attach, twin
@@ -20,19 +21,27 @@ def start_and_student(
 
     A whole student is a copy; with `lora` both share one copy of the base weights.
     """
-    takes_guidance = start.takes_guidance or config.guidance_embedding
+    inputs = inputs_of(start, config)
     if config.lora is None:
-        widened = takes_guidance and not start.takes_guidance
-        net = backbone.with_guidance(start.net) if widened else deepcopy(start.net)
-        net.requires_grad_(True)
+        net = start.net
+        for more in inputs[len(start.denoiser.inputs) :]:
+            net = backbone.with_input(net, more)
+        net = (deepcopy(net) if net is start.net else net).requires_grad_(True)
     else:
         net = twin(start.net)
         attach(net, config.lora, backbone.lora_targets, Key(seed, f"{name}/lora").seed32(0))
-    student = with_net(start, net, backbone)
-    sampling = replace(STUDENTS, guidance=Guidance.CONDITION) if takes_guidance else STUDENTS
+    student = with_net(start, net, backbone, inputs)
+    sampling = replace(STUDENTS, guidance=Guidance.CONDITION) if GUIDANCE in inputs else STUDENTS
     return start, replace(student, name=name, sampling=sampling)
 
 
-def with_net(model: Model, net: nn.Module, backbone: Backbone) -> Model:
-    """The model with another network in its place."""
-    return replace(model, net=net, denoiser=replace(model.denoiser, network=backbone.network(net)))
+def inputs_of(start: Model, config: MethodConfig) -> tuple[str, ...]:
+    """What the student's network takes beside its time: what its start takes, then what else it learns."""
+    taken = start.denoiser.inputs
+    return (*taken, *(name for name in config.inputs if name not in taken))
+
+
+def with_net(model: Model, net: nn.Module, backbone: Backbone, inputs: tuple[str, ...]) -> Model:
+    """The model with another network in its place; inputs: see `Denoiser.inputs`."""
+    denoiser = replace(model.denoiser, network=backbone.network(net, inputs), inputs=inputs)
+    return replace(model, net=net, denoiser=denoiser)
