@@ -13,10 +13,11 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, TEACHER
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
-from fewstep.data.latents import encode_shards, open_latents
+from fewstep.data.latents import open_latents, save_latents
 from fewstep.data.shards import captions, open_pictures, read_index
 from fewstep.pretraining.autoencoder import Vae, unit_variance
 from fewstep.pretraining.teacher import Teacher
+from fewstep.sampling.encode import encode_shards
 from fewstep.training.loop import train
 
 TOKENIZER_CAPTIONS = 100_000
@@ -34,8 +35,9 @@ def main() -> None:
     work = Workspace("train_teacher", params, {"data": DATA})
     train(vae, "vae", seed, work.folder)
     unit_variance(backbone.vae, open_pictures(DATA, "train", Key(seed, "vae/scale")))
-    encode_shards(DATA, "train", backbone.encode, work.folder / "latents")
-    latents = open_latents(DATA, "train", work.folder / "latents", Key(seed, "teacher/order"))
+    folder = work.folder / "latents"
+    encode_shards("latents", DATA, "train", backbone.encode, folder, save_latents)
+    latents = open_latents(DATA, "train", folder, Key(seed, "teacher/order"))
     train(Teacher(backbone, config, latents, seed), "teacher", seed, work.folder)
     if is_main_process():
         with whole_folder(TEACHER) as staging:

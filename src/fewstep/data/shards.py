@@ -64,6 +64,11 @@ class Shard(Section):
     samples: int
     sha256: str
 
+    @property
+    def file_of_latents(self) -> str:
+        """Name of the file that holds its images encoded."""
+        return f"{Path(self.shard).stem}.safetensors"
+
 
 class Index(Section):
     """The content of index.json.

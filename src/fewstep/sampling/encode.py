@@ -1,13 +1,14 @@
-"""Encodes a data set once, for every method that trains on real pictures.
+"""Encodes a data set once, for everything that trains on real images.
 
-The folder holds one file per shard of the data set, so a part of it is made and found again by itself.
+A folder holds one file per shard of the data set, so a part of it is made and found again by itself.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.artifacts.workspace import Workspace
@@ -15,11 +16,12 @@ from fewstep.backbones.prompts import encode_distinct
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
-from fewstep.core.hardware import autocast, device
+from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
+from fewstep.core.processes import barrier, local_slice
 from fewstep.core.progress import progress
-from fewstep.data.latents import latents_of
+from fewstep.data.pixels import picture_batch
 from fewstep.data.prompted import save_prompted
-from fewstep.data.shards import read_index, read_verified
+from fewstep.data.shards import Picture, read_index, read_verified
 
 
 def encode_split(
@@ -37,18 +39,14 @@ def encode_split(
     """
     index = read_index(data)
     demand_resolution(backbone, index.resolution)
+
+    def save(file: Path, latents: Tensor, captions: Sequence[str]) -> None:
+        table, row = encode_distinct(backbone, captions)
+        save_prompted(file, latents, row, table, dtype, {})
+
+    encode_shards(f"encode_data {split}", data, split, backbone.encode, work.folder, save)
     shards = index.splits[split]
-    files = [f"{Path(shard.shard).stem}.safetensors" for shard in shards]
-    done = 0
-    with progress(f"encode_data {split}", sum(shard.samples for shard in shards)) as report:
-        for shard, file in zip(shards, files, strict=True):
-            if not (work.folder / file).exists():
-                pictures = read_verified(data, shard)
-                latents = latents_of(pictures, backbone.encode)
-                table, row = encode_distinct(backbone, [picture.caption for picture in pictures])
-                save_prompted(work.folder / file, latents, row, table, dtype, {})
-            done += shard.samples
-            report(done)
+    files = [shard.file_of_latents for shard in shards]
     with whole_folder(out) as staging:
         for file in files:
             os.link(work.folder / file, staging / file)
@@ -59,6 +57,42 @@ def encode_split(
             "files": files,
         }
         Manifest.seal(staging, "encoded", facts | work.metadata, inputs)
+
+
+def encode_shards(
+    name: str,
+    data: Path,
+    split: str,
+    encode: Callable[[Tensor], Tensor],
+    folder: Path,
+    save: Callable[[Path, Tensor, Sequence[str]], None],
+) -> None:
+    """A file per shard of a split into `folder`; those already there are kept.
+
+    name: of the progress bar. save(file, latents, captions): writes one whole. Each process encodes shards of
+    its own, and all wait for the last.
+    """
+    shards = local_slice(read_index(data).splits[split])
+    done = 0
+    with progress(name, sum(shard.samples for shard in shards)) as report:
+        for shard in shards:
+            file = folder / shard.file_of_latents
+            if not file.exists():
+                pictures = read_verified(data, shard)
+                save(file, latents_of(pictures, encode), [picture.caption for picture in pictures])
+            done += shard.samples
+            report(done)
+    barrier()
+
+
+@torch.no_grad()
+def latents_of(pictures: Sequence[Picture], encode: Callable[[Tensor], Tensor]) -> Tensor:
+    """Images encoded `[N, C, h, w]`, on the host."""
+    with autocast():
+        parts = [
+            encode(picture_batch(some).to(device())).cpu() for some in in_parts(pictures, pictures_at_once())
+        ]
+    return torch.cat(parts)
 
 
 @torch.no_grad()
