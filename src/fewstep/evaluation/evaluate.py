@@ -117,11 +117,11 @@ def flops(sampler: Sampler, steps: int, prompt: str) -> float:
 
 def draw_plain(sampler: Sampler, pictures: int, steps: int, prompt: str) -> Tensor:
     """Pictures of one prompt: enough for their cost."""
-    noise = noise_of(Key(0, "speed"), range(pictures), sampler.backbone.latent_shape).to(device())
+    key, indices, shape = Key(0, "speed"), range(pictures), sampler.backbone.latent_shape
+    noise = noise_of(key, indices, shape).to(device())
     with torch.no_grad(), autocast():
         conditions = sampler.backbone.encode_prompts([prompt] * pictures)
-    fresh = fresh_noise(Key(0, "speed"), range(pictures), sampler.backbone.latent_shape, device())
-    return sampler.pictures(conditions, noise, steps, fresh)
+    return sampler.pictures(conditions, noise, steps, fresh_noise(key, indices, shape, device()))
 
 
 def speed_log(
