@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
 from fewstep.methods import halve, reflow
@@ -24,7 +24,7 @@ from fewstep.students.learn import Task, learn
 from fewstep.training.lora import LoraSettings
 from fewstep.training.state import State
 
-TRAINING = TrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=0.9, clip=0.1)
+TRAINING = StudentTrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=0.9, clip=0.1)
 MUON = TRAINING.model_copy(update={"optimizer": "muon"})
 REFLOW = reflow.Config(training=TRAINING, **{"from": "teacher"})
 HALVE = halve.Config(training=TRAINING, steps=1, **{"from": "teacher"})

@@ -78,7 +78,7 @@ def alternatives(dep: str) -> Iterator[Path]:
 
 def is_choice(file: Path) -> bool:
     """Whether params can name it: a module that says so by what it defines."""
-    names = ("Adapter =", "def samples(", "def build(")
+    names = ("Adapter =", "def samples(", "METHOD =")
     return any(f"\n{name}" in file.read_text() for name in names)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fewstep.config.data import DataConfig
 from fewstep.config.judge import JudgeConfig
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.keyed import Key
 from fewstep.data.shards import open_pictures, read_index
 from fewstep.evaluation.copies import nearness_limit
@@ -57,7 +57,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     assert index.labels and index.hidden
     torch.manual_seed(0)
     judge = Judge({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
-    training = TrainingConfig(steps=150, batch_size=64, learning_rate=5e-3, warmup=10)
+    training = StudentTrainingConfig(steps=150, batch_size=64, learning_rate=5e-3, warmup=10)
     images = open_pictures(data, "train", Key(0, "order"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_TRACKERS", "")

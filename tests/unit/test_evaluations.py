@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.keyed import Key
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
@@ -42,7 +42,9 @@ class Climb(Method):
         self.limits = {"brightness": 0.5}
         nn.init.zeros_(self.net.weight)
         values = {"steps": 20, "batch_size": 1, "learning_rate": RATE, "decay": "constant", "clip": 1e9}
-        self.training = TrainingConfig.model_validate(values | {"evaluate_every": 3, "keep": keep} | more)
+        self.training = StudentTrainingConfig.model_validate(
+            values | {"evaluate_every": 3, "keep": keep} | more
+        )
         self.groups = {"climb": Group({"net": self.net}, self.training)}
 
     @property

@@ -9,7 +9,7 @@ from fewstep.artifacts.manifest import identity
 from fewstep.backbones.model import Model, open_model
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, JUDGE, MODELS, TEACHER, TRIPLETS
@@ -27,8 +27,8 @@ from fewstep.students.learn import Task, learn
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import MAKERS
 
-TWO_STEPS = TrainingConfig(steps=2, batch_size=4, learning_rate=1e-4)
-LEARNING = TrainingConfig(steps=6, batch_size=8, learning_rate=2e-4)
+TWO_STEPS = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=1e-4)
+LEARNING = StudentTrainingConfig(steps=6, batch_size=8, learning_rate=2e-4)
 
 
 def error(model: Model) -> float:

@@ -166,7 +166,8 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
     # As `learn` builds it, on the artifacts.
     start, student = start_and_student(here.model(config.from_), name, backbone, config, chain.seed)
     given = Context(name, chain.seed, start, student, backbone, [TRIPLETS / "0"], None, None)
-    method = method_module(chain.models()[name].method).build(config, given).method
+    module = method_module(chain.models()[name].method)
+    method = module.METHOD(config, given, module.student_of(config, given.student))
     state = State(method, Path("work"))
     with FlopCounterMode(display=False) as counter:
         advance(state, name, chain.seed, rows)

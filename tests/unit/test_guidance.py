@@ -19,7 +19,7 @@ from fewstep.backbones.protocol import Backbone
 from fewstep.chain import load_chain
 from fewstep.checks.data import faults as data_faults
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
@@ -40,7 +40,7 @@ from fewstep.training.method import Rows
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 from tests.pipelines import CAPTIONS
 
-TRAINING = TrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
+TRAINING = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
 EMBEDDED = {"from": "teacher", "guidance_embedding": True, "training": TRAINING}
 
 

@@ -15,7 +15,7 @@ from torch import nn
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.protocol import Backbone
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.export.adapter import KOHYA, export_adapter
@@ -104,7 +104,7 @@ def test_stock_diffusers_loads_the_adapter(backbone: Backbone, tmp_path: Path) -
 def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
     prepare_pictures()
     draw_triplets(backbone)
-    training = TrainingConfig(steps=3, batch_size=4, learning_rate=0.05, ema=0.5)
+    training = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.05, ema=0.5)
     config = reflow.Config(training=training, lora=SETTINGS, **{"from": "teacher"})
     files = []
     for name in ("one", "one"):
@@ -185,7 +185,7 @@ def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
 ) -> None:
     prepare_pictures()
     draw_triplets(backbone)
-    training = TrainingConfig(steps=3, batch_size=4, learning_rate=0.05)
+    training = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.05)
     config = halve.Config(steps=2, guidance=2.0, training=training, lora=SETTINGS, **{"from": "teacher"})
 
     def trained() -> dict[str, torch.Tensor]:
@@ -207,7 +207,7 @@ def test_without_its_adapter_it_is_the_start_again(backbone: Backbone) -> None:
     start = open_model(TEACHER, backbone)
     expected = output(backbone, start.net)
     config = reflow.Config(
-        training=TrainingConfig(steps=1, batch_size=1, learning_rate=1.0),
+        training=StudentTrainingConfig(steps=1, batch_size=1, learning_rate=1.0),
         lora=SETTINGS,
         **{"from": "teacher"},
     )

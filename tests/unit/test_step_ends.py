@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.diffusion.denoiser import (
@@ -35,7 +35,7 @@ from tests.pipelines import CAPTIONS
 
 DATA = 0.5
 """Standard deviation of Gaussian data."""
-TRAINING = TrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
+TRAINING = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
 
 
 def deviation(path: Schedule, t: Tensor) -> Tensor:

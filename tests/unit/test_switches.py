@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fewstep.backbones.model import open_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.backbones.registry import open_backbone
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import mixed_precision
 from fewstep.core.paths import MODELS, TEACHER
@@ -23,7 +23,7 @@ from fewstep.training.method import Group, Method, Rows
 from fewstep.training.state import State
 from tests.miniature import draw_triplets, import_miniature, prepare_pictures
 
-TRAINING = TrainingConfig(steps=3, batch_size=6, learning_rate=1e-3, ema=0.9)
+TRAINING = StudentTrainingConfig(steps=3, batch_size=6, learning_rate=1e-3, ema=0.9)
 
 
 def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,7 @@ class Root(Method):
     def __init__(self, start: float, stop: int | None = None) -> None:
         self.net, self.stop = nn.Linear(1, 1, bias=False), stop
         nn.init.constant_(self.net.weight, start)
-        self.training = TrainingConfig(steps=20, batch_size=2, learning_rate=0.1)
+        self.training = StudentTrainingConfig(steps=20, batch_size=2, learning_rate=0.1)
         self.groups = {"root": Group({"net": self.net}, self.training)}
 
     def batch(self, rows: Rows) -> Tensor:

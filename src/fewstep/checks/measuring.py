@@ -267,6 +267,7 @@ def rows_of(training: TrainingConfig) -> int:
 def distinct(config: MethodConfig) -> str:
     """What a step of a training depends on: nothing of rates, decays, lengths or the model it starts from."""
     training = {"steps", "learning_rate", "warmup", "decay", "betas", "weight_decay", "clip"}
+    training |= {"evaluate_every", "keep", "measure"}
     return repr(config.model_dump(exclude={"from_": True, "training": training}))
 
 

@@ -188,7 +188,8 @@ class Rehearsal:
         start, student = start_and_student(self.model(config.from_), name, self.backbone, config, chain.seed)
         features = self.features_path if config.needs_feature_maps else None
         given = Invented(name, chain.seed, start, student, self.backbone, (), features, None)
-        method: Method = method_module(made.method).build(config, given).method
+        module = method_module(made.method)
+        method: Method = module.METHOD(config, given, module.student_of(config, student))
         return method
 
     def drawing(self, name: str) -> Run:

@@ -39,6 +39,11 @@ class TrainingConfig(OptimizerConfig):
     """Optimizer steps."""
     batch_size: int = Field(ge=1)
     """Global batch: samples per step over all processes."""
+
+
+class StudentTrainingConfig(TrainingConfig):
+    """Of a student, which is measured against the teacher while it trains."""
+
     evaluate_every: int | None = Field(None, ge=1)
     """Steps between measurements on fixed prompts and noise, against the teacher; null: none."""
     keep: Literal["last", "best"] = "last"

@@ -23,7 +23,7 @@ from fewstep.diffusion.solvers import asked
 from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.losses.perceptual import perceptual_distance
 from fewstep.students.config import MethodConfig
-from fewstep.students.context import Context, Distillation
+from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
 
@@ -56,12 +56,6 @@ class Config(MethodConfig):
 def student_of(config: Config, start: Model) -> Model:
     """The start on the straight path, in one step."""
     return replace(start, denoiser=start.denoiser.on(RectifiedFlow()), steps=1)
-
-
-def build(config: Config, context: Context) -> Distillation:
-    """One-step distillation of the start model."""
-    student = student_of(config, context.student)
-    return Distillation(Direct(config, context, student), student)
 
 
 class Direct(StudentMethod):
@@ -97,6 +91,9 @@ class Direct(StudentMethod):
                 difference = perceptual_distance(self.features, picture, target)
                 terms["perceptual"] = config.perceptual_weight * difference
         return terms
+
+
+METHOD = Direct
 
 
 def distance(kind: str, x_hat: Tensor, x_0: Tensor) -> Tensor:

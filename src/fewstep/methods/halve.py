@@ -21,7 +21,7 @@ from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_sn
 from fewstep.diffusion.sampling import Guidance
 from fewstep.diffusion.solvers import asked
 from fewstep.students.config import MethodConfig
-from fewstep.students.context import Context, Distillation
+from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
 
@@ -43,12 +43,6 @@ class Config(MethodConfig):
 def student_of(config: Config, start: Model) -> Model:
     """The start on its own path, at this round's steps."""
     return replace(start, steps=config.steps)
-
-
-def build(config: Config, context: Context) -> Distillation:
-    """One halving round from the start model."""
-    student = student_of(config, context.student)
-    return Distillation(Halve(config, context, student), student)
 
 
 @dataclass(frozen=True)
@@ -100,3 +94,6 @@ class Halve(StudentMethod):
         error = estimate.x_0 - batch.target
         weight = WEIGHTS[self.config.weight](*self.path.alpha_sigma(t))
         return {"x_0": (expand_like(weight, error) * error.square()).mean()}
+
+
+METHOD = Halve

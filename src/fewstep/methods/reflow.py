@@ -19,7 +19,7 @@ from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import asked
 from fewstep.diffusion.times import Times, times_from
 from fewstep.students.config import MethodConfig
-from fewstep.students.context import Context, Distillation
+from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
 
@@ -43,12 +43,6 @@ def student_of(config: Config, start: Model) -> Model:
     if config.init == "raw":
         denoiser = replace(denoiser, schedule=flow, prediction=Prediction.FLOW)
     return replace(start, denoiser=denoiser, steps=None)
-
-
-def build(config: Config, context: Context) -> Distillation:
-    """Reflow of the start model."""
-    student = student_of(config, context.student)
-    return Distillation(Reflow(config, context, student), student)
 
 
 @dataclass(frozen=True)
@@ -77,6 +71,9 @@ class Reflow(StudentMethod):
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         error = velocity_error(self.denoiser, batch.triplets, batch.t)
         return {"velocity": pseudo_huber(error) if self.config.loss == "improved" else error.square().mean()}
+
+
+METHOD = Reflow
 
 
 def on_the_students_line(denoiser: Denoiser, pairs: TripletBatch, t: Tensor) -> tuple[TripletBatch, Tensor]:

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.config.base import Section
-from fewstep.config.training import TrainingConfig
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.training.lora import LoraSettings
 
@@ -15,7 +15,7 @@ class MethodConfig(Section):
 
     from_: str = Field(alias="from")
     """The model it starts from: `teacher`, `reflow`, `halve-4`, a student's name ..."""
-    training: TrainingConfig
+    training: StudentTrainingConfig
     data: Literal["triplets", "encoded"] = "triplets"
     """What it learns from: the teacher's end points, or real images (needs `encode_data.train`)."""
     lora: LoraSettings | None = None

@@ -1,4 +1,4 @@
-"""What a distillation method receives, and what it returns."""
+"""What a distillation method receives."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,6 @@ from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet, TripletBatch, collate, open_triplets
 from fewstep.diffusion.denoiser import Conditions
 from fewstep.sampling.draw import Sampler
-from fewstep.training.method import Method
 
 PREVIEWED = 8
 
@@ -92,11 +91,3 @@ class Context:
         """The other side of guidance, batch size 1."""
         with torch.no_grad():
             return self.backbone.unconditional(self.negative_prompt)
-
-
-@dataclass(frozen=True)
-class Distillation:
-    """A method and the model it trains; after training, the model's network is the trained one."""
-
-    method: Method
-    model: Model

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.model import open_model, save_model
+from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.registry import open_backbone
 from fewstep.core.errors import UserError
 from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
@@ -68,7 +68,14 @@ class Task:
 
 
 def method_module(name: str) -> Any:
-    """`fewstep.methods.<name>`: its `Config` and `build`. Raises UserError on an unknown name."""
+    """`fewstep.methods.<name>`, a file with:
+
+    - `Config`, a `MethodConfig`;
+    - `student_of(config, start)`, the model to be made as it begins: its path and its steps;
+    - `METHOD`, the `StudentMethod` that trains it, called as `METHOD(config, context, student)`.
+
+    Raises UserError on an unknown name.
+    """
     whole = f"fewstep.methods.{name}"
     try:
         module = importlib.import_module(whole)
@@ -76,9 +83,11 @@ def method_module(name: str) -> Any:
         if not whole.startswith(str(error.name)):
             raise  # something that the method needs
         module = None
-    if not (hasattr(module, "Config") and hasattr(module, "build")):
+    if not all(hasattr(module, part) for part in ("Config", "student_of", "METHOD")):
         file = f"src/fewstep/methods/{name}.py"
-        raise UserError(f"{name!r}: no such method; a method is a file {file} with Config and build")
+        raise UserError(
+            f"{name!r}: no such method; a method is a file {file} with Config, student_of and METHOD"
+        )
     return module
 
 
@@ -100,15 +109,16 @@ def learn(task: Task) -> None:
         encoded=task.encoded,
         negative_prompt=task.negative_prompt,
     )
-    made = method_module(task.method).build(config, context)
+    module = method_module(task.method)
+    made: Model = module.student_of(config, context.student)
     work = Workspace(task.stage, task.params, task.inputs)
-    train(made.method, name, task.seed, work.folder)
+    train(module.METHOD(config, context, made), name, task.seed, work.folder)
     if is_main_process():
-        adapter = detach(made.model.net) if config.lora is not None else None
+        adapter = detach(made.net) if config.lora is not None else None
         curve = read_curve(work.folder / name)
         save_model(
             MODELS / name,
-            made.model,
+            made,
             backbone,
             task.method,
             task.inputs,

@@ -7,6 +7,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.files import read_json, whole_folder, write_json
 from fewstep.core.processes import barrier, is_main_process
 from fewstep.training.sharding import full_tensor
@@ -25,7 +26,8 @@ class Evaluations:
     """
 
     def __init__(self, state: State) -> None:
-        self.state, self.training = state, state.method.training
+        self.state, training = state, state.method.training
+        self.training = training if isinstance(training, StudentTrainingConfig) else None
         self.file, self.best = state.folder / CURVE, state.folder / BEST
         self.curve: list[dict[str, Any]] = read_json(self.file)["curve"] if self.file.exists() else []
         self.warned: set[str] = set()
@@ -33,8 +35,10 @@ class Evaluations:
     @property
     def due(self) -> bool:
         """Whether the current step is measured."""
-        every, step = self.training.evaluate_every, self.state.step
-        return bool(every) and step > 0 and (step % (every or 1) == 0 or step == self.training.steps)
+        if self.training is None or not self.training.evaluate_every:
+            return False
+        step = self.state.step
+        return step > 0 and (step % self.training.evaluate_every == 0 or step == self.training.steps)
 
     def measure(self) -> Mapping[str, float]:
         """Measure the current step, unless that was done; its state is on disk. All processes call this."""
@@ -45,7 +49,7 @@ class Evaluations:
             if not values:
                 return {}
             record = {"step": self.state.step} | {name: round(v, 6) for name, v in values.items()}
-            if self.training.keep == "best" and self.is_best(record):
+            if self.keeps_best and self.is_best(record):
                 self.save_best()
         self.curve.append(record)
         if is_main_process():
@@ -54,8 +58,14 @@ class Evaluations:
         barrier()
         return {f"evaluation/{name}": value for name, value in values.items()}
 
+    @property
+    def keeps_best(self) -> bool:
+        """Whether the model will be the best state instead of the last."""
+        return self.training is not None and self.training.keep == "best"
+
     def is_best(self, record: Mapping[str, Any]) -> bool:
         """Whether the measure is lower than at every step before."""
+        assert self.training is not None
         measure = self.training.measure
         return all(record[measure] < before[measure] for before in self.curve)
 
@@ -74,7 +84,7 @@ class Evaluations:
 
     def weights(self) -> dict[str, Tensor]:
         """The best ones, by "group/module/parameter"; empty where none are kept."""
-        if self.training.keep != "best" or not self.best.exists():
+        if not self.keeps_best or not self.best.exists():
             return {}
         return load_file(self.best / "weights.safetensors")
 
