@@ -135,7 +135,7 @@ def watch_and_student(change: Any) -> tuple[Watch, Any]:
         known = len(x) == IMAGES
         return x - (change(x_0) if known else change(x_0[:1]).expand_as(x))
 
-    backbone: Any = SimpleNamespace(decode=lambda z: z, latent_shape=(3, 16, 16), times=None)
+    backbone: Any = SimpleNamespace(decode=lambda z, decoder=None: z, latent_shape=(3, 16, 16), times=None)
     context: Any = SimpleNamespace(
         backbone=backbone,
         features=None,
@@ -144,7 +144,7 @@ def watch_and_student(change: Any) -> tuple[Watch, Any]:
     )
     denoiser = Denoiser(network, flow, Prediction.FLOW, flow)
     model = SimpleNamespace(
-        denoiser=denoiser, sampling=STUDENTS, takes_guidance=False, steps=1, net=nn.Identity()
+        denoiser=denoiser, sampling=STUDENTS, takes_guidance=False, steps=1, net=nn.Identity(), parts={}
     )
     return Watch(context), model
 

@@ -8,10 +8,10 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 
 from fewstep.artifacts.manifest import NAME
+from fewstep.backbones.architecture import ARCHITECTURE, open_own, save_own, untrained
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, write_json
 from fewstep.core.hardware import device
@@ -19,7 +19,7 @@ from fewstep.diffusion.denoiser import Conditions, Network, Prediction
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import trailing
 
-CODE, WEIGHTS, FACTORY = "code", "weights.safetensors", "factory.json"
+CODE, FACTORY = "code", "factory.json"
 
 
 class CustomModel:
@@ -62,9 +62,9 @@ class CustomModel:
         """Pictures `[B, 3, H, W]` in [-1, 1] as latents."""
         return pictures
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents as pictures."""
-        return latents
+    def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
+        """Latents as images; decoder: a model's own, in the place of this one."""
+        return latents if decoder is None else decoder(latents)
 
     def decoder(self) -> nn.Module:
         """What `decode` runs."""
@@ -83,18 +83,13 @@ class CustomModel:
         raise UserError(f"{name}: this custom model has no `with_input` of its own")
 
     def load_net(self, folder: Path) -> nn.Module:
-        """A network saved by `save_net`; strict."""
-        net = deepcopy(self.net)
-        try:
-            load_model(net, folder / WEIGHTS, device=str(device()))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{folder / WEIGHTS}: does not fit the model of this teacher: {error}") from error
-        return net.eval()
+        """A network saved by `save_net`; strict. One without `config` is made like the teacher's."""
+        described = (folder / ARCHITECTURE).exists()
+        return open_own(folder, untrained(folder) if described else deepcopy(self.net))
 
     def save_net(self, net: nn.Module, folder: Path) -> None:
-        """Write the weights."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(net, str(folder / WEIGHTS))
+        """Write the weights, and how the network is made where its attribute `config` tells."""
+        save_own(net, folder)
 
     @classmethod
     def open(cls, folder: Path) -> "CustomModel":

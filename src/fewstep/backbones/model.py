@@ -1,13 +1,14 @@
 """A model of the chain, and its artifact."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from fewstep.artifacts.manifest import NAME, Manifest
+from fewstep.backbones.architecture import open_network, save_network
 from fewstep.backbones.protocol import Backbone, LowRankAdapter
 from fewstep.core.files import read_json, whole_folder, write_json
 from fewstep.diffusion.denoiser import Denoiser, Prediction
@@ -31,7 +32,8 @@ class Model:
     """A denoising network of the chain, ready to be asked.
 
     name: its folder's. net: the network. denoiser: the network on the path its samples travel.
-    steps: the step count it was made for; None for any. sampling: how images are drawn with it.
+    steps: the step count it was made for; None for any. sampling: how images are drawn with it. parts: its
+    further networks by name, each of an architecture of its own; `decoder`: in the place of the teacher's.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Model:
     denoiser: Denoiser
     steps: int | None
     sampling: Sampling
+    parts: Mapping[str, nn.Module] = field(default_factory=dict)
 
     @property
     def takes_guidance(self) -> bool:
@@ -78,7 +81,8 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
         schedule_from_facts(facts["path"]),
         tuple(facts["inputs"]),
     )
-    return Model(folder.name, net, denoiser, facts["steps"], Sampling.from_facts(facts["sampling"]))
+    parts = {name: open_network(folder / name) for name in facts["parts"]}
+    return Model(folder.name, net, denoiser, facts["steps"], Sampling.from_facts(facts["sampling"]), parts)
 
 
 def save_model(
@@ -91,7 +95,7 @@ def save_model(
     curve: Sequence[Mapping[str, Any]] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model of the chain as an artifact: `net/` in diffusers' format and a manifest.
+    """Write a model of the chain as an artifact: `net/` in diffusers' format, its parts and a manifest.
 
     method: the file of `methods/` that made it. inputs: name -> folder of every artifact that went in.
     adapter: what alone was trained, merged in the network already; written beside it, in `lora/`. curve:
@@ -99,6 +103,8 @@ def save_model(
     """
     with whole_folder(folder) as staging:
         backbone.save_net(model.net, staging / "net")
+        for name, part in model.parts.items():
+            save_network(part, staging / name)
         facts = {
             "method": method,
             "schedule": schedule_facts(model.denoiser.schedule),
@@ -108,6 +114,7 @@ def save_model(
             "steps": model.steps,
             "sampling": model.sampling.facts,
             "parameters": model.parameters,
+            "parts": sorted(model.parts),
         }
         if adapter is not None:
             adapter.save(staging / "lora", backbone.net_part)

@@ -208,16 +208,12 @@ class DiffusersBackbone:
     def encode(self, pictures: Tensor) -> Tensor:
         with full_precision(self.vae.config.get("force_upcast", False)):
             latents = self.vae.encode(pictures).latent_dist.mean.float()
-        return (latents - self.shift) * self.vae.config.scaling_factor
+        return (latents - shift(self.vae)) * self.vae.config.scaling_factor
 
-    def decode(self, latents: Tensor) -> Tensor:
-        with full_precision(self.vae.config.get("force_upcast", False)):
-            return self.vae.decode(latents / self.vae.config.scaling_factor + self.shift).sample.float()
-
-    @property
-    def shift(self) -> float:
-        """Mean of the latents before they are scaled."""
-        return self.vae.config.get("shift_factor") or 0.0
+    def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
+        vae: Any = self.vae if decoder is None else decoder
+        with full_precision(vae.config.get("force_upcast", False)):
+            return vae.decode(latents / vae.config.scaling_factor + shift(vae)).sample.float()
 
     def decoder(self) -> nn.Module:
         return self.vae
@@ -253,6 +249,11 @@ class DiffusersBackbone:
     def save_net(self, net: nn.Module, folder: Path) -> None:
         net.save_pretrained(folder)  # type: ignore[operator]
         forget_origin(folder)
+
+
+def shift(vae: Any) -> float:
+    """Mean of an autoencoder's latents before they are scaled."""
+    return vae.config.get("shift_factor") or 0.0
 
 
 def embedded(inputs: Sequence[str], conditions: Conditions) -> Tensor | None:

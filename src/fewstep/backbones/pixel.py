@@ -68,7 +68,7 @@ class Pixel(DiffusersBackbone):
     def encode(self, pictures: Tensor) -> Tensor:
         return pictures.mean(1, keepdim=True) if self.latent_shape[0] == 1 else pictures
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
         return latents.expand(-1, 3, -1, -1)
 
     def decoder(self) -> nn.Module:

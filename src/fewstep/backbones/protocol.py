@@ -50,8 +50,8 @@ class Backbone(Protocol):
     def encode(self, pictures: Tensor) -> Tensor:
         """Pictures as latents."""
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents as pictures, about in [-1, 1], unclipped."""
+    def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
+        """Latents as images, about in [-1, 1], unclipped; decoder: a model's own, in the family's place."""
 
     def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         """How a denoising network of this family is called; inputs: see `Denoiser.inputs`."""

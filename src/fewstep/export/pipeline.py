@@ -19,6 +19,7 @@ from fewstep.evaluation.schema import Metrics
 from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card
 from fewstep.export.sampling import StockSampling, demand_stock_pipeline, stock_sampling
+from fewstep.sampling.draw import DECODER
 
 
 def export(
@@ -83,6 +84,8 @@ def write_pipeline(backbone: DiffusersBackbone, model: Model, sampling: StockSam
     kind = class_of(backbone)
     parts = {name: make() for name, make in backbone.parts.items()}
     parts |= {backbone.net_part: model.net, "scheduler": sampling.scheduler}
+    if DECODER in model.parts:
+        parts["vae"] = model.parts[DECODER]
     known: Mapping[str, Any] = {name: parts.get(name) for name in component_names(kind)}
     kind(**known, **backbone.pipeline_options).save_pretrained(folder)
     forget_origin(folder)

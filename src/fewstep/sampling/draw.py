@@ -14,6 +14,9 @@ from fewstep.diffusion.sampling import Guidance
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Fresh, Solver, solve
 
+DECODER = "decoder"
+"""The part of a model that decodes its latents."""
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -84,9 +87,13 @@ class Sampler:
         self, conditions: Conditions, noise: Tensor, steps: int, fresh: Fresh | None = None
     ) -> Tensor:
         """From noise to images `[B, 3, H, W]` about in [-1, 1]; see `latents`."""
-        latents = self.latents(conditions, noise, steps, fresh)
+        return self.decode(self.latents(conditions, noise, steps, fresh))
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents as images, by the model's own decoder where it has one."""
         with autocast():
-            return self.backbone.decode(latents)
+            return self.backbone.decode(latents, self.model.parts.get(DECODER))
 
     def evaluations(self, steps: int) -> int:
         """Network evaluations per picture; guidance doubles them."""

@@ -69,7 +69,7 @@ class Watch:
         sampler = Sampler(student, backbone, SamplingConfig())
         fresh = fresh_noise(self.noise, range(IMAGES), pairs.eps.shape[1:], pairs.eps.device)
         latents = sampler.latents(pairs.conditions, pairs.eps, steps, fresh)
-        images = backbone.decode(latents)
+        images = sampler.decode(latents)
         features, teachers_tones = self.teachers
         mean = features.mean(0)
         cosines = cosine_similarity(self.features(images) - mean, features - mean)
