@@ -24,6 +24,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
 from fewstep.core.paths import TEACHER
 from fewstep.diffusion.denoiser import Prediction
+from fewstep.diffusion.sampling import STUDENTS
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.export.pipeline import export
 from fewstep.sampling.draw import Sampler
@@ -82,7 +83,7 @@ def student_of(backbone: Backbone, teacher: Path, folder: Path, steps: int, stra
     denoiser = model.denoiser.on(RectifiedFlow()) if straight else model.denoiser
     save_model(
         folder,
-        replace(model, name=folder.name, denoiser=denoiser, steps=steps),
+        replace(model, name=folder.name, denoiser=denoiser, steps=steps, sampling=STUDENTS),
         backbone,
         "reflow",
         {"teacher": teacher},

@@ -14,7 +14,8 @@ from fewstep.evaluation.diversity import effective_number, mean_interval, pairwi
 from fewstep.evaluation.evaluation_set import grouped, match
 from fewstep.evaluation.hidden import chi_square, entropy, hidden_attribute
 from fewstep.evaluation.tone import drift
-from fewstep.measures.tone import TONES, tones
+from fewstep.measures import TONES
+from fewstep.measures.tone import tones
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -48,7 +48,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "scheduler"), CASES)
-@pytest.mark.parametrize("solver", Solver)
+@pytest.mark.parametrize("solver", STOCK)
 def test_both_solvers_draw_stock_latents(family: str, scheduler: dict[str, Any], solver: Solver) -> None:
     """Within 1e-5 in one step and 1e-4 in several, with guidance; zero terminal SNR is no exception.
 

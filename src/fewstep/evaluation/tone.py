@@ -6,7 +6,7 @@ from torch import Tensor
 
 from fewstep.evaluation.diversity import mean_interval
 from fewstep.evaluation.record import Interval
-from fewstep.measures.tone import TONES
+from fewstep.measures import TONES
 
 
 def drift(generated: Tensor, real: Tensor) -> Mapping[str, Interval]:

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-TONES = ("brightness", "saturation", "contrast", "detail")
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma (ITU-R BT.601)."""
 

@@ -10,7 +10,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from fewstep.core.files import read_json
-from fewstep.measures.tone import TONES
+from fewstep.measures import TONES
 from fewstep.report.comparison import Model
 from fewstep.report.plots import COLOURS, MUTED, STYLE, svg_of
 

@@ -5,7 +5,7 @@ from functools import cached_property
 from torch import Tensor
 
 from fewstep.backbones.model import Model
-from fewstep.measures.tone import TONES
+from fewstep.measures import TONES
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.watch import DRIFT, Watch

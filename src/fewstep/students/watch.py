@@ -14,7 +14,8 @@ from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.data.triplets import TripletBatch
 from fewstep.features.layout import layout
 from fewstep.features.network import open_features
-from fewstep.measures.tone import TONES, tones
+from fewstep.measures import TONES
+from fewstep.measures.tone import tones
 from fewstep.sampling.draw import Sampler
 from fewstep.students.context import Context
 
