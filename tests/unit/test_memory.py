@@ -27,6 +27,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.hardware import attention, autocast
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.training.half import halve_frozen
 from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
 from tests.pipelines import backbone_of, make, pixart_transformer, unet
@@ -212,6 +213,19 @@ def test_a_teacher_that_is_not_there_is_unknown(place: str, tmp_path: Path) -> N
     params["teacher"] = {"backbone": "sd", "train": [], "load": [place], "adopt": []}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
     assert design(load_chain(tmp_path / "params.yaml")) is None
+
+
+def test_weights_under_an_adapter_are_halved(default: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = LoraSettings(rank=2, alpha=2.0)
+    setup = Setup(rows=1, optimizer="adamw", ema=False, start=True, lora=settings)
+    whole = need(default, setup).state
+    net = default.make()
+    attach(net, settings, default.kind.lora_targets, 0)
+    before = sum(weight.nbytes for weight in net.parameters())
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    halve_frozen([net])
+    after = sum(weight.nbytes for weight in net.parameters())
+    assert need(default, setup).state == whole - (before - after) and after < 0.6 * before
 
 
 def test_advice_is_the_mildest_that_fits_and_true(default: Design) -> None:

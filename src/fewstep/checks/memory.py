@@ -18,6 +18,7 @@ from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device
 from fewstep.core.switches import count_of, is_on
+from fewstep.training.half import half
 from fewstep.training.lora import LoraSettings
 
 FLOAT = 4
@@ -87,6 +88,8 @@ def need(design: Design, setup: Setup) -> Need:
     traced = trace(design, setup.kind)
     copies = setup.start and setup.lora is None
     state = FLOAT * (traced.parameters * (1 + copies) + setup.ema * traced.trained) + traced.optimizer
+    if (dtype := half()) is not None:
+        state -= (FLOAT - dtype.itemsize) * traced.rounded
     frozen = traced.parameters - traced.trained
     return Need(traced.parameters if setup.lora is None else frozen, state, traced.peak(setup.rows))
 

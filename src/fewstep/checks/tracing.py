@@ -27,6 +27,7 @@ from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import attention, autocast, device
 from fewstep.diffusion.denoiser import Conditions, Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.training.half import rounded_by_autocast
 from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
 
@@ -71,12 +72,15 @@ class Kind:
 class Trace:
     """Numbers of weights, the optimizer's bytes, and the step's course; see `peak`.
 
+    rounded: weights under an adapter that are kept in half precision where the machine has autocast.
+
     fixed, per_row: bytes live after each operation, beside weights and optimizer state: those of no batch,
     and per sample. Empty where the network's conditions are unknown. operations: per sample, both passes.
     """
 
     parameters: int
     trained: int
+    rounded: int
     optimizer: int
     fixed: np.ndarray
     per_row: np.ndarray
@@ -151,7 +155,8 @@ def trace(design: Design, kind: Kind) -> Trace:
     # Fused, it has two averages, needs no buffers, and refuses meta tensors.
     state = sum(2 * w.numel() * w.itemsize for each in adamw for w in each.param_groups[0]["params"])
     state = state + optimizer_bytes(others) if optimizers else 2 * weights
-    counts = (sum(weight.numel() for weight in net.parameters()), weights, state)
+    rounded = sum(weight.numel() for weight in rounded_by_autocast(net) if not weight.requires_grad)
+    counts = (sum(weight.numel() for weight in net.parameters()), weights, rounded, state)
     with FakeTensorMode():
         # Not `to_empty`, which reads the meta tensors; built fake, PEFT could not move them.
         net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device()))  # type: ignore[no-untyped-call]

@@ -16,6 +16,7 @@ from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.start import start_and_student
 from fewstep.training.evaluations import read_curve
+from fewstep.training.half import restore_frozen
 from fewstep.training.loop import train
 from fewstep.training.lora import detach
 
@@ -114,7 +115,10 @@ def learn(task: Task) -> None:
     work = Workspace(task.stage, task.params, task.inputs)
     train(module.METHOD(config, context, made), name, task.seed, work.folder)
     if is_main_process():
-        adapter = detach(made.net) if config.lora is not None else None
+        adapter = None
+        if config.lora is not None:
+            restore_frozen(made.net, open_model(MODELS / config.from_, open_backbone(TEACHER)).net)
+            adapter = detach(made.net)
         curve = read_curve(work.folder / name)
         save_model(
             MODELS / name,

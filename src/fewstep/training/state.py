@@ -13,6 +13,7 @@ from fewstep.core.processes import is_main_process
 from fewstep.training.checkpoint import load_state, save_state
 from fewstep.training.explosion import ExplosionGuard
 from fewstep.training.group_state import GroupState, named, within
+from fewstep.training.half import halve_frozen
 from fewstep.training.method import Method
 from fewstep.training.sharding import full_tensor, shard
 
@@ -29,6 +30,8 @@ class State:
         # Before the groups: an adapter's base weights are shared with them until each side is FSDP-sharded.
         self._unshards = [shard(module.requires_grad_(False).eval().to(device())) for module in method.frozen]
         self.groups = {label: GroupState(group) for label, group in method.groups.items()}
+        trained = [net for group in method.groups.values() for net in group.modules.values()]
+        halve_frozen([*method.frozen, *trained])
 
     @contextmanager
     def turn(self, label: str) -> Iterator[GroupState]:

@@ -1,0 +1,61 @@
+"""Frozen weights in half precision: the same numbers in half the memory.
+
+Autocast rounds the weights of linear and convolutional layers at every call, and those of other layers never.
+Frozen ones of the first kind are rounded once instead. Every result keeps its bits.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+
+from fewstep.core.hardware import DTYPES, mixed_precision
+from fewstep.training.sharding import is_wanted as in_shards
+
+LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def halve_frozen(networks: Iterable[nn.Module]) -> None:
+    """Round the frozen weights that autocast would, in place.
+
+    Left as they are: networks in shards, whose blocks have one type each, and those that are run without
+    autocast (`force_upcast` of an autoencoder's configuration).
+    """
+    dtype = half()
+    if dtype is None:
+        return
+    for net in networks:
+        if getattr(getattr(net, "config", None), "force_upcast", False):
+            continue
+        for weight in rounded_by_autocast(net):
+            if not weight.requires_grad:
+                weight.data = weight.data.to(dtype)
+
+
+def half() -> torch.dtype | None:
+    """The type of frozen weights on this machine; None: they stay float32."""
+    return None if in_shards() else DTYPES[mixed_precision()]
+
+
+def rounded_by_autocast(net: nn.Module) -> Iterator[nn.Parameter]:
+    """Weights and biases of linear and convolutional layers."""
+    for layer in net.modules():
+        if isinstance(layer, LAYERS):
+            yield from layer.parameters(recurse=False)
+
+
+def restore_frozen(net: nn.Module, whole: nn.Module) -> None:
+    """Undo it, in place: frozen weights of a network with an adapter from the network without."""
+    weights = dict(whole.named_parameters())
+    for name, weight in net.named_parameters():
+        original = weights.get(name.replace(".base_layer", ""))
+        if original is not None and weight.dtype != original.dtype:
+            weight.data = original.data.to(weight.device)

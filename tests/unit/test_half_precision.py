@@ -1,0 +1,79 @@
+"""Frozen weights in half precision: the bits of every result, and the bytes of the weights."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from shutil import rmtree
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fewstep.backbones.model import open_model
+from fewstep.config.training import StudentTrainingConfig
+from fewstep.core.paths import MODELS
+from fewstep.methods import halve
+from fewstep.students.learn import Task, learn
+from fewstep.training import state
+from fewstep.training.half import halve_frozen
+from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.pipelines import vae
+
+TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
+
+
+@pytest.fixture(autouse=True)
+def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2.0}], ids=["whole", "lora"])
+@pytest.mark.parametrize("family", ["sd", "sd3", "pixart", "flux", "sana"])
+def test_a_student_has_the_same_bytes_as_beside_whole_weights(
+    family: str, lora: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare_pictures()
+    backbone = import_miniature(family)
+    draw_triplets(backbone)
+    config = halve.Config.model_validate({"from": "teacher", "steps": 2, "training": TRAINING, "lora": lora})
+    frozen: list[float] = []
+
+    def measured(networks: Iterable[nn.Module]) -> None:
+        nets = [*networks]
+        before = bytes_of(nets[0])
+        halve_frozen(nets)
+        frozen.append(bytes_of(nets[0]) / before)
+
+    def trained(halving: Callable[[Iterable[nn.Module]], None]) -> dict[str, Tensor]:
+        monkeypatch.setattr(state, "halve_frozen", halving)
+        learn(Task("halve", "student", "halve", config, [0], 0))
+        weights: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
+        rmtree(MODELS / "student")
+        return weights
+
+    found, expected = trained(measured), trained(lambda networks: None)
+    assert frozen[0] < 0.65, "the teacher's linear and convolutional weights"
+    assert all(value.dtype == torch.float32 for value in found.values())
+    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_nothing_is_rounded_where_results_would_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trained weights, other layers, autoencoders that ask for float32; machines without autocast."""
+    net = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.Conv1d(2, 2, 1)).requires_grad_(False)
+    net[0].weight.requires_grad_(True)
+    upcast = vae(force_upcast=True).requires_grad_(False)
+    halve_frozen([net, upcast])
+    half = {name for name, weight in net.named_parameters() if weight.dtype == torch.bfloat16}
+    assert half == {"0.bias", "2.weight", "2.bias"}
+    assert {weight.dtype for weight in upcast.parameters()} == {torch.float32}
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    plain = nn.Linear(2, 2).requires_grad_(False)
+    halve_frozen([plain])
+    assert plain.weight.dtype == torch.float32
+
+
+def bytes_of(net: nn.Module) -> int:
+    """Of its weights."""
+    return sum(weight.nbytes for weight in net.parameters())
