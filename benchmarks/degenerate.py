@@ -20,7 +20,7 @@ from fewstep.config.base import read
 from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, EVALUATION_SET, METRICS
-from fewstep.data.shards import open_pictures, read_index
+from fewstep.data.shards import open_images, read_index
 from fewstep.evaluation.evaluation_set import load
 from fewstep.evaluation.figures import figures
 from fewstep.evaluation.flags import flags
@@ -96,7 +96,7 @@ def shuffled(labels: Sequence[Labels]) -> list[Labels]:
 
 def memorised(data: Path, prompts: Sequence[str]) -> Tensor:
     """Training images with the prompts' captions, each once as far as they reach."""
-    images = open_pictures(data, "train", Key(0, "degenerate/training"))
+    images = open_images(data, "train", Key(0, "degenerate/training"))
     by_caption: dict[str, list[np.ndarray]] = {}
     for image in images.rows(range(images.total)):
         by_caption.setdefault(image.caption, []).append(image.pixels)

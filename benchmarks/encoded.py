@@ -3,7 +3,7 @@
     python benchmarks/encoded.py [--batch 128] [--steps 10] [--rounds 3]
 
 One step is what any method on real data does: noise a latent, predict, backward, step. The other side first
-encodes the same pictures and captions with the same teacher. Alternating in one process; prints JSON.
+encodes the same images and captions with the same teacher. Alternating in one process; prints JSON.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from fewstep.core.hardware import autocast, device, mixed_precision
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, TEACHER
 from fewstep.data.encoded import open_encoded
-from fewstep.data.pixels import picture_batch
+from fewstep.data.pixels import image_batch
 from fewstep.data.prompted import collate_rows
-from fewstep.data.shards import open_pictures
+from fewstep.data.shards import open_images
 from fewstep.diffusion.denoiser import Conditions, expand_like
 from fewstep.evaluation.speed import machine
 from fewstep.sampling.encode import encode_split
@@ -43,7 +43,7 @@ def main() -> None:
     net = deepcopy(backbone.net).requires_grad_(True).train()
     network, schedule = backbone.network(net), backbone.schedule
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5)
-    pictures = open_pictures(DATA, "train", ORDER)
+    images = open_images(DATA, "train", ORDER)
 
     def step(x_0: Tensor, conditions: Conditions) -> None:
         t = torch.rand(len(x_0), device=x_0.device)
@@ -73,9 +73,9 @@ def main() -> None:
 
         def each_step() -> None:
             for number in range(chosen.steps):
-                rows = pictures.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
+                rows = images.rows(range(number * chosen.batch, (number + 1) * chosen.batch))
                 with torch.no_grad(), autocast():
-                    x_0 = backbone.encode(picture_batch(rows).to(device()))
+                    x_0 = backbone.encode(image_batch(rows).to(device()))
                     conditions = backbone.encode_prompts([row.caption for row in rows])
                 step(x_0, conditions)
 

@@ -3,7 +3,7 @@
     python benchmarks/triplets.py [--pictures 256] [--batch 64] [--rounds 3]
 
 Both sides draw the same prompts from the chain's teacher, alternating, each after a warm-up; the plain loop
-does what a script would: `pipe(prompts)`, pictures out. Prints one JSON object.
+does what a script would: `pipe(prompts)`, images out. Prints one JSON object.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def main() -> None:
                     prompts[start : start + chosen.batch], num_inference_steps=STEPS, guidance_scale=GUIDANCE
                 )
 
-    def plain_without_pictures() -> None:
+    def plain_without_images() -> None:
         for start in range(0, len(prompts), chosen.batch):
             with autocast():
                 pipeline(
@@ -71,7 +71,7 @@ def main() -> None:
                     output_type="latent",
                 )
 
-    sides = {"ours": ours, "plain": plain, "plain, latents only": plain_without_pictures}
+    sides = {"ours": ours, "plain": plain, "plain, latents only": plain_without_images}
     seconds = alternate(sides, chosen.rounds)
     print(
         json.dumps(

@@ -1,4 +1,4 @@
-"""What a flow run leaves on its page: progress, figures, pictures, the way to the report.
+"""What a flow run leaves on its page: progress, figures, images, the way to the report.
 
 A page is a convenience: where the server cannot be reached it stays empty, and nothing else happens.
 """
@@ -96,13 +96,13 @@ def show_progress(stage: str, lines: "SimpleQueue[str | None]") -> None:
 
 
 def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
-    """The chain's figures, pictures and report; models: which were evaluated, at which step counts."""
+    """The chain's figures, images and report; models: which were evaluated, at which step counts."""
     with unless_it_fails():
         about = "Every model on the same prompts and noise"
         create_table_artifact(rows_of(root, models), key="metrics", description=about)
     with unless_it_fails():
         about = "Columns share their prompt and noise"
-        create_markdown_artifact(pictures_of(root, models), key="pictures", description=about)
+        create_markdown_artifact(images_of(root, models), key="pictures", description=about)
     if (root / REPORT).is_file():
         with unless_it_fails():
             place = (root / REPORT).resolve().as_uri()
@@ -115,7 +115,7 @@ def compare(
     overrides: Mapping[str, Mapping[str, Any]],
     judged: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> None:
-    """Variants of the chain: a table, their pictures, and a page in `root`, the workspace.
+    """Variants of the chain: a table, their images, and a page in `root`, the workspace.
 
     judged: variant -> as `publish`'s models.
     """
@@ -128,7 +128,7 @@ def compare(
         about = "Every variant on the same prompts and noise"
         create_table_artifact(rows, key="comparison", description=about)
     with unless_it_fails():
-        page = [f"## {name}\n\n{pictures_of(folder, judged[name])}" for name, folder in clones.items()]
+        page = [f"## {name}\n\n{images_of(folder, judged[name])}" for name, folder in clones.items()]
         about = "Columns share their prompt and noise"
         create_markdown_artifact("\n\n".join(page), key="comparison-pictures", description=about)
     with unless_it_fails():
@@ -188,8 +188,8 @@ def row_of(name: str, found: Figures) -> dict[str, str]:
     }
 
 
-def pictures_of(root: Path, models: Mapping[str, Sequence[int]]) -> str:
-    """The strips of pictures, one under the other, within the text."""
+def images_of(root: Path, models: Mapping[str, Sequence[int]]) -> str:
+    """The strips of images, one under the other, within the text."""
     strips = {"real": root / EVALUATION_SET / "grid-real.png"} | {
         f"{model} {count}": root / EVALUATIONS / model / f"grid-{count}.png"
         for model, counts in models.items()

@@ -1,4 +1,4 @@
-"""encode_data: the prepared pictures and captions as the teacher's latents and conditions, once for all."""
+"""encode_data: the prepared images and captions as the teacher's latents and conditions, once for all."""
 
 import sys
 

@@ -30,13 +30,13 @@ def main() -> None:
     backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(folder, backbone), backbone, read(SamplingConfig, "sampling"))
     on = load(EVALUATION_SET)
-    metrics, pictures = measure(
+    metrics, images = measure(
         sampler, identity(folder), steps, on, open_features(read(Path, "features")).to(device())
     )
     speed = speed_log(sampler, steps, on.prompts.prompts[0], SPEED_BATCH, SPEED_SECONDS)
     write_record(LOGS / "speed" / f"{NAME}.json", speed)
     with whole_folder(EVALUATIONS / NAME) as staging:
-        for n, pixels in pictures.items():
+        for n, pixels in images.items():
             write_strip(staging / f"grid-{n}.png", pixels[: on.grid])
         Manifest.seal(staging, "evaluation", {"steps": list(steps)}, {NAME: folder, "set": EVALUATION_SET})
     write_record(METRICS / f"{NAME}.json", metrics)

@@ -1,4 +1,4 @@
-"""train_judge: the network that recognises the labelled pictures' attributes."""
+"""train_judge: the network that recognises the labelled images' attributes."""
 
 import torch
 
@@ -10,7 +10,7 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, JUDGE
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
-from fewstep.data.shards import open_pictures, read_index
+from fewstep.data.shards import open_images, read_index
 from fewstep.features.judge import Judge
 from fewstep.pretraining.classifier import JudgeTraining
 from fewstep.training.loop import train
@@ -25,8 +25,8 @@ def main() -> None:
     torch.manual_seed(Key(seed, "judge/init").seed32(0))
     hidden = index.hidden or {}
     judge = Judge({**hidden, **index.labels}, config.widths, config.feature_dim, tuple(hidden))
-    pictures = open_pictures(DATA, "train", Key(seed, "judge/order"))
-    method, params = JudgeTraining(judge, config, pictures, seed), config.model_dump(mode="json")
+    images = open_images(DATA, "train", Key(seed, "judge/order"))
+    method, params = JudgeTraining(judge, config, images, seed), config.model_dump(mode="json")
     work = Workspace("train_judge", {"seed": seed, "train_judge": params}, {"data": DATA})
     train(method, "judge", seed, work.folder)
     if is_main_process():

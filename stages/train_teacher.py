@@ -14,7 +14,7 @@ from fewstep.core.paths import DATA, TEACHER
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.data.latents import open_latents, save_latents
-from fewstep.data.shards import captions, open_pictures, read_index
+from fewstep.data.shards import captions, open_images, read_index
 from fewstep.pretraining.autoencoder import Vae, unit_variance
 from fewstep.pretraining.teacher import Teacher
 from fewstep.sampling.encode import encode_shards
@@ -30,11 +30,11 @@ def main() -> None:
     resolution = read_index(DATA).resolution
     some = islice(captions(DATA, "train"), TOKENIZER_CAPTIONS)
     backbone = new_stable_diffusion(config, resolution, some, seed)
-    vae = Vae(backbone.vae, config.vae, open_pictures(DATA, "train", Key(seed, "vae/order")), seed)
+    vae = Vae(backbone.vae, config.vae, open_images(DATA, "train", Key(seed, "vae/order")), seed)
     params = {"seed": seed, "train_teacher": config.model_dump(mode="json")}
     work = Workspace("train_teacher", params, {"data": DATA})
     train(vae, "vae", seed, work.folder)
-    unit_variance(backbone.vae, open_pictures(DATA, "train", Key(seed, "vae/scale")))
+    unit_variance(backbone.vae, open_images(DATA, "train", Key(seed, "vae/scale")))
     folder = work.folder / "latents"
     encode_shards("latents", DATA, "train", backbone.encode, folder, save_latents)
     latents = open_latents(DATA, "train", folder, Key(seed, "teacher/order"))

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from fewstep.preparation.pictures import BadPicture, decode
+from fewstep.preparation.images import BadImage, decode
 
 Pixels = NDArray[np.uint8]
 
@@ -43,8 +43,8 @@ def assert_close(found: Pixels, expected: NDArray[np.generic], levels: float = 2
     assert np.abs(found.astype(float) - expected.astype(float)).max() <= levels
 
 
-def refusal(data: bytes) -> BadPicture:
-    with pytest.raises(BadPicture) as caught:
+def refusal(data: bytes) -> BadImage:
+    with pytest.raises(BadImage) as caught:
         decode(data)
     return caught.value
 

@@ -47,7 +47,7 @@ def imported(family: str, **options: Any) -> Path:
     return folder
 
 
-def prepare_pictures(resolution: int = 64) -> None:
+def prepare_images(resolution: int = 64) -> None:
     """Put data of the embedded source in their place; made once as well."""
     shutil.copytree(prepared(resolution), DATA, dirs_exist_ok=True)
 

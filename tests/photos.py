@@ -1,4 +1,4 @@
-"""Real photographs with captions, without a download: crops of the pictures inside three wheels."""
+"""Real photographs with captions, without a download: crops of the images inside three wheels."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ EXIF_ORIENTATION = 0x0112
 
 
 def make_photo_folder(path: Path, count: int) -> None:
-    """`count` distinct crops `000.jpg ...` with `.txt` captions; picture i depends on i alone.
+    """`count` distinct crops `000.jpg ...` with `.txt` captions; image i depends on i alone.
 
     Of every eight, one is stored sideways with an EXIF orientation, one is gray, one is a PNG with
     transparent corners and one a WEBP; the others are plain JPEGs.
@@ -49,18 +49,18 @@ def crop_of(photograph: Image.Image, i: int) -> Image.Image:
     return photograph.crop((x, y, x + width, y + height))
 
 
-def save(picture: Image.Image, stem: Path, kind: int) -> None:
-    """Write `picture` in one of eight ways."""
+def save(image: Image.Image, stem: Path, kind: int) -> None:
+    """Write `image` in one of eight ways."""
     if kind == 1:
         exif = Image.Exif()
         exif[EXIF_ORIENTATION] = 6  # "turn by 90 degrees clockwise to view"
-        picture.transpose(Image.Transpose.ROTATE_90).save(stem.with_suffix(".jpg"), quality=92, exif=exif)
+        image.transpose(Image.Transpose.ROTATE_90).save(stem.with_suffix(".jpg"), quality=92, exif=exif)
     elif kind == 2:
-        ImageOps.grayscale(picture).save(stem.with_suffix(".jpg"), quality=92)
+        ImageOps.grayscale(image).save(stem.with_suffix(".jpg"), quality=92)
     elif kind == 3:
-        picture.putalpha(Image.radial_gradient("L").resize(picture.size).point(lambda v: 255 - v))
-        picture.save(stem.with_suffix(".png"))
+        image.putalpha(Image.radial_gradient("L").resize(image.size).point(lambda v: 255 - v))
+        image.save(stem.with_suffix(".png"))
     elif kind == 4:
-        picture.save(stem.with_suffix(".webp"), quality=92)
+        image.save(stem.with_suffix(".webp"), quality=92)
     else:
-        picture.save(stem.with_suffix(".jpg"), quality=92)
+        image.save(stem.with_suffix(".jpg"), quality=92)

@@ -30,7 +30,7 @@ AT = dict(argument.split("=") for argument in sys.argv[1:])
 TRAINING = {"steps": 9, "batch_size": 7, "learning_rate": 1e-2, "optimizer": "muon", "ema": 0.9, "clip": 0.1}
 
 
-def pictures(positions: Sequence[int]) -> Tensor:
+def images(positions: Sequence[int]) -> Tensor:
     """Noise `[B, 3, 6, 6]`, keyed."""
     return torch.from_numpy(Key(0, "pictures").normal(positions, (3, 6, 6)))
 
@@ -67,7 +67,7 @@ class Coding(Method):
         if self.is_time("stop", rows):
             os.kill(os.getpid(), signal.SIGTERM)
         self.factor = 1e6 if self.is_time("huge", rows) else 0.0
-        x = pictures(rows.positions)
+        x = images(rows.positions)
         return x * float("nan") if self.is_time("nan", rows) else x
 
     def is_time(self, what: str, rows: Rows) -> bool:
@@ -83,7 +83,7 @@ class Coding(Method):
         }
 
     def preview(self) -> Tensor:
-        return self.net.decode(self.net.encode(pictures(range(2))))
+        return self.net.decode(self.net.encode(images(range(2))))
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ SIDE, STEPS, BATCH = 16, 2000, 128
 
 
 def main() -> None:
-    """Write the pictures, train, write the pipeline."""
+    """Write the images, train, write the pipeline."""
     digits = load_digits()
     pictures = [
         Image.fromarray((image * 255 / 16).astype(np.uint8)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)

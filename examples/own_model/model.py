@@ -25,7 +25,7 @@ WEIGHTS = HERE / "weights.safetensors"
 
 
 class Net(nn.Module):
-    """Predicts v from a noisy picture `[B, 3, 16, 16]`, 1000 t `[B]` and the colour's number `[B]`."""
+    """Predicts v from a noisy image `[B, 3, 16, 16]`, 1000 t `[B]` and the colour's number `[B]`."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ def pictures(colour: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def main() -> None:
-    """Train on v with uniform times (Salimans & Ho 2022); write the weights, and pictures to compare with."""
+    """Train on v with uniform times (Salimans & Ho 2022); write the weights, and images to compare with."""
     generator = torch.Generator().manual_seed(0)
     torch.manual_seed(0)
     net, schedule = Net(), Cosine()
@@ -104,8 +104,8 @@ def main() -> None:
     colour = torch.arange(1000) % 2
     names = [list(COLOURS)[number] for number in colour.tolist()]
     lines = []
-    for i, (picture, name) in enumerate(zip(pictures(colour, generator), names, strict=True)):
-        save_image(picture, folder / f"{i:04d}.png", normalize=True, value_range=(-1, 1))
+    for i, (image, name) in enumerate(zip(pictures(colour, generator), names, strict=True)):
+        save_image(image, folder / f"{i:04d}.png", normalize=True, value_range=(-1, 1))
         row = {"file_name": f"{i:04d}.png", "caption": f"{name} disc", "labels": {"colour": name}}
         lines.append(json.dumps(row))
     (folder / "metadata.jsonl").write_text("\n".join(lines) + "\n")

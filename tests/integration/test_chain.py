@@ -125,11 +125,11 @@ def test_interrupted_it_saves_and_leaves_dvc_clean(copied: Project) -> None:
 def test_the_teacher_is_a_stock_diffusers_pipeline(finished: Project) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(finished.folder / "artifacts/models/teacher")
     pipeline.set_progress_bar_config(disable=True)
-    picture = pipeline(
+    image = pipeline(
         "a small red star on a blue background", num_inference_steps=2, height=16, width=16,
         generator=torch.Generator().manual_seed(0),
     ).images[0]  # fmt: skip
-    assert picture.size == (16, 16)
+    assert image.size == (16, 16)
 
 
 @pytest.mark.parametrize(("model", "steps"), [("teacher", 3), ("one_step", None)])

@@ -12,7 +12,7 @@ from fewstep.backbones.registry import open_backbone
 from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.students.learn import Task, learn, method_module
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 PAGE = Path(__file__).parents[2] / "docs/adding_a_method.md"
 ENTRY = {
@@ -38,7 +38,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 2.0}], ids=["whole", "lora"])
 def test_the_pages_method_trains_a_student(lora: dict[str, float] | None) -> None:
     backbone = import_miniature("sd")
-    prepare_pictures()
+    prepare_images()
     draw_triplets(backbone)
     config = method_module("adversarial").Config.model_validate(ENTRY | {"lora": lora})
     learn(Task("distill@mine", "mine", "adversarial", config, [0], 0))

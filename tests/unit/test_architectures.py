@@ -29,7 +29,7 @@ from fewstep.export.pipeline import export
 from fewstep.methods import direct, halve
 from fewstep.sampling.draw import DECODER, Sampler
 from fewstep.students.learn import Task, learn
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS, clip, unet
 
 TRAINING = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
@@ -74,7 +74,7 @@ def drawn(model: Model, backbone: Backbone, steps: int) -> tuple[Tensor, Tensor]
 
 
 def test_a_model_takes_its_sizes_from_itself(tmp_path: Path) -> None:
-    prepare_pictures()
+    prepare_images()
     backbone = import_miniature("sd")
     draw_triplets(backbone)
     made = small_model(backbone)
@@ -94,7 +94,7 @@ def test_a_model_takes_its_sizes_from_itself(tmp_path: Path) -> None:
 def test_the_chain_goes_on_from_a_model_of_another_architecture(
     lora: dict[str, float] | None, tmp_path: Path
 ) -> None:
-    prepare_pictures()
+    prepare_images()
     backbone = import_miniature("sd")
     draw_triplets(backbone)
     made = small_model(backbone)

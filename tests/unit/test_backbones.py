@@ -128,7 +128,7 @@ def test_pixart_at_1024_pixels_is_told_the_size(imported: Import) -> None:
 
 
 @pytest.mark.parametrize("family", PROMPTED)
-def test_pictures_are_the_stock_pipelines_and_encode_inverts_their_scaling(
+def test_images_are_the_stock_pipelines_and_encode_inverts_their_scaling(
     family: str, imported: Import
 ) -> None:
     pipeline, backbone, _ = imported(family)
@@ -139,9 +139,9 @@ def test_pictures_are_the_stock_pipelines_and_encode_inverts_their_scaling(
         torch.testing.assert_close(
             backbone.decode(latents), vae.decode(latents / vae.config.scaling_factor + shift).sample
         )
-        pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
-        raw = vae.encode(pictures).latent if family == "sana" else vae.encode(pictures).latent_dist.mean
-        torch.testing.assert_close(backbone.encode(pictures), (raw - shift) * vae.config.scaling_factor)
+        images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3)) * 2 - 1
+        raw = vae.encode(images).latent if family == "sana" else vae.encode(images).latent_dist.mean
+        torch.testing.assert_close(backbone.encode(images), (raw - shift) * vae.config.scaling_factor)
 
 
 @pytest.mark.parametrize("classes", [None, 10])

@@ -8,18 +8,18 @@ import torch
 
 from fewstep.config.data import DataConfig
 from fewstep.core.keyed import Key
-from fewstep.data.shards import Picture, open_pictures, read_index
+from fewstep.data.shards import ImageRecord, open_images, read_index
 from fewstep.preparation.prepare import prepare
 from fewstep.pretraining.classifier import UNKNOWN, known_entropy, rows_of
 from fewstep.sources.shapes import BACKGROUNDS, COLOURS
 from tests.images import saved
 
 
-def prepared(config: DataConfig, out: Path) -> list[Picture]:
+def prepared(config: DataConfig, out: Path) -> list[ImageRecord]:
     prepare(config, 0, out)
-    pictures: list[Picture] = []
+    pictures: list[ImageRecord] = []
     for split in ("train", "heldout"):
-        stream = open_pictures(out, split, Key(0, "order"))
+        stream = open_images(out, split, Key(0, "order"))
         pictures += stream.rows(range(stream.total))
     return pictures
 

@@ -19,7 +19,7 @@ from fewstep.config.data import DataConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 from fewstep.core.keyed import Key
-from fewstep.data.shards import SPLITS, Picture, captions, open_pictures, read_index, read_shard
+from fewstep.data.shards import SPLITS, ImageRecord, captions, open_images, read_index, read_shard
 from fewstep.data.stream import Stream
 from fewstep.evaluation.evaluation_set import distinct
 from fewstep.preparation.filters import Duplicates
@@ -55,7 +55,7 @@ def of_folder(path: Path, **values: Any) -> DataConfig:
     return DataConfig(**{"source": "folder", "path": str(path), "resolution": 32, "heldout": 0.3, **values})
 
 
-def pictures_of(out: Path, split: str) -> dict[str, Picture]:
+def images_of(out: Path, split: str) -> dict[str, ImageRecord]:
     shards = read_index(out).splits[split]
     return {picture.key: picture for shard in shards for picture in read_shard(out / shard.shard)}
 
@@ -96,34 +96,34 @@ def test_index_is_what_lies_there(shapes_data: Path) -> None:
 
 def test_samples_are_conserved(shapes_data: Path) -> None:
     statistics = read_json(shapes_data / "statistics.json")
-    pictures = {**pictures_of(shapes_data, "train"), **pictures_of(shapes_data, "heldout")}
+    pictures = {**images_of(shapes_data, "train"), **images_of(shapes_data, "heldout")}
     assert statistics["samples"] == statistics["kept"] == len(pictures) == 120
     given = {(s.caption, tuple((s.labels or {}).values())) for s in shapes.samples(SHAPES, 0)}
     assert {(p.caption, tuple((p.labels or {}).values())) for p in pictures.values()} == given
     assert all(p.pixels.shape == (16, 16, 3) and p.pixels.dtype == np.uint8 for p in pictures.values())
 
 
-def test_captions_without_decoding_are_those_of_the_pictures(shapes_data: Path) -> None:
-    expected = [picture.caption for picture in pictures_of(shapes_data, "train").values()]
+def test_captions_without_decoding_are_those_of_the_images(shapes_data: Path) -> None:
+    expected = [picture.caption for picture in images_of(shapes_data, "train").values()]
     assert list(captions(shapes_data, "train")) == expected
 
 
-def test_stream_over_shards_visits_every_picture_once(shapes_data: Path) -> None:
-    stream = open_pictures(shapes_data, "train", Key(0, "order"))
-    assert {p.key for p in stream.rows(range(stream.total))} == pictures_of(shapes_data, "train").keys()
+def test_stream_over_shards_visits_every_image_once(shapes_data: Path) -> None:
+    stream = open_images(shapes_data, "train", Key(0, "order"))
+    assert {p.key for p in stream.rows(range(stream.total))} == images_of(shapes_data, "train").keys()
 
 
 def test_added_data_moves_no_sample_to_the_other_side(tmp_path: Path) -> None:
     for name, count in (("few", 60), ("more", 120)):
         prepare(SHAPES.model_copy(update={"count": count}), 0, tmp_path / name)
     for split in SPLITS:
-        few, more = (pictures_of(tmp_path / name, split).keys() for name in ("few", "more"))
+        few, more = (images_of(tmp_path / name, split).keys() for name in ("few", "more"))
         assert few < more
 
 
 def test_split_by_caption_holds_prompts_out(tmp_path: Path) -> None:
     prepare(SHAPES.model_copy(update={"split_by": "caption", "count": 600}), 0, tmp_path / "data")
-    sides = [{p.caption for p in pictures_of(tmp_path / "data", split).values()} for split in SPLITS]
+    sides = [{p.caption for p in images_of(tmp_path / "data", split).values()} for split in SPLITS]
     assert not sides[0] & sides[1]
 
 
@@ -161,10 +161,10 @@ def test_rejected_and_quarantined_are_told_apart(photos: Path, tmp_path: Path) -
     statistics = read_json(tmp_path / "data" / "statistics.json")
     assert (statistics["samples"], statistics["kept"]) == (24 + 6, 25)
     assert statistics["rejected"] == {"caption too short": 1, "duplicate": 1, "too small": 1}
-    assert statistics["quarantined"] == {"corrupt picture": 1, "no caption": 1}
+    assert statistics["quarantined"] == {"corrupt image": 1, "no caption": 1}
     lines = (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()
     assert [(e["name"], e["reason"]) for e in map(json.loads, lines)] == [
-        ("cut.jpg", "corrupt picture"),
+        ("cut.jpg", "corrupt image"),
         ("silent.jpg", "no caption"),
     ]
 
@@ -179,7 +179,7 @@ def test_too_much_quarantine_fails_names_the_first_and_keeps_the_list(tmp_path: 
         prepare(of_folder(source), 0, tmp_path / "data")
     message = str(caught.value)
     assert message.startswith("5 of 9 samples cannot be read")
-    assert "bad0.jpg: corrupt picture (" in message
+    assert "bad0.jpg: corrupt image (" in message
     assert "bad3.jpg" not in message
     assert "logs/quarantine.jsonl" in message
     assert "data.filters.max_quarantined_share = 0.05" in message
@@ -251,7 +251,7 @@ def test_the_last_line_accounts_for_everything(photos: Path, tmp_path: Path) -> 
     train, heldout = outcome.splits["train"], outcome.splits["heldout"]
     assert str(outcome) == (
         f"26 samples: 24 kept ({train} train, {heldout} heldout), 1 rejected (1 duplicate), "
-        "1 quarantined (1 corrupt picture); skipped 3 files (2 format not decoded (.avif), 1 hidden file)"
+        "1 quarantined (1 corrupt image); skipped 3 files (2 format not decoded (.avif), 1 hidden file)"
     )
     lines = (tmp_path / "data" / "skipped.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
@@ -301,7 +301,7 @@ def test_every_caption_of_an_image_is_a_sample(photos: Path, tmp_path: Path, spl
     (source / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     outcome = prepare(of_folder(source, split_by=split_by), 0, tmp_path / "data")
     assert outcome.rejected == {"duplicate": 2}
-    sides = [pictures_of(tmp_path / "data", split) for split in SPLITS]
+    sides = [images_of(tmp_path / "data", split) for split in SPLITS]
     captions = [picture.caption for side in sides for picture in side.values()]
     assert sorted(captions) == sorted(row["caption"] for row in rows[:-2])
     assert all("." not in key for side in sides for key in side)
@@ -315,8 +315,8 @@ def test_every_caption_of_an_image_is_a_sample(photos: Path, tmp_path: Path, spl
 
 
 def test_the_reference_of_the_evaluation_has_each_image_once() -> None:
-    def picture(key: str) -> Picture:
-        return Picture(key, np.zeros((8, 8, 3), np.uint8), key, None)
+    def picture(key: str) -> ImageRecord:
+        return ImageRecord(key, np.zeros((8, 8, 3), np.uint8), key, None)
 
     keys = [f"{image:032x}{caption}" for image in range(7) for caption in ("", "-1", "-2")]
     stream = Stream([len(keys)], lambda _: [picture(key) for key in keys], Key(0, "order"))
@@ -422,7 +422,7 @@ def test_changed_shard_is_refused_by_its_hash(tmp_path: Path) -> None:
     prepare(SHAPES, 0, tmp_path / "data")
     shard = tmp_path / "data/train/00000.tar"
     shard.write_bytes(shard.read_bytes() + bytes(512))
-    stream = open_pictures(tmp_path / "data", "train", Key(0, "order"))
+    stream = open_images(tmp_path / "data", "train", Key(0, "order"))
     with pytest.raises(UserError, match=r"train/00000\.tar: differs from the hash in .*index\.json"):
         stream.rows(range(stream.total))
 

@@ -8,7 +8,7 @@ import pytest
 from fewstep.core.errors import UserError
 from fewstep.core.files import write_json
 from fewstep.core.keyed import Key
-from fewstep.data.shards import open_pictures
+from fewstep.data.shards import open_images
 from fewstep.data.stream import KEPT, Stream
 
 COUNTS = (5, 1, 0, 7, 3)
@@ -73,5 +73,5 @@ def test_nothing_to_stream(counts: tuple[int, ...]) -> None:
 
 def test_missing_split_is_named(tmp_path: Path) -> None:
     write_json(tmp_path / "index.json", {"resolution": 8, "labels": None, "splits": {"train": []}})
-    with pytest.raises(UserError, match="has no 'heldout' pictures"):
-        open_pictures(tmp_path, "heldout", Key(0, "order"))
+    with pytest.raises(UserError, match="has no 'heldout' images"):
+        open_images(tmp_path, "heldout", Key(0, "order"))

@@ -13,7 +13,7 @@ from fewstep.config.data import DataConfig
 from fewstep.config.judge import JudgeConfig
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.keyed import Key
-from fewstep.data.shards import open_pictures, read_index
+from fewstep.data.shards import open_images, read_index
 from fewstep.evaluation.copies import nearness_limit
 from fewstep.evaluation.evaluation_set import grouped, look_at, training_layout
 from fewstep.evaluation.figures import Yardstick, figures
@@ -58,14 +58,14 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     torch.manual_seed(0)
     judge = Judge({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
     training = StudentTrainingConfig(steps=150, batch_size=64, learning_rate=5e-3, warmup=10)
-    images = open_pictures(data, "train", Key(0, "order"))
+    images = open_images(data, "train", Key(0, "order"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_TRACKERS", "")
         learned = JudgeTraining(judge, JudgeConfig(widths=(16, 32), training=training), images, 0)
         train(learned, "judge", 0, folder)
     judge.eval().requires_grad_(False)
 
-    held_out = open_pictures(data, "heldout", Key(0, "prompts"))
+    held_out = open_images(data, "heldout", Key(0, "prompts"))
     real = held_out.rows(range(held_out.total))
     captions = [image.caption for image in real[:PROMPTS]]
     extra, groups = grouped(captions, 60, 4)

@@ -1,4 +1,4 @@
-"""What one step learns, by optimisation, where noises beside each other lead to two pictures."""
+"""What one step learns, by optimisation, where noises beside each other lead to two images."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from fewstep.methods.direct import Config, Direct
 
 
 class Answer(torch.nn.Module):
-    """The same picture for every noise: velocity `eps - answer` at t = 1."""
+    """The same image for every noise: velocity `eps - answer` at t = 1."""
 
     def __init__(self, begin: float) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Answer(torch.nn.Module):
     ("loss", "of_ten", "learned"),
     [("l2", 7, 0.4), ("l1", 7, 1.0), ("log_l1", 7, 1.0), ("l2", 5, 0.0), ("l1", 5, 0.2), ("log_l1", 5, 1.0)],
 )
-def test_l2_learns_the_average_l1_the_picture_of_most_and_its_logarithm_decides(
+def test_l2_learns_the_average_l1_the_image_of_most_and_its_logarithm_decides(
     loss: str, of_ten: int, learned: float
 ) -> None:
     """From 0.2, so many of ten noises lead to 1, the others to -1.

@@ -23,7 +23,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.core.processes import require
 from fewstep.training import loop, optimization, sharding
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/several.py"
@@ -154,7 +154,7 @@ def test_students_in_shards_are_those_of_one_process(tmp_path: Path, monkeypatch
     monkeypatch.chdir(alone)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     backbone = import_miniature("sd")
-    prepare_pictures()
+    prepare_images()
     draw_triplets(backbone)
     copytree(alone, two)
     for folder, launch in ((alone, ""), (two, SHARDS)):

@@ -16,7 +16,7 @@ from tests.pipelines import MAKERS, backbone_of
 
 
 def folder_of_photos(backbone: str) -> dict[str, object]:
-    """One's own pictures and an imported teacher of this family."""
+    """One's own images and an imported teacher of this family."""
     return {
         "data": {"source": "folder", "path": "photos", "resolution": 32},
         "judge": {"train": []},

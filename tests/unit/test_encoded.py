@@ -17,9 +17,9 @@ from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.data.encoded import open_encoded
-from fewstep.data.pixels import picture_batch
+from fewstep.data.pixels import image_batch
 from fewstep.data.prompted import collate_rows
-from fewstep.data.shards import open_pictures
+from fewstep.data.shards import open_images
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
 from fewstep.features.network import open_features
 from fewstep.preparation.prepare import prepare
@@ -32,7 +32,7 @@ ORDER = Key(0, "order")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepared pictures."""
+    """Prepared images."""
     folder = tmp_path_factory.mktemp("prepared") / "data"
     config = DataConfig(source="shapes", count=40, resolution=64, heldout=0.25, shard_size=8)
     prepare(config, 0, folder, lambda done: None)
@@ -43,7 +43,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def made(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Backbone, Path, Mapping[str, Path]]:
-    """A teacher and prepared pictures."""
+    """A teacher and prepared images."""
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.chdir(tmp_path)
     teacher = imported("sd") / TEACHER
@@ -61,14 +61,14 @@ def test_what_is_read_is_what_the_backbone_encodes(
 ) -> None:
     backbone, data, made_from = made
     encode_split(tmp_path / "out", backbone, data, "train", dtype, work(), made_from)
-    pictures = open_pictures(data, "train", ORDER)
+    pictures = open_images(data, "train", ORDER)
     encoded = open_encoded(tmp_path / "out", ORDER)
     assert encoded.total == pictures.total
     positions = range(3, 40, 5)
     x_0, conditions = collate_rows(encoded.rows(positions), torch.device("cpu"))
     rows = pictures.rows(positions)
     with torch.no_grad():
-        latents = backbone.encode(picture_batch(rows))
+        latents = backbone.encode(image_batch(rows))
         text = backbone.encode_prompts([row.caption for row in rows])["text"]
     # Batches of other sizes may differ in the last bit.
     torch.testing.assert_close(x_0, latents, atol=max(tolerance, 1e-5), rtol=tolerance)
@@ -99,7 +99,7 @@ def test_finished_shards_are_not_encoded_again(
     assert sum(calls) - calls[2] == total
 
 
-def test_pictures_of_another_size_than_the_teachers_are_refused(
+def test_images_of_another_size_than_the_teachers_are_refused(
     made: tuple[Backbone, Path, Mapping[str, Path]], tmp_path: Path
 ) -> None:
     backbone, _, made_from = made

@@ -24,7 +24,7 @@ from fewstep.methods import direct, halve, reflow
 from fewstep.sampling.draw import Sampler
 from fewstep.sources.shapes import LABELS
 from fewstep.students.learn import Task, learn
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import MAKERS
 
 TWO_STEPS = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=1e-4)
@@ -45,7 +45,7 @@ def test_the_whole_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
     resolution = 16 if family == "pixel" else 64
-    prepare_pictures(resolution)
+    prepare_images(resolution)
     backbone = import_miniature(family)
     features = TEACHER
     if family == "pixel":  # it has no autoencoder to take features from

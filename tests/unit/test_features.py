@@ -27,7 +27,7 @@ from fewstep.features.network import open_features
 from fewstep.sources.shapes import LABELS
 
 
-def pictures(count: int, side: int = 32) -> Tensor:
+def images(count: int, side: int = 32) -> Tensor:
     uniform = Key(0, "test/pictures").uniform(range(count), 3 * side * side)
     return torch.from_numpy(uniform).float().reshape(count, 3, side, side) * 2 - 1
 
@@ -60,7 +60,7 @@ def teacher_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("side", [8, 32, 40])
 def test_a_judge_answers_every_attribute_at_any_size(judge: Judge, side: int) -> None:
-    x = pictures(2, side)
+    x = images(2, side)
     assert {attribute: logits.shape for attribute, logits in judge(x).items()} == {
         attribute: (2, len(values)) for attribute, values in LABELS.items()
     }
@@ -71,8 +71,8 @@ def test_a_judge_answers_every_attribute_at_any_size(judge: Judge, side: int) ->
         assert all(seen[attribute] in values for attribute, values in LABELS.items())
 
 
-def test_a_judgement_depends_on_no_other_picture(judge: Judge) -> None:
-    x = pictures(4)
+def test_a_judgement_depends_on_no_other_image(judge: Judge) -> None:
+    x = images(4)
     torch.testing.assert_close(judge.features(x)[2:3], judge.features(x[2:3]))
     assert judge.recognise(x)[2:3] == judge.recognise(x[2:3])
 
@@ -80,7 +80,7 @@ def test_a_judgement_depends_on_no_other_picture(judge: Judge) -> None:
 def test_a_judge_learns_to_tell_black_from_white() -> None:
     torch.manual_seed(0)
     judge = Judge({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
-    x = torch.cat([pictures(8, 8) * 0.2 - 0.8, pictures(8, 8) * 0.2 + 0.8])
+    x = torch.cat([images(8, 8) * 0.2 - 0.8, images(8, 8) * 0.2 + 0.8])
     wanted = torch.tensor([0] * 8 + [1] * 8)
     optimizer = torch.optim.Adam(judge.parameters(), 0.02)
     for _ in range(20):
@@ -91,7 +91,7 @@ def test_a_judge_learns_to_tell_black_from_white() -> None:
 
 
 def test_a_judge_survives_the_disk(judge: Judge, judge_folder: Path) -> None:
-    found, x = Judge.open(judge_folder), pictures(2)
+    found, x = Judge.open(judge_folder), images(2)
     assert found.labels == judge.labels
     assert found.recognise(x) == judge.recognise(x)
     assert torch.equal(found.features(x), judge.features(x))
@@ -126,7 +126,7 @@ def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
 
 def test_what_lies_at_the_path_decides_the_network(judge_folder: Path, teacher_folder: Path) -> None:
     for path, name, dimension in ((judge_folder, "judge", 10), (teacher_folder, "autoencoder", 16)):
-        network, x = open_features(path), pictures(2).requires_grad_()
+        network, x = open_features(path), images(2).requires_grad_()
         assert (network.name, network.features(x).shape) == (name, (2, dimension))
         assert network.kernel == "polynomial"
         sides = [m.shape[-1] for m in network.maps(x)]
@@ -189,7 +189,7 @@ def test_a_teacher_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
 
 
 class StandIn(nn.Module):
-    """The outside of the published file: `layers` maps normalised 299 x 299 pictures to 2048 numbers."""
+    """The outside of the published file: `layers` maps normalised 299 x 299 images to 2048 numbers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,11 +207,11 @@ def script(tmp_path: Path) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_inception_sees_pictures_as_clean_fid_does(script: Path) -> None:
-    network, x = InceptionFeatures(script.parent), pictures(2)
+def test_inception_sees_images_as_clean_fid_does(script: Path) -> None:
+    network, x = InceptionFeatures(script.parent), images(2)
     found = network.features(x)
-    for row, picture in zip(found, x, strict=True):
-        rounded = ((picture.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
+    for row, image in zip(found, x, strict=True):
+        rounded = ((image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
         channels = [
             np.asarray(
                 Image.fromarray(rounded[..., c].astype(np.float32), "F").resize(

@@ -25,7 +25,7 @@ from fewstep.students.learn import method_module
 from fewstep.students.start import start_and_student
 from fewstep.training.loop import advance
 from fewstep.training.state import State
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 MINIATURE = ROOT / "tests/integration/miniature.yaml"
 
@@ -153,7 +153,7 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
     # The miniature's text encoder reads fewer tokens than any published one.
     monkeypatch.setattr("fewstep.backbones.sd.CLIP_LENGTH", 12)
     backbone = import_miniature("sd")
-    prepare_pictures()
+    prepare_images()
     draw_triplets(backbone)
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["teacher"] = {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []}

@@ -37,7 +37,7 @@ from fewstep.students.context import Context
 from fewstep.students.learn import Task, learn
 from fewstep.students.start import start_and_student
 from fewstep.training.method import Rows
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
 
 TRAINING = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
@@ -49,7 +49,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
-    prepare_pictures()
+    prepare_images()
 
 
 def drawn() -> TripletBatch:

@@ -16,7 +16,7 @@ from fewstep.methods import halve
 from fewstep.students.learn import Task, learn
 from fewstep.training import state
 from fewstep.training.half import halve_frozen
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import vae
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
@@ -34,7 +34,7 @@ def half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_student_has_the_same_bytes_as_beside_whole_weights(
     family: str, lora: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_pictures()
+    prepare_images()
     backbone = import_miniature(family)
     draw_triplets(backbone)
     config = halve.Config.model_validate({"from": "teacher", "steps": 2, "training": TRAINING, "lora": lora})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.preparation.pictures import BadPicture, decode
+from fewstep.preparation.images import BadImage, decode
 from tests.images import (
     FIELD,
     GOOD,
@@ -81,7 +81,7 @@ NO_IMAGES = {
 def test_files_that_are_no_images(name: str) -> None:
     for data in NO_IMAGES[name]:
         error = refusal(data)
-        assert (error.reason, error.detail) == ("corrupt picture", name)
+        assert (error.reason, error.detail) == ("corrupt image", name)
 
 
 @pytest.mark.parametrize("size", [(1, 300), (300, 1), (1, 1)])
@@ -136,5 +136,5 @@ def test_no_damage_escapes_as_another_error() -> None:
             ):
                 try:
                     decode(damaged)
-                except BadPicture as error:
+                except BadImage as error:
                     assert " at 0x" not in error.detail and "/" not in error.detail

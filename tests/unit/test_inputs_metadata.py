@@ -172,7 +172,7 @@ def test_nothing_is_printed() -> None:
     files += [png_with(saved(FIELD), c) for n, c in PNG_CHUNKS.items() if n != "much text"]
     files += [jpeg_with(saved(FIELD, "jpeg"), *segment) for segment in JPEG_SEGMENTS.values()]
     script = (
-        "import pickle, sys\nfrom fewstep.preparation.pictures import decode\n"
+        "import pickle, sys\nfrom fewstep.preparation.images import decode\n"
         "for data in pickle.load(sys.stdin.buffer): decode(data)"
     )
     import pickle

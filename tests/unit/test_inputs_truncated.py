@@ -58,13 +58,13 @@ def test_cut_jpeg_with_an_end_marker(name: str, share: float) -> None:
     start = data.index(b"\xff\xda") + 14
     cut = data[: start + int((len(data) - start) * share)].rstrip(b"\xff")
     for data in (cut, cut + b"\xff\xd9"):
-        assert refusal(data).reason == "corrupt picture"
+        assert refusal(data).reason == "corrupt image"
 
 
 def test_cut_first_frame_of_a_stereo_jpeg() -> None:
     whole = saved(PHOTO, "mpo", save_all=True, append_images=[Image.fromarray(PHOTO[::-1])])
     end = whole.index(b"\xff\xd9\xff\xd8")
-    assert refusal(whole[: end // 2] + whole[end:]).reason == "corrupt picture"
+    assert refusal(whole[: end // 2] + whole[end:]).reason == "corrupt image"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
@@ -79,7 +79,7 @@ def test_png_with_rows_missing(share: float, finished: bool, interlaced: bool) -
     if interlaced:
         head = data[16:28] + b"\1"
         data = data[:8] + chunk(b"IHDR", head) + data[33:]
-    assert refusal(data).reason == "corrupt picture"
+    assert refusal(data).reason == "corrupt image"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "LA", "I;16"])
@@ -112,8 +112,8 @@ def test_interlaced_png_of_any_size(
         return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
     assert decoded(of(raw)).min() == 255
-    assert refusal(of(raw[:-1])).reason == "corrupt picture"
-    assert refusal(of(b"".join(passes[:-1]))).reason == "corrupt picture"
+    assert refusal(of(raw[:-1])).reason == "corrupt image"
+    assert refusal(of(b"".join(passes[:-1]))).reason == "corrupt image"
 
 
 @pytest.mark.parametrize("lossless", [False, True])
@@ -129,7 +129,7 @@ def test_cut_webp_of_the_right_sizes(lossless: bool, share: float, animated: boo
         frame = bytes(6) + size * 2 + bytes(4) + image
         image = b"VP8X" + struct.pack("<IB3x", 10, 2) + size * 2 + b"ANIM" + struct.pack("<I", 6) + bytes(6)
         image += b"ANMF" + struct.pack("<I", len(frame)) + frame
-    assert refusal(b"RIFF" + struct.pack("<I", 4 + len(image)) + b"WEBP" + image).reason == "corrupt picture"
+    assert refusal(b"RIFF" + struct.pack("<I", 4 + len(image)) + b"WEBP" + image).reason == "corrupt image"
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("webp", "webp"), ("png", "png"), ("mpo", "jpeg")])

@@ -23,7 +23,7 @@ from fewstep.methods import halve, reflow
 from fewstep.students.learn import Task, learn
 from fewstep.students.start import start_and_student, with_net
 from fewstep.training.lora import FILE, LoraSettings, attach, detach
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)
 QKV = ("to_q", "to_k", "to_v", "to_out.0")
@@ -102,7 +102,7 @@ def test_stock_diffusers_loads_the_adapter(backbone: Backbone, tmp_path: Path) -
 
 
 def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
-    prepare_pictures()
+    prepare_images()
     draw_triplets(backbone)
     training = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.05, ema=0.5)
     config = reflow.Config(training=training, lora=SETTINGS, **{"from": "teacher"})
@@ -183,7 +183,7 @@ def assert_fused(stock: nn.Module, net: nn.Module) -> None:
 def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
     backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare_pictures()
+    prepare_images()
     draw_triplets(backbone)
     training = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.05)
     config = halve.Config(steps=2, guidance=2.0, training=training, lora=SETTINGS, **{"from": "teacher"})

@@ -18,7 +18,7 @@ def noise(*shape: int, index: int = 0) -> torch.Tensor:
     return torch.from_numpy(Key(0, "test/agreement").normal([index], shape)[0])
 
 
-def test_accuracy_counts_pictures_with_every_attribute_right() -> None:
+def test_accuracy_counts_images_with_every_attribute_right() -> None:
     recognised = [
         {"shape": "ring", "colour": "red"},
         {"shape": "ring", "colour": "blue"},
@@ -58,7 +58,7 @@ def test_rmse_is_in_units_of_the_pixel_range() -> None:
     assert teacher_rmse(black, black + 0.2) == pytest.approx(0.1)
 
 
-def test_similarity_is_1_for_the_same_0_for_unrelated_and_minus_1_for_opposite_pictures() -> None:
+def test_similarity_is_1_for_the_same_0_for_unrelated_and_minus_1_for_opposite_images() -> None:
     features = noise(400, 32) + 10
     assert teacher_similarity(features, features) == pytest.approx(1)
     assert abs(teacher_similarity(noise(400, 32, index=1) + 10, features)) < 0.03
@@ -66,7 +66,7 @@ def test_similarity_is_1_for_the_same_0_for_unrelated_and_minus_1_for_opposite_p
 
 
 def test_speed_is_the_time_it_takes() -> None:
-    found = measure_speed(lambda pictures: time.sleep(0.01 * pictures), batch_size=4, device=CPU, seconds=0.1)
+    found = measure_speed(lambda images: time.sleep(0.01 * images), batch_size=4, device=CPU, seconds=0.1)
     assert 0.01 <= found.latency_s < 0.03
     assert 40 < found.pictures_per_second <= 100
     assert found.peak_memory_bytes > 2**20

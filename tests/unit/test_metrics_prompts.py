@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from vendi_score import vendi
 
-from fewstep.data.shards import Picture
+from fewstep.data.shards import ImageRecord
 from fewstep.evaluation.copies import EXPECTED, copied, nearness_limit
 from fewstep.evaluation.diversity import effective_number, mean_interval, pairwise_distance, vendi_score
 from fewstep.evaluation.evaluation_set import grouped, match
@@ -105,6 +105,6 @@ def test_equal_prompts_are_each_others_samples() -> None:
 
 
 def test_a_real_image_stands_for_one_prompt_only() -> None:
-    pool = [Picture(str(i), np.zeros((1, 1, 3), np.uint8), c, None) for i, c in enumerate("abcab")]
+    pool = [ImageRecord(str(i), np.zeros((1, 1, 3), np.uint8), c, None) for i, c in enumerate("abcab")]
     assert match(["b", "a", "b", "a"], pool) == [1, 0, 4, 3]
     assert match(["b", "b", "b", "a"], pool) == [1, 4]  # no third one

@@ -54,7 +54,7 @@ def test_links_lead_somewhere_and_ids_are_unique(html: str) -> None:
     assert {link[1:] for link in read.values("href", "xlink:href") if link.startswith("#")} <= set(ids)
 
 
-def test_every_model_shows_every_picture_at_every_step_count(html: str) -> None:
+def test_every_model_shows_every_image_at_every_step_count(html: str) -> None:
     read = Reader(html)
     rows = 1 + sum(map(len, STEPS.values()))
     assert sum(value.startswith("data:image/png") for value in read.values("src")) == rows * len(PROMPTS)
@@ -225,7 +225,7 @@ def test_figures_of_another_model_are_refused(root: Path) -> None:
         page(root)
 
 
-def test_pictures_of_another_evaluation_set_are_refused(root: Path) -> None:
+def test_images_of_another_evaluation_set_are_refused(root: Path) -> None:
     artifact(root / EVALUATION_SET, "evaluation_set", {}, ["grid-real.png"])
     with pytest.raises(UserError, match=r"evaluations/teacher.*evaluate@teacher"):
         page(root)

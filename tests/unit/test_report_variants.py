@@ -93,8 +93,8 @@ def test_what_all_variants_share_is_shown_once(variants: list[Variant], tmp_path
     assert [row.split()[0] for row in shared] == ["teacher", "teacher", "reflow", "reflow"]
     assert len(rows(html)) == 1 + len(shared) + len(variants)  # the first is the real images'
     assert rows(html)[0].startswith("real imageswith the same caption all variants")
-    pictures = [value for value in Reader(html).values("src") if value.startswith("data:image/png")]
-    assert len(pictures) == (1 + len(shared) + len(variants)) * len(PROMPTS)
+    images = [value for value in Reader(html).values("src") if value.startswith("data:image/png")]
+    assert len(images) == (1 + len(shared) + len(variants)) * len(PROMPTS)
     assert "tiny, from-teacher, 1\N{NO-BREAK SPACE}step, noise 9: a large blue ring" in Reader(html).values(
         "title"
     )
@@ -196,7 +196,7 @@ def test_against_other_data_none_is_the_best(variants: list[Variant], tmp_path: 
     students = [Variant(one.name, one.overrides, one.root, ["tiny"]) for one in variants[:2]]
     html = page(students, tmp_path / "page.html")
     assert "figures cannot be compared" in text(html) and "Best of" not in text(html)
-    assert html.count('<table class="grid">') == 1  # the same prompts, noise and real pictures
+    assert html.count('<table class="grid">') == 1  # the same prompts, noise and real images
 
 
 def test_names_and_values_are_shown_and_not_obeyed(variants: list[Variant], tmp_path: Path) -> None:

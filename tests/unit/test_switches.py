@@ -21,7 +21,7 @@ from fewstep.students.learn import Task, learn
 from fewstep.training.loop import advance, train
 from fewstep.training.method import Group, Method, Rows
 from fewstep.training.state import State
-from tests.miniature import draw_triplets, import_miniature, prepare_pictures
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=6, learning_rate=1e-3, ema=0.9)
 
@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         enter(folder, patch)
         backbone = import_miniature("sd")
-        prepare_pictures()
+        prepare_images()
         draw_triplets(backbone)
     return folder
 

@@ -26,7 +26,7 @@ class CustomModel:
     """What the user's factory returns; methods are overridden where the model differs. See `base.Backbone`.
 
     net: the denoising network. latent_shape: of one sample, e.g. (3, 32, 32). schedule: its noise schedule.
-    prediction: what its output means. As it stands: a network called as `net(x, time)`, on pictures
+    prediction: what its output means. As it stands: a network called as `net(x, time)`, on images
     themselves, without conditions.
     """
 
@@ -58,9 +58,9 @@ class CustomModel:
         """The other side of guidance, batch size 1."""
         return self.encode_prompts([negative_prompt])
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures `[B, 3, H, W]` in [-1, 1] as latents."""
-        return pictures
+    def encode(self, images: Tensor) -> Tensor:
+        """Images `[B, 3, H, W]` in [-1, 1] as latents."""
+        return images
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
         """Latents as images; decoder: a model's own, in the place of this one."""

@@ -23,7 +23,7 @@ class Flux(DiffusersBackbone):
     """See `base.Backbone`.
 
     Conditions: `text [B, L, D]` of T5; `pooled [B, P]` of CLIP. Latents are as the autoencoder has them; the
-    network sees them packed, a token for every 2 x 2. Their side is that of the pictures the autoencoder was
+    network sees them packed, a token for every 2 x 2. Their side is that of the images the autoencoder was
     trained on. `sampling.guidance` is true guidance, in two evaluations; dev needs none.
     """
 

@@ -205,9 +205,9 @@ class DiffusersBackbone:
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         return self.encode_prompts([negative_prompt])
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         with full_precision(self.vae.config.get("force_upcast", False)):
-            latents = self.vae.encode(pictures).latent_dist.mean.float()
+            latents = self.vae.encode(images).latent_dist.mean.float()
         return (latents - shift(self.vae)) * self.vae.config.scaling_factor
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:

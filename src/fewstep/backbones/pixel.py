@@ -20,7 +20,7 @@ from fewstep.diffusion.denoiser import Conditions, Network
 class Pixel(DiffusersBackbone):
     """See `base.Backbone`. Conditions: `label [B]`, the class's number; none for unconditional models.
 
-    Latents are the pictures themselves, or their mean over colours for a network of one channel.
+    Latents are the images themselves, or their mean over colours for a network of one channel.
     """
 
     pipeline_class = "DDPMPipeline"
@@ -65,8 +65,8 @@ class Pixel(DiffusersBackbone):
     def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
         return {} if net.config.num_class_embeds is None else {"label": torch.zeros(batch)}
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        return pictures.mean(1, keepdim=True) if self.latent_shape[0] == 1 else pictures
+    def encode(self, images: Tensor) -> Tensor:
+        return images.mean(1, keepdim=True) if self.latent_shape[0] == 1 else images
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
         return latents.expand(-1, 3, -1, -1)

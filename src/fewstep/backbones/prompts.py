@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.protocol import Backbone
-from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
+from fewstep.core.hardware import autocast, device, images_at_once, in_parts
 from fewstep.diffusion.denoiser import Conditions
 
 
@@ -23,7 +23,7 @@ def encode_distinct(backbone: Backbone, prompts: Sequence[str]) -> tuple[Conditi
     row = {prompt: i for i, prompt in enumerate(distinct)}
     parts = []
     with autocast():
-        for some in in_parts(distinct, pictures_at_once()):
+        for some in in_parts(distinct, images_at_once()):
             parts.append({name: value.cpu() for name, value in backbone.encode_prompts(some).items()})
     conditions = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return conditions, torch.tensor([row[prompt] for prompt in prompts])

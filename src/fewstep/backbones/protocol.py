@@ -13,7 +13,7 @@ from fewstep.diffusion.schedules import Schedule
 class Backbone(Protocol):
     """A model family's adapter, opened on a teacher; its networks are on the device, in evaluation mode.
 
-    Pictures are `[B, 3, H, W]` in [-1, 1]; latents have about unit variance.
+    Images are `[B, 3, H, W]` in [-1, 1]; latents have about unit variance.
     """
 
     schedule: Schedule
@@ -47,8 +47,8 @@ class Backbone(Protocol):
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         """The other side of guidance, batch size 1: as the family's own pipeline has it."""
 
-    def encode(self, pictures: Tensor) -> Tensor:
-        """Pictures as latents."""
+    def encode(self, images: Tensor) -> Tensor:
+        """Images as latents."""
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
         """Latents as images, about in [-1, 1], unclipped; decoder: a model's own, in the family's place."""

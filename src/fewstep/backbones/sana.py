@@ -69,9 +69,9 @@ class Sana(DiffusersBackbone):
         """As the teacher's own scheduler spaces them, but from pure noise."""
         return flow_times(self.parts["scheduler"](), steps)
 
-    def encode(self, pictures: Tensor) -> Tensor:
+    def encode(self, images: Tensor) -> Tensor:
         with full_precision(self.vae.config.get("force_upcast", False)):
-            latents: Tensor = self.vae.encode(pictures).latent
+            latents: Tensor = self.vae.encode(images).latent
         return latents * self.vae.config.scaling_factor
 
     def network(self, net: Any, inputs: Sequence[str] = ()) -> Network:

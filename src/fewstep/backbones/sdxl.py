@@ -1,4 +1,4 @@
-"""Stable Diffusion XL: two text encoders, a pooled embedding and the picture's size as conditions."""
+"""Stable Diffusion XL: two text encoders, a pooled embedding and the image's size as conditions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -21,7 +21,7 @@ class StableDiffusionXL(DiffusersBackbone):
 
     Conditions: `text [B, L, D]`, both encoders' hidden states side by side; `pooled [B, P]`, of the second
     encoder; `time_ids [B, 6]`, original size, crop corner and target size in pixels (Podell et al. 2023,
-    section 2.2): the full picture, uncropped.
+    section 2.2): the full image, uncropped.
     """
 
     pipeline_class = "StableDiffusionXLPipeline"

@@ -26,8 +26,8 @@ from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
-from fewstep.core.hardware import autocast, device, pictures_at_once
-from fewstep.data.shards import picture_of
+from fewstep.core.hardware import autocast, device, images_at_once
+from fewstep.data.shards import image_of
 from fewstep.preparation.filters import Duplicates
 from fewstep.preparation.prepare import Prepared, examine
 from fewstep.sources.sample import Sample
@@ -91,7 +91,7 @@ class Measuring:
     def rates(self) -> Rates:
         """All of them."""
         prepare, read = self.data()
-        backbone, images = self.here.backbone, min(pictures_at_once(), self.chain.evaluation_set.pictures)
+        backbone, images = self.here.backbone, min(images_at_once(), self.chain.evaluation_set.pictures)
         others = [*self.chain.models()]
         # Drawing first: the rate of what ran serves networks that do not fit or take too long.
         student = self.drawing(others[0], images) if others else None
@@ -139,7 +139,7 @@ class Measuring:
         members = [
             {"__key__": each.key, "png": each.png, "json": each.record.model_dump_json()} for each in kept
         ]
-        read = self.watch.once(lambda: [picture_of(each, Path("invented")) for each in members])
+        read = self.watch.once(lambda: [image_of(each, Path("invented")) for each in members])
         return seconds / max(len(members), 1), read / max(len(members), 1)
 
     def steps(self) -> Iterator[tuple[str, float | None]]:

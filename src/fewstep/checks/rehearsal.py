@@ -32,7 +32,7 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.data.latents import Latent
 from fewstep.data.prompted import Prompted
-from fewstep.data.shards import Picture
+from fewstep.data.shards import ImageRecord
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoiser
@@ -101,7 +101,7 @@ class Rehearsal:
         return samples_of(self.chain)
 
     @cached_property
-    def images(self) -> Stream[Picture]:
+    def images(self) -> Stream[ImageRecord]:
         """Noise, with captions and labels of the source."""
         side = self.chain.data.resolution
         some = self.samples or [Sample("invented", b"", CAPTION)]
@@ -110,7 +110,7 @@ class Rehearsal:
         for i in range(SAMPLES):
             sample = some[i % len(some)]
             caption = sample.caption or CAPTION
-            rows.append(Picture(str(i), pixels[i], caption, sample.labels, sample.hidden))
+            rows.append(ImageRecord(str(i), pixels[i], caption, sample.labels, sample.hidden))
         return invented(rows)
 
     @property

@@ -12,7 +12,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Of the command."""
     add = parser.add_argument
     add("--model", action="append", required=True, metavar="NAME:STEPS", help="e.g. one_step:1")
-    add("--pictures", type=int, default=2000, help="how many of each")
+    add("--images", "--pictures", dest="pictures", type=int, default=2000, help="how many of each")
     seeds = "draws of prompts, noise and real images; several give the spread"
     add("--seeds", type=int, default=1, help=seeds)
 

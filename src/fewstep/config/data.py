@@ -1,4 +1,4 @@
-"""`data:` what the pictures are and which of them count."""
+"""`data:` what the images are and which of them count."""
 
 from typing import Literal
 
@@ -11,7 +11,7 @@ class FilterConfig(Section):
     """Which samples are good enough."""
 
     min_side: int = Field(default=1, ge=1)
-    """Smallest accepted shorter side of the original picture, pixels."""
+    """Smallest accepted shorter side of the original image, pixels."""
     min_aesthetic: float | None = None
     """Smallest accepted aesthetic score; null: not looked at."""
     allow_missing_aesthetic: bool = False
@@ -50,9 +50,9 @@ class DataConfig(Section):
     """folder: the directory. webdataset: a tar, brace pattern (`{000..009}.tar`) or URL. May be a name of
     `inputs`, which no stage depends on."""
     count: int | None = Field(default=None, ge=1)
-    """shapes: how many pictures. Others: the first so many; null: all."""
+    """shapes: how many images. Others: the first so many; null: all."""
     resolution: int = Field(ge=8, le=4096, multiple_of=8)
-    """Side of the prepared pictures, pixels."""
+    """Side of the prepared images, pixels."""
     heldout: float = Field(default=0.1, gt=0, lt=1)
     """Share of the samples that no training sees."""
     split_by: Literal["caption", "image"] = "image"

@@ -1,4 +1,4 @@
-"""`encode_data:` which splits of the data are encoded for methods that train on real pictures."""
+"""`encode_data:` which splits of the data are encoded for methods that train on real images."""
 
 from typing import Literal
 

@@ -14,5 +14,5 @@ class JudgeConfig(Section):
     feature_dim: int = Field(64, ge=2)
     """Dimension of the features in which distances are measured."""
     noise: float = Field(0.05, ge=0)
-    """Standard deviation of the noise added to training pictures in [-1, 1]."""
+    """Standard deviation of the noise added to training images in [-1, 1]."""
     training: TrainingConfig

@@ -1,4 +1,4 @@
-"""`sampling:` how the teacher's ODE is solved, wherever the teacher is asked for a picture."""
+"""`sampling:` how the teacher's ODE is solved, wherever the teacher is asked for an image."""
 
 from typing import Annotated
 

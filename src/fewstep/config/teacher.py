@@ -102,7 +102,7 @@ class TrainTeacherConfig(Section):
     text: TextConfig
     net: NetConfig
     noise_bias: float = Field(1.0, gt=0)
-    """Times are drawn with density `b t^(b - 1)`: 1 is uniform, 2 trains on noisy pictures twice as much."""
+    """Times are drawn with density `b t^(b - 1)`: 1 is uniform, 2 trains on noisy images twice as much."""
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of training captions replaced by the empty prompt, for guidance."""
     word_dropout: float = Field(0.0, ge=0, lt=1)

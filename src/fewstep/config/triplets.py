@@ -1,4 +1,4 @@
-"""`triplets:` how many teacher pictures the students learn from."""
+"""`triplets:` how many teacher images the students learn from."""
 
 from typing import Literal
 

@@ -117,7 +117,7 @@ def as_saved(net: M) -> M:
     return net.to(memory_format=torch.contiguous_format)
 
 
-def pictures_at_once() -> int:
+def images_at_once() -> int:
     """How many are drawn, encoded or judged together: FEWSTEP_BATCH."""
     return count_of("BATCH", 256)
 

@@ -1,4 +1,4 @@
-"""Real pictures and their captions, encoded: what methods that need real data train on."""
+"""Real images and their captions, encoded: what methods that need real data train on."""
 
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from fewstep.data.stream import Stream
 
 
 def open_encoded(folder: Path, order: Key) -> Stream[Prompted]:
-    """Encoded pictures in keyed order. Raises UserError when the artifact is not whole."""
+    """Encoded images in keyed order. Raises UserError when the artifact is not whole."""
     facts = Manifest.open(folder, "encoded").facts
     return Stream(facts["counts"], partial(_load, folder, facts["files"]), order)
 

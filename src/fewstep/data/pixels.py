@@ -1,4 +1,4 @@
-"""Pictures as tensors: uint8 `[H, W, 3]` in files, float `[B, 3, H, W]` in [-1, 1] in networks."""
+"""Images as tensors: uint8 `[H, W, 3]` in files, float `[B, 3, H, W]` in [-1, 1] in networks."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fewstep.data.shards import Picture
+from fewstep.data.shards import ImageRecord
 
 
-def picture_batch(pictures: Sequence[Picture]) -> Tensor:
-    """Stack pictures, float32 `[B, 3, H, W]` in [-1, 1]."""
-    return from_uint8(torch.from_numpy(np.stack([picture.pixels for picture in pictures])))
+def image_batch(images: Sequence[ImageRecord]) -> Tensor:
+    """Stack images, float32 `[B, 3, H, W]` in [-1, 1]."""
+    return from_uint8(torch.from_numpy(np.stack([image.pixels for image in images])))
 
 
 def from_uint8(pixels: Tensor) -> Tensor:
@@ -19,6 +19,6 @@ def from_uint8(pixels: Tensor) -> Tensor:
     return (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
 
 
-def to_uint8(pictures: Tensor) -> Tensor:
+def to_uint8(images: Tensor) -> Tensor:
     """float `[B, 3, H, W]` in [-1, 1] (clipped) to uint8 `[B, H, W, 3]`, rounded to nearest."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -1,4 +1,4 @@
-"""Latents with their prompts' conditions, as triplets and encoded pictures keep them in a file.
+"""Latents with their prompts' conditions, as triplets and encoded images keep them in a file.
 
 `latents [n, C, h, w]`; `prompt [n]`, a row of the table `condition.<name> [prompts, ...]` in which each
 distinct prompt is encoded once; and `own.<name> [n]`, what a latent has for itself.

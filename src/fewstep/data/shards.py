@@ -32,7 +32,7 @@ REBUILD = "delete its folder and run `dvc repro`"
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class ImageRecord:
     """One prepared sample.
 
     key: its name, from a hash of its pixels.
@@ -89,19 +89,19 @@ def read_index(folder: Path) -> Index:
     return validate(Index, read_json(path), "", path)
 
 
-def open_pictures(folder: Path, split: str, key: Key) -> Stream[Picture]:
-    """The pictures of one split ("train" or "heldout") of the data set at `folder`.
+def open_images(folder: Path, split: str, key: Key) -> Stream[ImageRecord]:
+    """The images of one split ("train" or "heldout") of the data set at `folder`.
 
     Raises UserError when the index is missing or wrong or has no such split; later, when a shard is
     missing, differs from its hash or is broken.
     """
     shards = read_index(folder).splits.get(split, ())
     if not shards:
-        raise UserError(f"{folder}: has no {split!r} pictures; rebuild it with `dvc repro`")
+        raise UserError(f"{folder}: has no {split!r} images; rebuild it with `dvc repro`")
     return Stream([s.samples for s in shards], lambda i: read_verified(folder, shards[i]), key)
 
 
-def read_verified(folder: Path, shard: Shard) -> list[Picture]:
+def read_verified(folder: Path, shard: Shard) -> list[ImageRecord]:
     """The samples of a shard whose hash is the index's. Raises UserError naming the file otherwise."""
     path = folder / shard.shard
     if sha256(path) != shard.sha256:
@@ -109,16 +109,16 @@ def read_verified(folder: Path, shard: Shard) -> list[Picture]:
     return read_shard(path)
 
 
-def read_shard(path: Path) -> list[Picture]:
+def read_shard(path: Path) -> list[ImageRecord]:
     """The samples of one tar, in its order.
 
     Raises UserError naming the file and the sample when the tar is broken or a sample incomplete.
     """
-    return [picture_of(members, path) for members in members_of(path)]
+    return [image_of(members, path) for members in members_of(path)]
 
 
 def captions(folder: Path, split: str) -> Iterator[str]:
-    """The captions of a split, in the order of its shards; no picture is decoded. Raises as read_shard."""
+    """The captions of a split, in the order of its shards; no image is decoded. Raises as read_shard."""
     for shard in read_index(folder).splits[split]:
         for members in members_of(folder / shard.shard):
             yield record_of(members, folder / shard.shard).caption
@@ -138,7 +138,7 @@ def members_of(path: Path) -> Iterator[Mapping[str, Any]]:
         raise UserError(f"{path}: broken {place}; {REBUILD}") from None
 
 
-def picture_of(members: Mapping[str, Any], path: Path) -> Picture:
+def image_of(members: Mapping[str, Any], path: Path) -> ImageRecord:
     """The sample of `path` that these members make. Raises UserError."""
     record, key = record_of(members, path), members["__key__"]
     try:
@@ -147,8 +147,8 @@ def picture_of(members: Mapping[str, Any], path: Path) -> Picture:
     except (OSError, SyntaxError):
         raise UserError(f"{path}: the .png of sample {key} is damaged; {REBUILD}") from None
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
-        raise UserError(f"{path}: sample {key} is no 8-bit RGB picture; {REBUILD}")
-    return Picture(key, pixels, record.caption, record.labels, record.hidden)
+        raise UserError(f"{path}: sample {key} is no 8-bit RGB image; {REBUILD}")
+    return ImageRecord(key, pixels, record.caption, record.labels, record.hidden)
 
 
 def record_of(members: Mapping[str, Any], path: Path) -> Record:

@@ -1,1 +1,1 @@
-"""How good a model is, and how fast: pure figures over pictures and features."""
+"""How good a model is, and how fast: pure figures over images and features."""

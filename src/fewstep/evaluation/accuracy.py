@@ -1,4 +1,4 @@
-"""Prompt accuracy: does the picture show what the prompt asks for?"""
+"""Prompt accuracy: does the image show what the prompt asks for?"""
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -14,7 +14,7 @@ Labels = Mapping[str, str]
 
 
 class PromptAccuracy(NamedTuple):
-    """Shares in [0, 1] of the pictures whose prompt is labelled."""
+    """Shares in [0, 1] of the images whose prompt is labelled."""
 
     prompt: Interval
     """All attributes recognised, with Wilson's 95 % interval."""
@@ -23,7 +23,7 @@ class PromptAccuracy(NamedTuple):
 
 
 def prompt_accuracy(recognised: Sequence[Labels], wanted: Sequence[Labels | None]) -> PromptAccuracy | None:
-    """Compare what the judge recognised in each picture with its prompt's labels (None: unlabelled).
+    """Compare what the judge recognised in each image with its prompt's labels (None: unlabelled).
 
     Returns None where no prompt is labelled. Raises UserError when the judge does not know an attribute.
     """

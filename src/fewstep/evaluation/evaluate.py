@@ -109,19 +109,19 @@ def model_straightness(sampler: Sampler, on: EvaluationSet) -> float | None:
 
 
 def flops(sampler: Sampler, steps: int, prompt: str) -> float:
-    """Floating-point operations of one picture, decoding included: the machine-independent cost."""
+    """Floating-point operations of one image, decoding included: the machine-independent cost."""
     with FlopCounterMode(display=False) as counter:
         draw_plain(sampler, 1, steps, prompt)
     return float(counter.get_total_flops())
 
 
-def draw_plain(sampler: Sampler, pictures: int, steps: int, prompt: str) -> Tensor:
-    """Pictures of one prompt: enough for their cost."""
-    key, indices, shape = Key(0, "speed"), range(pictures), sampler.backbone.latent_shape
+def draw_plain(sampler: Sampler, images: int, steps: int, prompt: str) -> Tensor:
+    """Images of one prompt: enough for their cost."""
+    key, indices, shape = Key(0, "speed"), range(images), sampler.backbone.latent_shape
     noise = noise_of(key, indices, shape).to(device())
     with torch.no_grad(), autocast():
-        conditions = sampler.backbone.encode_prompts([prompt] * pictures)
-    return sampler.pictures(conditions, noise, steps, fresh_noise(key, indices, shape, device()))
+        conditions = sampler.backbone.encode_prompts([prompt] * images)
+    return sampler.images(conditions, noise, steps, fresh_noise(key, indices, shape, device()))
 
 
 def speed_log(
@@ -131,7 +131,7 @@ def speed_log(
 
     def speed(n: int) -> Speed:
         return measure_speed(
-            lambda pictures: draw_plain(sampler, pictures, n, prompt), batch_size, device(), seconds
+            lambda images: draw_plain(sampler, images, n, prompt), batch_size, device(), seconds
         )
 
     return SpeedLog(

@@ -20,12 +20,12 @@ from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, whole_folder, write_json
-from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
+from fewstep.core.hardware import autocast, device, images_at_once, in_parts
 from fewstep.core.keyed import Key
 from fewstep.core.progress import progress
 from fewstep.data.noise import fresh_noise, noise_of
-from fewstep.data.pixels import picture_batch, to_uint8
-from fewstep.data.shards import Picture, open_pictures
+from fewstep.data.pixels import image_batch, to_uint8
+from fewstep.data.shards import ImageRecord, open_images
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Conditions
 from fewstep.evaluation.copies import nearness_limit
@@ -89,19 +89,19 @@ def make(
     draw_seed: 0 in the chain; others give other prompts, noise and real images from the same held-out ones.
     """
     suffix = f"/{draw_seed}" if draw_seed else ""
-    held_out = open_pictures(data, "heldout", Key(seed, f"evaluation/prompts{suffix}"))
+    held_out = open_images(data, "heldout", Key(seed, f"evaluation/prompts{suffix}"))
     real, pool = held_out_images(held_out, config)
     count = config.pictures
     demand_resolution(teacher, len(real[0].pixels))
-    (width,) = network.features(picture_batch(real[:1]).to(device())).shape[1:]
+    (width,) = network.features(image_batch(real[:1]).to(device())).shape[1:]
     demand_enough(count, len(real), width)
-    captions = [picture.caption for picture in real[:count]]
+    captions = [image.caption for image in real[:count]]
     extra, groups = grouped(captions, config.diversity.prompts, config.diversity.samples)
     prompts = Prompts([*captions, *extra], count, Key(seed, f"evaluation/noise{suffix}"))
     seen = look_at(real, network)
     training = training_layout(data, config.training, Key(seed, "evaluation/training"))
     yardstick = Yardstick(
-        labels=[picture.labels for picture in real[:count]],
+        labels=[image.labels for image in real[:count]],
         groups=groups,
         real=seen.rows(range(count)),
         reference=seen.features,
@@ -119,12 +119,12 @@ def make(
         teacher_steps=teacher.sampling.steps,
     )
     made = EvaluationSet(prompts, yardstick, images, teacher_seen, reference, config.grid)
-    return made, torch.stack([torch.from_numpy(picture.pixels) for picture in real[: config.grid]])
+    return made, torch.stack([torch.from_numpy(image.pixels) for image in real[: config.grid]])
 
 
 def held_out_images(
-    held_out: Stream[Picture], config: EvaluationSetConfig
-) -> tuple[list[Picture], list[Picture]]:
+    held_out: Stream[ImageRecord], config: EvaluationSetConfig
+) -> tuple[list[ImageRecord], list[ImageRecord]]:
     """The real images, the first of which give the prompts, and others for the floor.
 
     Raises UserError when there are fewer held-out images than prompts.
@@ -137,7 +137,7 @@ def held_out_images(
             "images; lower it or raise data.heldout"
         )
     # Without captions that repeat none can be matched, and as many as there are prompts will do.
-    repeated = len({picture.caption for picture in found[: config.pictures]}) < config.pictures
+    repeated = len({image.caption for image in found[: config.pictures]}) < config.pictures
     return found[:wanted], found[wanted : None if repeated else wanted + config.pictures]
 
 
@@ -156,7 +156,9 @@ def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[s
     return extra, groups
 
 
-def floor(prompts: Prompts, pool: Sequence[Picture], on: Yardstick, network: FeatureNetwork) -> Floor | None:
+def floor(
+    prompts: Prompts, pool: Sequence[ImageRecord], on: Yardstick, network: FeatureNetwork
+) -> Floor | None:
     """The figures of real images that stand in for generated ones; None where too few are left.
 
     Where every prompt finds a real image of its caption, they are what a perfect sampler would draw.
@@ -170,11 +172,11 @@ def floor(prompts: Prompts, pool: Sequence[Picture], on: Yardstick, network: Fea
     if len(pool) < prompts.main:
         return None
     others = pool[: prompts.main]
-    own = replace(on, labels=[picture.labels for picture in others])
+    own = replace(on, labels=[image.labels for image in others])
     return Floor(**dict(figures(look_at(others, network), own, ())), pairing="none")
 
 
-def match(captions: Sequence[str], pool: Sequence[Picture]) -> list[int]:
+def match(captions: Sequence[str], pool: Sequence[ImageRecord]) -> list[int]:
     """For each caption, in order, an image of the pool that has it, each once; ends where one is missing."""
     left: dict[str, list[int]] = {}
     for i in reversed(range(len(pool))):
@@ -199,12 +201,12 @@ def demand_resolution(teacher: Sampler, resolution: int) -> None:
         )
 
 
-def distinct(images: Stream[Picture], count: int) -> list[Picture]:
+def distinct(images: Stream[ImageRecord], count: int) -> list[ImageRecord]:
     """The first `count` images of an epoch, each once; fewer when there are fewer.
 
     Captions of one image after the first have its key with `-1`, `-2` ... behind it.
     """
-    found: dict[str, Picture] = {}
+    found: dict[str, ImageRecord] = {}
     for position in range(images.total):
         (row,) = images.rows([position])
         found.setdefault(row.key.partition("-")[0], row)
@@ -213,19 +215,17 @@ def distinct(images: Stream[Picture], count: int) -> list[Picture]:
     return list(found.values())
 
 
-def look_at(real: Sequence[Picture], network: FeatureNetwork) -> Observations:
+def look_at(real: Sequence[ImageRecord], network: FeatureNetwork) -> Observations:
     """What is observed of real images."""
-    pixels = torch.from_numpy(np.stack([picture.pixels for picture in real]))
-    return observe(pixels, network, [picture.caption for picture in real])
+    pixels = torch.from_numpy(np.stack([image.pixels for image in real]))
+    return observe(pixels, network, [image.caption for image in real])
 
 
 def training_layout(data: Path, count: int, key: Key) -> Tensor:
     """Layout of up to `count` training images, `[T, 192]`."""
-    images = open_pictures(data, "train", key)
+    images = open_images(data, "train", key)
     positions = range(min(count, images.total))
-    return torch.cat(
-        [layout(picture_batch(images.rows(few))) for few in in_parts(positions, pictures_at_once())]
-    )
+    return torch.cat([layout(image_batch(images.rows(few))) for few in in_parts(positions, images_at_once())])
 
 
 def draw(sampler: Sampler, prompts: Prompts, encoded: tuple[Conditions, Tensor], steps: int) -> Tensor:
@@ -234,14 +234,14 @@ def draw(sampler: Sampler, prompts: Prompts, encoded: tuple[Conditions, Tensor],
     encoded: the prompts, by `encode_distinct`.
     """
     conditions, row = encoded
-    size, parts = pictures_at_once(), []
+    size, parts = images_at_once(), []
     with progress(f"{sampler.model.name}, {steps} steps", len(prompts)) as report:
         for start in range(0, len(prompts), size):
             rows = row[start : start + size]
             indices = range(start, start + len(rows))
             noise = noise_of(prompts.noise, indices, sampler.backbone.latent_shape).to(device())
             fresh = fresh_noise(prompts.noise, indices, sampler.backbone.latent_shape, device())
-            images = sampler.pictures(gather(conditions, rows), noise, steps, fresh)
+            images = sampler.images(gather(conditions, rows), noise, steps, fresh)
             parts.append(to_uint8(images).cpu())
             report(start + len(rows))
     return torch.cat(parts)

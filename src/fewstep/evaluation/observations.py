@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.core.files import read_json, write_json
-from fewstep.core.hardware import device, in_parts, pictures_at_once
+from fewstep.core.hardware import device, images_at_once, in_parts
 from fewstep.data.pixels import from_uint8
 from fewstep.features.judge import Judge
 from fewstep.features.layout import layout
@@ -74,7 +74,7 @@ def observe(pixels: Tensor, network: FeatureNetwork, prompts: Sequence[str]) -> 
 
     Results on the CPU.
     """
-    size = pictures_at_once()
+    size = images_at_once()
     batches = zip(torch.split(pixels, size), in_parts(prompts, size), strict=True)
     parts = [look(from_uint8(some), network, theirs) for some, theirs in batches]
     attributes = [labels for part in parts for labels in part.attributes or ()]

@@ -18,13 +18,13 @@ from fewstep.evaluation.schema import Speed
 def measure_speed(
     draw: Callable[[int], Any], batch_size: int, device: torch.device, seconds: float = 1.0
 ) -> Speed:
-    """Time `draw(pictures)`, after a warm-up, for about `seconds` each at one picture and at `batch_size`.
+    """Time `draw(images)`, after a warm-up, for about `seconds` each at one image and at `batch_size`.
 
-    draw: makes that many pictures on `device`. A call longer than `seconds` is timed once or twice.
+    draw: makes that many images on `device`. A call longer than `seconds` is timed once or twice.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    single, batch = (median_seconds(draw, pictures, seconds) for pictures in (1, batch_size))
+    single, batch = (median_seconds(draw, images, seconds) for images in (1, batch_size))
     return Speed(
         latency_s=single,
         pictures_per_second=batch_size / batch,
@@ -32,14 +32,14 @@ def measure_speed(
     )
 
 
-def median_seconds(draw: Callable[[int], Any], pictures: int, seconds: float) -> float:
-    """Median duration of `draw(pictures)`, the device's queue included."""
+def median_seconds(draw: Callable[[int], Any], images: int, seconds: float) -> float:
+    """Median duration of `draw(images)`, the device's queue included."""
     from torch.utils.benchmark import Timer  # where CUDA_HOME is set it prints that there is no GPU
 
-    draw(pictures)
+    draw(images)
     timer = Timer(
-        "draw(pictures)",
-        globals={"draw": draw, "pictures": pictures},
+        "draw(images)",
+        globals={"draw": draw, "images": images},
         num_threads=torch.get_num_threads(),
     )
     return timer.blocked_autorange(min_run_time=seconds).median

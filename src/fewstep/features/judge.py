@@ -1,6 +1,6 @@
-"""The judge: a small classifier trained on labelled pictures, one answer per attribute.
+"""The judge: a small classifier trained on labelled images, one answer per attribute.
 
-It says whether a generated picture shows what its prompt asks for, and its inner activations serve as
+It says whether a generated image shows what its prompt asks for, and its inner activations serve as
 features for the Frechet distance and as maps for a perceptual loss.
 """
 
@@ -38,7 +38,7 @@ class JudgeNetworkConfig(Section):
 class Judge(nn.Module):
     """Convolutions at one scale per width, pooled over space, one linear layer for all attributes.
 
-    GroupNorm, because a picture's judgement must not depend on its batch.
+    GroupNorm, because an image's judgement must not depend on its batch.
     """
 
     name = "judge"
@@ -96,7 +96,7 @@ class Judge(nn.Module):
 
     @torch.no_grad()
     def recognise(self, x: Tensor) -> list[dict[str, str]]:
-        """Per picture, attribute -> the likeliest value; x `[B, 3, H, W]` in [-1, 1]."""
+        """Per image, attribute -> the likeliest value; x `[B, 3, H, W]` in [-1, 1]."""
         chosen = {attribute: logits.argmax(dim=1).tolist() for attribute, logits in self(x).items()}
         return [
             {attribute: self.labels[attribute][rows[i]] for attribute, rows in chosen.items()}

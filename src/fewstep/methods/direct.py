@@ -1,10 +1,10 @@
 """Direct distillation to one step (InstaFlow, Liu et al. 2023, section 3.2).
 
 `x_hat = eps - u(eps, 1, c)` is regressed on the end point of the teacher's ODE: first by a distance of
-latents, then also by a perceptual distance of the decoded pictures.
+latents, then also by a perceptual distance of the decoded images.
 
-The teacher's end point jumps where noises beside each other lead to different pictures, and a network cannot.
-There L2 learns the average of the two; L1 the picture of most, but with as many of both it does not mind any
+The teacher's end point jumps where noises beside each other lead to different images, and a network cannot.
+There L2 learns the average of the two; L1 the image of most, but with as many of both it does not mind any
 mixture of them; the logarithm of each sample's L1 is least at either and largest in between.
 """
 
@@ -38,7 +38,7 @@ class Config(MethodConfig):
 
     method: str
     latent_loss: Literal["l2", "l1", "log_l1"] = "l2"
-    """Distance of latents; log_l1 draws the sharpest, for it decides where the others mix two pictures."""
+    """Distance of latents; log_l1 draws the sharpest, for it decides where the others mix two images."""
     latent_weight: float = Field(1.0, ge=0)
     """Weight of the latents' error."""
     perceptual_weight: float = Field(0.0, ge=0)
@@ -85,10 +85,10 @@ class Direct(StudentMethod):
         if step >= config.perceptual_from and config.perceptual_weight + config.pixel_weight > 0:
             with torch.no_grad():
                 target = backbone.decode(batch.x_0)
-            picture = backbone.decode(x_hat)
-            terms["pixels"] = config.pixel_weight * (picture - target).abs().mean()
+            image = backbone.decode(x_hat)
+            terms["pixels"] = config.pixel_weight * (image - target).abs().mean()
             if self.features is not None:
-                difference = perceptual_distance(self.features, picture, target)
+                difference = perceptual_distance(self.features, image, target)
                 terms["perceptual"] = config.perceptual_weight * difference
         return terms
 

@@ -1,1 +1,1 @@
-"""From whatever a source gives to checked, split, sharded pictures: one pass, nothing lost silently."""
+"""From whatever a source gives to checked, split, sharded images: one pass, nothing lost silently."""

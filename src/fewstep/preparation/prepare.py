@@ -12,7 +12,7 @@ from fewstep.core.files import whole_folder, write_json
 from fewstep.core.text import normalised
 from fewstep.data.shards import INDEX, SPLITS, Index, Record
 from fewstep.preparation.filters import Duplicates, aesthetic_fault, caption_fault, size_fault
-from fewstep.preparation.pictures import BadPicture, decode, encode, fit
+from fewstep.preparation.images import BadImage, decode, encode, fit
 from fewstep.preparation.quarantine import QUARANTINE, SKIPPED, Listing, check
 from fewstep.preparation.shard_writer import ShardWriter
 from fewstep.preparation.split import digest_of, split_of
@@ -112,7 +112,7 @@ def examine(
         return Rejected(fault)
     try:
         original = decode(entry.image)
-    except BadPicture as error:
+    except BadImage as error:
         return Unreadable(entry.name, error.reason, error.detail)
     if fault := size_fault(original.size, config.filters):
         return Rejected(fault)

@@ -10,8 +10,8 @@ from torch.nn.functional import l1_loss, mse_loss
 from fewstep.config.teacher import VaeConfig
 from fewstep.core.hardware import autocast, device
 from fewstep.core.keyed import Key
-from fewstep.data.pixels import picture_batch
-from fewstep.data.shards import Picture
+from fewstep.data.pixels import image_batch
+from fewstep.data.shards import ImageRecord
 from fewstep.data.stream import Stream
 from fewstep.training.method import Group, Method, Rows
 
@@ -21,22 +21,22 @@ PREVIEWED = 8
 class Vae(Method):
     """L1 on pixels and on their finite differences, and a KL term that only bounds the latents."""
 
-    def __init__(self, vae: AutoencoderKL, config: VaeConfig, pictures: Stream[Picture], seed: int) -> None:
-        self.config, self.pictures, self.noise = config, pictures, Key(seed, "vae/noise")
+    def __init__(self, vae: AutoencoderKL, config: VaeConfig, images: Stream[ImageRecord], seed: int) -> None:
+        self.config, self.images, self.noise = config, images, Key(seed, "vae/noise")
         self.vae: Any = vae
         self.training = config.training
         self.groups = {"vae": Group({"vae": vae}, config.training)}
 
     def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Pictures `[B, 3, H, W]` in [-1, 1] and the noise that samples their latents."""
-        x = picture_batch(self.pictures.rows(rows.positions))
+        """Images `[B, 3, H, W]` in [-1, 1] and the noise that samples their latents."""
+        x = image_batch(self.images.rows(rows.positions))
         side = x.shape[-1] >> (len(self.config.channels) - 1)
         noise = self.noise.normal(rows.positions, (self.config.latent_channels, side, side))
         return x.to(device()), torch.from_numpy(noise).to(device())
 
     def preview(self) -> Tensor:
-        """Pictures above their reconstructions."""
-        x = picture_batch(self.pictures.rows(range(PREVIEWED))).to(device())
+        """Images above their reconstructions."""
+        x = image_batch(self.images.rows(range(PREVIEWED))).to(device())
         return torch.cat([x, self.vae.decode(self.vae.encode(x).latent_dist.mean).sample.float()])
 
     def losses(self, group: str, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
@@ -52,9 +52,9 @@ class Vae(Method):
 
 
 @torch.no_grad()
-def unit_variance(vae: AutoencoderKL, pictures: Stream[Picture], count: int = 2048) -> None:
+def unit_variance(vae: AutoencoderKL, images: Stream[ImageRecord], count: int = 2048) -> None:
     """Set `scaling_factor` so that latents have about unit variance (Rombach et al. 2022, appendix G)."""
-    x = picture_batch(pictures.rows(range(min(count, pictures.total)))).to(device())
+    x = image_batch(images.rows(range(min(count, images.total)))).to(device())
     with autocast():
         latents = torch.cat([vae.encode(chunk).latent_dist.mean.float() for chunk in torch.split(x, 256)])
     vae.register_to_config(scaling_factor=round(1 / latents.std().item(), 6))

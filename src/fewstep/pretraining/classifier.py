@@ -1,4 +1,4 @@
-"""The judge: a classifier of the labelled pictures, whose features measure all others."""
+"""The judge: a classifier of the labelled images, whose features measure all others."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 from fewstep.config.judge import JudgeConfig
 from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
-from fewstep.data.pixels import picture_batch
-from fewstep.data.shards import Picture
+from fewstep.data.pixels import image_batch
+from fewstep.data.shards import ImageRecord
 from fewstep.data.stream import Stream
 from fewstep.features.judge import Judge
 from fewstep.training.method import Group, Method, Rows
@@ -24,15 +24,15 @@ UNKNOWN = -100
 class Batch:
     """Images `[B, 3, H, W]` and, per attribute, the index of its value `[B]`, UNKNOWN where there is none."""
 
-    pictures: Tensor
+    images: Tensor
     labels: dict[str, Tensor]
 
 
 class JudgeTraining(Method):
-    """Cross-entropy of every attribute, on pictures with a little noise."""
+    """Cross-entropy of every attribute, on images with a little noise."""
 
-    def __init__(self, judge: Judge, config: JudgeConfig, pictures: Stream[Picture], seed: int) -> None:
-        self.judge, self.config, self.pictures, self.noise = judge, config, pictures, Key(seed, "judge/noise")
+    def __init__(self, judge: Judge, config: JudgeConfig, images: Stream[ImageRecord], seed: int) -> None:
+        self.judge, self.config, self.images, self.noise = judge, config, images, Key(seed, "judge/noise")
         self.index = {
             attribute: {value: i for i, value in enumerate(values)}
             for attribute, values in judge.labels.items()
@@ -41,8 +41,8 @@ class JudgeTraining(Method):
         self.groups = {"judge": Group({"judge": judge}, config.training)}
 
     def batch(self, rows: Rows) -> Batch:
-        samples = self.pictures.rows(rows.positions)
-        x = picture_batch(samples)
+        samples = self.images.rows(rows.positions)
+        x = image_batch(samples)
         noise = torch.from_numpy(self.noise.normal(rows.positions, x.shape[1:]))
         labels = {
             attribute: torch.tensor([index.get(row.get(attribute, ""), UNKNOWN) for row in rows_of(samples)])
@@ -54,11 +54,11 @@ class JudgeTraining(Method):
         )
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        logits = self.judge(batch.pictures)
+        logits = self.judge(batch.images)
         return {name: known_entropy(logits[name].float(), labels) for name, labels in batch.labels.items()}
 
 
-def rows_of(samples: Sequence[Picture]) -> list[dict[str, str]]:
+def rows_of(samples: Sequence[ImageRecord]) -> list[dict[str, str]]:
     """All attributes of each sample, those that its caption tells and the hidden ones."""
     return [{**(sample.labels or {}), **(sample.hidden or {})} for sample in samples]
 

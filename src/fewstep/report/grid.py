@@ -1,4 +1,4 @@
-"""The pictures of one row of the grid, cut from its strip."""
+"""The images of one row of the grid, cut from its strip."""
 
 import base64
 import io
@@ -10,19 +10,19 @@ from PIL import Image
 from fewstep.core.errors import UserError
 
 SIDE = 192
-"""Largest side of a picture in the page, pixels: sharp in a column, and a bound on the page's size."""
+"""Largest side of an image in the page, pixels: sharp in a column, and a bound on the page's size."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One picture per column, as data URIs. `reduced`: they were made smaller; else their pixels count."""
+    """One image per column, as data URIs. `reduced`: they were made smaller; else their pixels count."""
 
-    pictures: tuple[str, ...]
+    images: tuple[str, ...]
     reduced: bool
 
 
 def cut(strip: Path) -> Row:
-    """The row of `strip`, a picture file with any number of squares side by side and no gaps.
+    """The row of `strip`, an image file with any number of squares side by side and no gaps.
 
     Raises UserError when it is not that.
     """
@@ -31,7 +31,7 @@ def cut(strip: Path) -> Row:
             image = file.convert("RGB")
     except OSError as error:
         raise UserError(
-            f"{strip}: not readable as a picture ({error}); `dvc repro evaluate` makes it"
+            f"{strip}: not readable as an image ({error}); `dvc repro evaluate` makes it"
         ) from None
     side = image.height
     if image.width % side:
@@ -42,9 +42,9 @@ def cut(strip: Path) -> Row:
     return Row(tuple(data_uri(square) for square in squares), reduced=side > SIDE)
 
 
-def data_uri(picture: Image.Image) -> str:
-    """The picture, at most `SIDE` large, as PNG inside a URI."""
-    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+def data_uri(image: Image.Image) -> str:
+    """The image, at most `SIDE` large, as PNG inside a URI."""
+    image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
-    picture.save(encoded, format="png", optimize=True)
+    image.save(encoded, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

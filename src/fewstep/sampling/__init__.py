@@ -1,1 +1,1 @@
-"""Pictures from models: any model of the chain, any number of steps, keyed noise."""
+"""Images from models: any model of the chain, any number of steps, keyed noise."""

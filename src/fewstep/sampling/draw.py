@@ -1,4 +1,4 @@
-"""How each model of the chain is asked for pictures."""
+"""How each model of the chain is asked for images."""
 
 from dataclasses import dataclass, replace
 
@@ -83,9 +83,7 @@ class Sampler:
             return solve(solver, denoise, noise, times, conditions, sampler.model.denoiser.path, fresh)
 
     @torch.no_grad()
-    def pictures(
-        self, conditions: Conditions, noise: Tensor, steps: int, fresh: Fresh | None = None
-    ) -> Tensor:
+    def images(self, conditions: Conditions, noise: Tensor, steps: int, fresh: Fresh | None = None) -> Tensor:
         """From noise to images `[B, 3, H, W]` about in [-1, 1]; see `latents`."""
         return self.decode(self.latents(conditions, noise, steps, fresh))
 
@@ -96,5 +94,5 @@ class Sampler:
             return self.backbone.decode(latents, self.model.parts.get(DECODER))
 
     def evaluations(self, steps: int) -> int:
-        """Network evaluations per picture; guidance doubles them."""
+        """Network evaluations per image; guidance doubles them."""
         return steps * (2 if self.doubled else 1)

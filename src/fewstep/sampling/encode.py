@@ -16,12 +16,12 @@ from fewstep.backbones.prompts import encode_distinct
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
-from fewstep.core.hardware import autocast, device, in_parts, pictures_at_once
+from fewstep.core.hardware import autocast, device, images_at_once, in_parts
 from fewstep.core.processes import barrier, local_slice
 from fewstep.core.progress import progress
-from fewstep.data.pixels import picture_batch
+from fewstep.data.pixels import image_batch
 from fewstep.data.prompted import save_prompted
-from fewstep.data.shards import Picture, read_index, read_verified
+from fewstep.data.shards import ImageRecord, read_index, read_verified
 
 
 def encode_split(
@@ -78,20 +78,18 @@ def encode_shards(
         for shard in shards:
             file = folder / shard.file_of_latents
             if not file.exists():
-                pictures = read_verified(data, shard)
-                save(file, latents_of(pictures, encode), [picture.caption for picture in pictures])
+                images = read_verified(data, shard)
+                save(file, latents_of(images, encode), [image.caption for image in images])
             done += shard.samples
             report(done)
     barrier()
 
 
 @torch.no_grad()
-def latents_of(pictures: Sequence[Picture], encode: Callable[[Tensor], Tensor]) -> Tensor:
+def latents_of(images: Sequence[ImageRecord], encode: Callable[[Tensor], Tensor]) -> Tensor:
     """Images encoded `[N, C, h, w]`, on the host."""
     with autocast():
-        parts = [
-            encode(picture_batch(some).to(device())).cpu() for some in in_parts(pictures, pictures_at_once())
-        ]
+        parts = [encode(image_batch(some).to(device())).cpu() for some in in_parts(images, images_at_once())]
     return torch.cat(parts)
 
 

@@ -1,4 +1,4 @@
-"""Draws a picture or a grid with any model of the chain, for a person to look at."""
+"""Draws an image or a grid with any model of the chain, for a person to look at."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +54,8 @@ def save_grid(
     key, columns = Key(seed, "sample"), [*range(count)] * len(prompts)
     noise = noise_of(key, columns, backbone.latent_shape).to(device())
     fresh = fresh_noise(key, columns, backbone.latent_shape, device())
-    pictures = Sampler(opened, backbone, sampling, clip).pictures(
-        gather(conditions, row), noise, steps, fresh
-    )
-    shown = torch.nn.functional.interpolate(pictures.cpu(), scale_factor=enlarge, mode="nearest")
+    images = Sampler(opened, backbone, sampling, clip).images(gather(conditions, row), noise, steps, fresh)
+    shown = torch.nn.functional.interpolate(images.cpu(), scale_factor=enlarge, mode="nearest")
     padding = 2 if len(shown) > 1 else 0
     with whole_file(out) as staging:
         save_image(shown, staging, "png", nrow=count, padding=padding, normalize=True, value_range=(-1, 1))

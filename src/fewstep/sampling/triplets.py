@@ -13,14 +13,14 @@ from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.config.triplets import TripletsConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_file, whole_folder, write_json
-from fewstep.core.hardware import deterministic, device, pictures_at_once
+from fewstep.core.hardware import deterministic, device, images_at_once
 from fewstep.core.keyed import Key
 from fewstep.core.processes import barrier, is_main_process, local_slice
 from fewstep.core.progress import progress
 from fewstep.core.text import normalised, read_text
 from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.prompted import save_prompted
-from fewstep.data.shards import open_pictures
+from fewstep.data.shards import open_images
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import FILE
 from fewstep.diffusion.denoiser import GUIDANCE
@@ -47,7 +47,7 @@ def write_triplets(
     prompts = prompts_of(config.prompts, Key(seed, "triplets/prompts"), indices)
     conditions, row = encode_distinct(backbone, prompts)
     scales = guidance_of(config, Key(seed, "triplets/guidance"), indices)
-    size = pictures_at_once()
+    size = images_at_once()
     starts = range(0, count, size)
     with progress(f"triplets {out.name}", count) as report:
         for start in local_slice(starts):
@@ -85,7 +85,7 @@ def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:
     Raises UserError when the file cannot be read or has no line.
     """
     if where.is_dir():
-        return [picture.caption for picture in open_pictures(where, "train", key).rows(indices)]
+        return [image.caption for image in open_images(where, "train", key).rows(indices)]
     try:
         lines = [prompt for line in read_text(where).split("\n") if (prompt := normalised(line))]
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""Where pictures come from: one package per value of `data.source`, imported by that name.
+"""Where images come from: one package per value of `data.source`, imported by that name.
 
 Each has
 

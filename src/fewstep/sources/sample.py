@@ -22,7 +22,7 @@ EXACT_DIGITS = 300
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as its source gives it, nothing checked yet.
+    """One image as its source gives it, nothing checked yet.
 
     name: where it is (a path, or `archive.tar/member`), for the quarantine list.
     image: the encoded file (png, jpeg, webp ...).
@@ -44,7 +44,7 @@ class Unreadable:
     """Something of the source that cannot become a sample.
 
     name: where it is, relative to the source (`a/b.jpg`, `archive.tar`, `archive.tar/member`).
-    reason: one of a few fixed phrases, by which it is counted ("corrupt picture").
+    reason: one of a few fixed phrases, by which it is counted ("corrupt image").
     detail: what exactly is wrong, or ""; as the list is hashed, it holds no address or absolute path.
     """
 

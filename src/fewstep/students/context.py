@@ -85,7 +85,7 @@ class Context:
         batch = self.triplet_batch(range(PREVIEWED))
         fresh = fresh_noise(self.key("preview"), range(PREVIEWED), batch.eps.shape[1:], batch.eps.device)
         sampler = Sampler(student, self.backbone, SamplingConfig())
-        return sampler.pictures(batch.conditions, batch.eps, steps, fresh)
+        return sampler.images(batch.conditions, batch.eps, steps, fresh)
 
     def unconditional(self) -> Conditions:
         """The other side of guidance, batch size 1."""

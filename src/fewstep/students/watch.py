@@ -88,6 +88,6 @@ class Watch:
         indices, shape = range(len(rows)), sampler.backbone.latent_shape
         noise = noise_of(self.noise, indices, shape).to(device())
         fresh = fresh_noise(self.noise, range(IMAGES, IMAGES + len(rows)), shape, device())
-        features = self.features(sampler.pictures(conditions, noise, steps, fresh))
+        features = self.features(sampler.images(conditions, noise, steps, fresh))
         groups = features.reshape(PROMPTS, SAMPLES, -1)
         return torch.stack([torch.pdist(group).mean() for group in groups]).mean().item()

@@ -191,4 +191,4 @@ def show(state: State, accelerator: Accelerator) -> None:
     with unless_it_fails(accelerator):
         for tracker in accelerator.trackers:
             if hasattr(tracker, "log_images"):
-                tracker.log_images({"pictures": pixels}, step=state.step, dataformats="NHWC")
+                tracker.log_images({"images": pixels}, step=state.step, dataformats="NHWC")

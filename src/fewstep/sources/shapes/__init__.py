@@ -26,7 +26,7 @@ COLOURS = {
     "blue": (50, 80, 225),
     "yellow": (240, 215, 40),
 }
-SIZES = {"small": (0.20, 0.23), "large": (0.32, 0.36)}  # radius as a share of the picture's side
+SIZES = {"small": (0.20, 0.23), "large": (0.32, 0.36)}  # radius as a share of the image's side
 BACKGROUNDS = {
     "black": (20, 20, 20),
     "white": (240, 240, 240),
@@ -120,7 +120,7 @@ def count(config: DataConfig) -> int | None:
 
 
 def samples(config: DataConfig, seed: int) -> Iterator[Sample]:
-    """`config.count` pictures; the combinations are drawn uniformly, keyed by (seed, index)."""
+    """`config.count` images; the combinations are drawn uniformly, keyed by (seed, index)."""
     assert config.count is not None
     key = Key(seed, "shapes")
     for i in range(config.count):

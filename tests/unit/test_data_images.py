@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.preparation.pictures import BadPicture, decode, encode, fit
+from fewstep.preparation.images import BadImage, decode, encode, fit
 
 rng = np.random.default_rng(0)
 RGB = rng.integers(0, 256, (24, 16, 3), np.uint8)
-UNDO = {  # EXIF orientation -> how the sensor's picture relates to the upright one
+UNDO = {  # EXIF orientation -> how the sensor's image relates to the upright one
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
@@ -23,9 +23,9 @@ UNDO = {  # EXIF orientation -> how the sensor's picture relates to the upright 
 }
 
 
-def encoded(picture: Image.Image, kind: str = "png", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "png", **options: object) -> bytes:
     stream = io.BytesIO()
-    picture.save(stream, kind, **options)
+    image.save(stream, kind, **options)
     return stream.getvalue()
 
 
@@ -44,15 +44,15 @@ def test_every_exif_orientation_comes_out_upright(orientation: int) -> None:
 def test_transparent_pixels_become_white() -> None:
     alpha = np.zeros((24, 16, 1), np.uint8)
     alpha[:12] = 255
-    picture = np.asarray(decode(encoded(Image.fromarray(np.concatenate([RGB, alpha], 2)))))
-    assert np.array_equal(picture[:12], RGB[:12])
-    assert (picture[12:] == 255).all()
+    image = np.asarray(decode(encoded(Image.fromarray(np.concatenate([RGB, alpha], 2)))))
+    assert np.array_equal(image[:12], RGB[:12])
+    assert (image[12:] == 255).all()
 
 
 def test_transparent_palette_becomes_white() -> None:
     palette = Image.fromarray(RGB).quantize(8)
-    picture = np.asarray(decode(encoded(palette, transparency=0)))
-    assert (picture[np.asarray(palette) == 0] == 255).all()
+    image = np.asarray(decode(encoded(palette, transparency=0)))
+    assert (image[np.asarray(palette) == 0] == 255).all()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "CMYK", "RGBA"])
@@ -63,8 +63,8 @@ def test_every_mode_becomes_rgb(mode: str) -> None:
 
 def test_sixteen_bit_gray_is_scaled_not_clipped() -> None:
     gray = np.arange(0, 65536, 256, dtype=np.uint16).reshape(16, 16)
-    picture = np.asarray(decode(encoded(Image.fromarray(gray))))
-    assert np.array_equal(picture, np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, 2))
+    image = np.asarray(decode(encoded(Image.fromarray(gray))))
+    assert np.array_equal(image, np.repeat((gray >> 8).astype(np.uint8)[..., None], 3, 2))
 
 
 def test_resizing_is_antialiased_and_centred() -> None:
@@ -84,14 +84,14 @@ def test_square_at_resolution_is_untouched() -> None:
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_truncated_file(kind: str) -> None:
     whole = encoded(Image.fromarray(RGB), kind)
-    with pytest.raises(BadPicture) as caught:
+    with pytest.raises(BadImage) as caught:
         decode(whole[: len(whole) // 2])
-    assert caught.value.reason == "corrupt picture"
+    assert caught.value.reason == "corrupt image"
 
 
 @pytest.mark.parametrize("data", [b"", b"not a picture", encoded(Image.fromarray(RGB), "ppm")])
 def test_foreign_bytes(data: bytes) -> None:
-    with pytest.raises(BadPicture, match=r"^corrupt picture: no jpeg, png or webp file$"):
+    with pytest.raises(BadImage, match=r"^corrupt image: no jpeg, png or webp file$"):
         decode(data)
 
 
@@ -101,7 +101,7 @@ def test_damage_never_escapes_as_another_error() -> None:
         for i in range(0, len(whole), max(1, len(whole) // 150)):
             try:
                 decode(whole[:i] + bytes([whole[i] ^ 0x5A]) + whole[i + 1 :])
-            except BadPicture as error:
+            except BadImage as error:
                 assert "0x" not in error.detail, "a memory address would make the list vary"
 
 
@@ -110,5 +110,5 @@ def test_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     bomb = bytearray(encoded(Image.fromarray(RGB)))
     bomb[16:24] = side.to_bytes(4, "big") * 2
     bomb[29:33] = zlib.crc32(bytes(bomb[12:29])).to_bytes(4, "big")
-    with pytest.raises(BadPicture, match=f"^decompression bomb: .*{side * side} pixels"):
+    with pytest.raises(BadImage, match=f"^decompression bomb: .*{side * side} pixels"):
         decode(bytes(bomb))

@@ -14,7 +14,7 @@ from fewstep.preparation.png_rows import complete, sixteen_bit_rgb
 from fewstep.preparation.signatures import format_of, no_image, other_format
 
 FORMATS = tuple(READERS)
-CORRUPT, NOT_DECODED, BOMB = "corrupt picture", "format not decoded", "decompression bomb"
+CORRUPT, NOT_DECODED, BOMB = "corrupt image", "format not decoded", "decompression bomb"
 """The reasons of a BadPicture."""
 
 JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
@@ -27,7 +27,7 @@ JPEG_DAMAGE = {
 """Warnings of libjpeg that mean lost pixels; others, such as extraneous bytes, do not."""
 
 
-class BadPicture(Exception):
+class BadImage(Exception):
     """A file that is no usable image; `reason` is a fixed phrase, `detail` says more."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -54,25 +54,25 @@ def decode(encoded: bytes) -> Image.Image:
     kind = format_of(encoded)
     if kind is None:
         if name := other_format(encoded):
-            raise BadPicture(NOT_DECODED, name)
-        raise BadPicture(CORRUPT, no_image(encoded) or "no jpeg, png or webp file")
+            raise BadImage(NOT_DECODED, name)
+        raise BadImage(CORRUPT, no_image(encoded) or "no jpeg, png or webp file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             parts = READERS[kind](encoded)
             if parts.hdr:
-                raise BadPicture(NOT_DECODED, f"a {kind} file with PQ or HLG samples")
+                raise BadImage(NOT_DECODED, f"a {kind} file with PQ or HLG samples")
             return upright(flat(pixels_of(parts), parts.profile), parts.exif, parts.xmp)
-    except BadPicture:
+    except BadImage:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise BadPicture(BOMB, str(error)) from None
+        raise BadImage(BOMB, str(error)) from None
     except UnidentifiedImageError:
-        raise BadPicture(CORRUPT, f"a {kind} file with a damaged or unknown header") from None
+        raise BadImage(CORRUPT, f"a {kind} file with a damaged or unknown header") from None
     except Exception as error:
         message = str(error)
-        raise BadPicture(CORRUPT, type(error).__name__ if " at 0x" in message else message) from None
+        raise BadImage(CORRUPT, type(error).__name__ if " at 0x" in message else message) from None
 
 
 def pixels_of(parts: Parts) -> Image.Image:
@@ -93,7 +93,7 @@ def jpeg_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
     except ValueError as error:
         warning = str(error).lower()
         if detail := next((detail for part, detail in JPEG_DAMAGE.items() if part in warning), None):
-            raise BadPicture(CORRUPT, detail) from None
+            raise BadImage(CORRUPT, detail) from None
         image.load()
         return image
     if image.mode == "CMYK":  # stored inverted, as Adobe does
@@ -108,7 +108,7 @@ def png_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
     # Pillow leaves rows that never came at zero.
     suspect = "interlace" in image.info or last_row_is_zero(image)
     if suspect and not complete(encoded):
-        raise BadPicture(CORRUPT, "image data end early")
+        raise BadImage(CORRUPT, "image data end early")
     if sixteen_bit_colour and "transparency" in image.info:
         return keyed_sixteen_bit(encoded, image.info["transparency"])
     return image
