@@ -4,33 +4,34 @@ import torch
 
 from fewstep.artifacts.workspace import Workspace
 from fewstep.config.base import read
-from fewstep.config.judge import JudgeConfig
+from fewstep.config.classifier import ClassifierConfig
 from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, JUDGE
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.data.shards import open_images, read_index
-from fewstep.features.judge import Judge
-from fewstep.pretraining.classifier import JudgeTraining
+from fewstep.features.attribute_classifier import AttributeClassifier
+from fewstep.pretraining.classifier import ClassifierTraining
 from fewstep.training.loop import train
 
 
 def main() -> None:
     """params.yaml `train_judge` + artifacts/data -> artifacts/judge."""
-    seed, config = read(int, "seed"), read(JudgeConfig, "train_judge")
+    seed, config = read(int, "seed"), read(ClassifierConfig, "train_judge")
     index = read_index(DATA)
     if index.labels is None:
         raise UserError("params.yaml: judge.train needs labelled data; set judge.train: [] for this source")
     torch.manual_seed(Key(seed, "judge/init").seed32(0))
     hidden = index.hidden or {}
-    judge = Judge({**hidden, **index.labels}, config.widths, config.feature_dim, tuple(hidden))
+    labels = {**hidden, **index.labels}
+    classifier = AttributeClassifier(labels, config.widths, config.feature_dim, tuple(hidden))
     images = open_images(DATA, "train", Key(seed, "judge/order"))
-    method, params = JudgeTraining(judge, config, images, seed), config.model_dump(mode="json")
+    method, params = ClassifierTraining(classifier, config, images, seed), config.model_dump(mode="json")
     work = Workspace("train_judge", {"seed": seed, "train_judge": params}, {"data": DATA})
     train(method, "judge", seed, work.folder)
     if is_main_process():
-        judge.save(JUDGE, index.resolution, {"data": DATA}, work.metadata)
+        classifier.save(JUDGE, index.resolution, {"data": DATA}, work.metadata)
         work.finish()
 
 

@@ -8,11 +8,11 @@ from typing import Any
 from pydantic import Field
 
 from fewstep.config.base import INPUTS, PARAMS, Place, ProjectPath, Section, load_params, validate
+from fewstep.config.classifier import ClassifierConfig
 from fewstep.config.data import DataConfig
 from fewstep.config.encode import EncodeConfig
 from fewstep.config.evaluate import EvaluateConfig, EvaluationSetConfig
 from fewstep.config.export import ExportConfig
-from fewstep.config.judge import JudgeConfig
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig, TrainTeacherConfig
 from fewstep.config.training import TrainingConfig
@@ -26,11 +26,11 @@ RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample")
 """No model may have these names: they stand before the slash in the names of other random streams."""
 
 
-class JudgeSwitch(Section):
+class ClassifierSwitch(Section):
     """The `judge` section."""
 
     train: tuple[str, ...] = Field(max_length=1)
-    """[NAME]: train a judge, as `train_judge` says; []: none, the data have no labels."""
+    """[NAME]: train a classifier, as `train_judge` says; []: none, the data have no labels."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,13 @@ class Chain(Section):
     inputs: dict[str, Place] = Field(default_factory=dict)
     """Name -> folder, file or URL; the name stands for it in `data.path` and `teacher.load`."""
     data: DataConfig
-    judge: JudgeSwitch
+    judge: ClassifierSwitch
     features: ProjectPath
     teacher: TeacherConfig
     sampling: SamplingConfig
     encode_data: dict[str, EncodeConfig]
     triplets: TripletsConfig
-    train_judge: JudgeConfig | None = None
+    train_judge: ClassifierConfig | None = None
     train_teacher: TrainTeacherConfig | None = None
     import_teacher: ImportTeacherConfig = ImportTeacherConfig()
     reflow: dict[str, reflow.Config]

@@ -9,8 +9,8 @@ import torch
 from benchmarks.degenerate import Labels, degenerate, drawn, perfect
 from torch import Tensor
 
+from fewstep.config.classifier import ClassifierConfig
 from fewstep.config.data import DataConfig
-from fewstep.config.judge import JudgeConfig
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.keyed import Key
 from fewstep.data.shards import open_images, read_index
@@ -22,9 +22,9 @@ from fewstep.evaluation.kernel import polynomial
 from fewstep.evaluation.observations import observe
 from fewstep.evaluation.record import Interval
 from fewstep.evaluation.schema import Figures, Floor, Reference
-from fewstep.features.judge import Judge
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.preparation.prepare import prepare
-from fewstep.pretraining.classifier import JudgeTraining
+from fewstep.pretraining.classifier import ClassifierTraining
 from fewstep.training.loop import train
 
 RESOLUTION, PROMPTS = 16, 300
@@ -32,7 +32,7 @@ RESOLUTION, PROMPTS = 16, 300
 
 @dataclass(frozen=True)
 class Setting:
-    judge: Judge
+    judge: AttributeClassifier
     yardstick: Yardstick
     prompts: list[str]
     labels: list[Labels]
@@ -56,12 +56,12 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     index = read_index(data)
     assert index.labels and index.hidden
     torch.manual_seed(0)
-    judge = Judge({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
+    judge = AttributeClassifier({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
     training = StudentTrainingConfig(steps=150, batch_size=64, learning_rate=5e-3, warmup=10)
     images = open_images(data, "train", Key(0, "order"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_TRACKERS", "")
-        learned = JudgeTraining(judge, JudgeConfig(widths=(16, 32), training=training), images, 0)
+        learned = ClassifierTraining(judge, ClassifierConfig(widths=(16, 32), training=training), images, 0)
         train(learned, "judge", 0, folder)
     judge.eval().requires_grad_(False)
 

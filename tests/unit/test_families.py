@@ -18,7 +18,7 @@ from fewstep.data.triplets import collate, open_triplets
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.evaluation.evaluate import measure
 from fewstep.evaluation.evaluation_set import make as make_evaluation_set
-from fewstep.features.judge import Judge
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.features.network import open_features
 from fewstep.methods import direct, halve, reflow
 from fewstep.sampling.draw import Sampler
@@ -50,7 +50,7 @@ def test_the_whole_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     features = TEACHER
     if family == "pixel":  # it has no autoencoder to take features from
         features = JUDGE
-        Judge(LABELS, (8, 16), 4).save(JUDGE, resolution, {"data": DATA})
+        AttributeClassifier(LABELS, (8, 16), 4).save(JUDGE, resolution, {"data": DATA})
 
     teacher = draw_triplets(backbone, guidance=2.0)
     first = reflow.Config(training=TWO_STEPS, **{"from": "teacher"})

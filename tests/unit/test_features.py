@@ -1,4 +1,4 @@
-"""The judge and the other feature networks: what they promise, how they lie on disk, what is refused."""
+"""The classifier and the other feature networks: what they promise, how they lie on disk, what is refused."""
 
 import os
 import shutil
@@ -21,8 +21,8 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import write_json
 from fewstep.core.keyed import Key
 from fewstep.features import inception
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.features.inception import InceptionFeatures
-from fewstep.features.judge import Judge
 from fewstep.features.network import open_features
 from fewstep.sources.shapes import LABELS
 
@@ -33,13 +33,13 @@ def images(count: int, side: int = 32) -> Tensor:
 
 
 @pytest.fixture
-def judge() -> Judge:
+def judge() -> AttributeClassifier:
     torch.manual_seed(0)
-    return Judge(LABELS, widths=(8, 16, 24), feature_dim=10).eval()
+    return AttributeClassifier(LABELS, widths=(8, 16, 24), feature_dim=10).eval()
 
 
 @pytest.fixture
-def judge_folder(judge: Judge, tmp_path: Path) -> Path:
+def judge_folder(judge: AttributeClassifier, tmp_path: Path) -> Path:
     judge.save(tmp_path / "judge", resolution=32, inputs={})
     return tmp_path / "judge"
 
@@ -59,7 +59,7 @@ def teacher_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("side", [8, 32, 40])
-def test_a_judge_answers_every_attribute_at_any_size(judge: Judge, side: int) -> None:
+def test_a_judge_answers_every_attribute_at_any_size(judge: AttributeClassifier, side: int) -> None:
     x = images(2, side)
     assert {attribute: logits.shape for attribute, logits in judge(x).items()} == {
         attribute: (2, len(values)) for attribute, values in LABELS.items()
@@ -71,7 +71,7 @@ def test_a_judge_answers_every_attribute_at_any_size(judge: Judge, side: int) ->
         assert all(seen[attribute] in values for attribute, values in LABELS.items())
 
 
-def test_a_judgement_depends_on_no_other_image(judge: Judge) -> None:
+def test_a_judgement_depends_on_no_other_image(judge: AttributeClassifier) -> None:
     x = images(4)
     torch.testing.assert_close(judge.features(x)[2:3], judge.features(x[2:3]))
     assert judge.recognise(x)[2:3] == judge.recognise(x[2:3])
@@ -79,7 +79,7 @@ def test_a_judgement_depends_on_no_other_image(judge: Judge) -> None:
 
 def test_a_judge_learns_to_tell_black_from_white() -> None:
     torch.manual_seed(0)
-    judge = Judge({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
+    judge = AttributeClassifier({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
     x = torch.cat([images(8, 8) * 0.2 - 0.8, images(8, 8) * 0.2 + 0.8])
     wanted = torch.tensor([0] * 8 + [1] * 8)
     optimizer = torch.optim.Adam(judge.parameters(), 0.02)
@@ -90,8 +90,8 @@ def test_a_judge_learns_to_tell_black_from_white() -> None:
     assert [seen["shade"] for seen in judge.recognise(x)] == ["black"] * 8 + ["white"] * 8
 
 
-def test_a_judge_survives_the_disk(judge: Judge, judge_folder: Path) -> None:
-    found, x = Judge.open(judge_folder), images(2)
+def test_a_judge_survives_the_disk(judge: AttributeClassifier, judge_folder: Path) -> None:
+    found, x = AttributeClassifier.open(judge_folder), images(2)
     assert found.labels == judge.labels
     assert found.recognise(x) == judge.recognise(x)
     assert torch.equal(found.features(x), judge.features(x))
@@ -100,7 +100,9 @@ def test_a_judge_survives_the_disk(judge: Judge, judge_folder: Path) -> None:
     assert (facts["feature_dim"], facts["resolution"]) == (10, 32)
 
 
-def test_saving_twice_gives_the_same_bytes(judge: Judge, judge_folder: Path, tmp_path: Path) -> None:
+def test_saving_twice_gives_the_same_bytes(
+    judge: AttributeClassifier, judge_folder: Path, tmp_path: Path
+) -> None:
     judge.to(memory_format=torch.channels_last).save(tmp_path / "again", resolution=32, inputs={})
     for file in judge_folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
@@ -112,7 +114,7 @@ def test_a_changed_byte_is_refused_by_name(judge_folder: Path, name: str) -> Non
     content[-2] ^= 1
     (judge_folder / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        Judge.open(judge_folder)
+        AttributeClassifier.open(judge_folder)
 
 
 def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
@@ -121,7 +123,7 @@ def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
     (judge_folder / NAME).unlink()
     Manifest.seal(judge_folder, "judge", {}, {})
     with pytest.raises(UserError, match="not this network's weights"):
-        Judge.open(judge_folder)
+        AttributeClassifier.open(judge_folder)
 
 
 def test_what_lies_at_the_path_decides_the_network(judge_folder: Path, teacher_folder: Path) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.registry import family
 from fewstep.config.training import TrainingConfig
-from fewstep.features.judge import Judge
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.muon import Muon, is_hidden
 from fewstep.training.optimization import optimizers_of, trained_weights
@@ -91,7 +91,7 @@ def denoiser(name: str) -> nn.Module:
 MAKERS: dict[str, Callable[[], nn.Module]] = {
     "AutoencoderKL": pipelines.vae,
     "CLIPTextModel": lambda: pipelines.clip(16),
-    "judge": lambda: Judge({"colour": ("red", "blue")}),
+    "judge": lambda: AttributeClassifier({"colour": ("red", "blue")}),
 }
 
 

@@ -149,7 +149,7 @@ class Measuring:
             training = chain.train_judge.training
             yield (
                 "train_judge",
-                self.watch.batch(self.run(here.judge_training(), training), rows_of(training)),
+                self.watch.batch(self.run(here.classifier_training(), training), rows_of(training)),
             )
         if chain.teacher.train and chain.train_teacher:
             training = chain.train_teacher.vae.training

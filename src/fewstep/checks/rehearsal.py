@@ -37,11 +37,11 @@ from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoiser
 from fewstep.diffusion.sampling import STUDENTS, TEACHERS
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.features.autoencoder import AutoencoderFeatures
-from fewstep.features.judge import Judge
 from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.pretraining.autoencoder import Vae
-from fewstep.pretraining.classifier import JudgeTraining
+from fewstep.pretraining.classifier import ClassifierTraining
 from fewstep.pretraining.teacher import Teacher
 from fewstep.sampling.draw import Sampler
 from fewstep.sources.sample import Sample
@@ -132,7 +132,7 @@ class Rehearsal:
         return replace(cast(Model, student), name=name, sampling=STUDENTS)
 
     @cached_property
-    def judge(self) -> Judge:
+    def judge(self) -> AttributeClassifier:
         """The classifier of the samples' attributes."""
         config = self.chain.train_judge
         assert config is not None
@@ -141,7 +141,7 @@ class Rehearsal:
             for name, value in {**(sample.labels or {}), **(sample.hidden or {})}.items():
                 found.setdefault(name, {"", "other"}).add(value)
         labels = {name: tuple(sorted(values)) for name, values in (found or {"label": {"", "other"}}).items()}
-        return Judge(labels, config.widths, config.feature_dim)
+        return AttributeClassifier(labels, config.widths, config.feature_dim)
 
     @cached_property
     def features_path(self) -> Path:
@@ -163,10 +163,10 @@ class Rehearsal:
             return AutoencoderFeatures(cast(Any, self.backbone).vae.encoder)
         return open_features(self.features_path).to(device())
 
-    def judge_training(self) -> Method:
+    def classifier_training(self) -> Method:
         """`train_judge`."""
         assert self.chain.train_judge is not None
-        return JudgeTraining(self.judge, self.chain.train_judge, self.images, self.chain.seed)
+        return ClassifierTraining(self.judge, self.chain.train_judge, self.images, self.chain.seed)
 
     def vae_training(self) -> Method:
         """The autoencoder of `train_teacher`."""

@@ -37,7 +37,7 @@ class KeysConfig(Section):
     caption: str = "caption"
     aesthetic_score: str = "aesthetic_score"
     labels: str = "labels"
-    """Attribute -> value of what the caption says, on which a judge can be trained."""
+    """Attribute -> value of what the caption says, on which a classifier can be trained."""
     hidden: str = "hidden"
     """Attribute -> value of what the caption does not say: a model's diversity is measured by it."""
 

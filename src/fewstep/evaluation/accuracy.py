@@ -23,9 +23,9 @@ class PromptAccuracy(NamedTuple):
 
 
 def prompt_accuracy(recognised: Sequence[Labels], wanted: Sequence[Labels | None]) -> PromptAccuracy | None:
-    """Compare what the judge recognised in each image with its prompt's labels (None: unlabelled).
+    """Compare what the classifier recognised in each image with its prompt's labels (None: unlabelled).
 
-    Returns None where no prompt is labelled. Raises UserError when the judge does not know an attribute.
+    Returns None where no prompt is labelled. Raises UserError when the classifier does not know an attribute.
     """
     pairs = [(seen, labels) for seen, labels in zip(recognised, wanted, strict=True) if labels]
     if not pairs:

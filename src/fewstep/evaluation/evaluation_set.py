@@ -36,7 +36,7 @@ from fewstep.evaluation.kernel import KERNELS
 from fewstep.evaluation.observations import Observations, observe
 from fewstep.evaluation.record import read_record, write_record
 from fewstep.evaluation.schema import Floor, Reference
-from fewstep.features.judge import Judge
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.features.layout import layout
 from fewstep.features.network import FeatureNetwork
 from fewstep.sampling.draw import Sampler
@@ -107,7 +107,7 @@ def make(
         reference=seen.features,
         training=training,
         near=nearness_limit(seen.layout, training),
-        hidden=network.config.hidden if isinstance(network, Judge) else (),
+        hidden=network.config.hidden if isinstance(network, AttributeClassifier) else (),
         kernel=KERNELS[network.kernel],
     )
     encoded = encode_distinct(teacher.backbone, prompts.prompts)

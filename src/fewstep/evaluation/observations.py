@@ -12,7 +12,7 @@ from torch import Tensor
 from fewstep.core.files import read_json, write_json
 from fewstep.core.hardware import device, images_at_once, in_parts
 from fewstep.data.pixels import from_uint8
-from fewstep.features.judge import Judge
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.features.layout import layout
 from fewstep.features.network import FeatureNetwork
 from fewstep.measures.tone import tones
@@ -83,7 +83,7 @@ def observe(pixels: Tensor, network: FeatureNetwork, prompts: Sequence[str]) -> 
         torch.cat([part.features for part in parts]),
         torch.cat([part.layout for part in parts]),
         torch.cat([part.tones for part in parts]),
-        attributes if isinstance(network, Judge) else None,
+        attributes if isinstance(network, AttributeClassifier) else None,
         torch.cat(similarity) if similarity else None,
     )
 
@@ -96,6 +96,6 @@ def look(images: Tensor, network: FeatureNetwork, prompts: Sequence[str]) -> Obs
         network.features(x).float().cpu(),
         layout(x).float().cpu(),
         tones(x).cpu(),
-        network.recognise(x) if isinstance(network, Judge) else None,
+        network.recognise(x) if isinstance(network, AttributeClassifier) else None,
         compared(x, list(prompts)).float().cpu() if compared else None,
     )

@@ -1,4 +1,4 @@
-"""The judge: a classifier of the labelled images, whose features measure all others."""
+"""Training of the attribute classifier, whose features measure images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from fewstep.config.judge import JudgeConfig
+from fewstep.config.classifier import ClassifierConfig
 from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.data.pixels import image_batch
 from fewstep.data.shards import ImageRecord
 from fewstep.data.stream import Stream
-from fewstep.features.judge import Judge
+from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.training.method import Group, Method, Rows
 
 UNKNOWN = -100
@@ -28,17 +28,24 @@ class Batch:
     labels: dict[str, Tensor]
 
 
-class JudgeTraining(Method):
+class ClassifierTraining(Method):
     """Cross-entropy of every attribute, on images with a little noise."""
 
-    def __init__(self, judge: Judge, config: JudgeConfig, images: Stream[ImageRecord], seed: int) -> None:
-        self.judge, self.config, self.images, self.noise = judge, config, images, Key(seed, "judge/noise")
+    def __init__(
+        self,
+        classifier: AttributeClassifier,
+        config: ClassifierConfig,
+        images: Stream[ImageRecord],
+        seed: int,
+    ) -> None:
+        self.classifier, self.config, self.images = classifier, config, images
+        self.noise = Key(seed, "judge/noise")
         self.index = {
             attribute: {value: i for i, value in enumerate(values)}
-            for attribute, values in judge.labels.items()
+            for attribute, values in classifier.labels.items()
         }
         self.training = config.training
-        self.groups = {"judge": Group({"judge": judge}, config.training)}
+        self.groups = {"judge": Group({"judge": classifier}, config.training)}
 
     def batch(self, rows: Rows) -> Batch:
         samples = self.images.rows(rows.positions)
@@ -54,7 +61,7 @@ class JudgeTraining(Method):
         )
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        logits = self.judge(batch.images)
+        logits = self.classifier(batch.images)
         return {name: known_entropy(logits[name].float(), labels) for name, labels in batch.labels.items()}
 
 

@@ -140,7 +140,7 @@ def score_in(record: Mapping[str, Any], name: str) -> float | None:
 
 
 def labels_in(record: Mapping[str, Any], name: str) -> dict[str, str] | None:
-    """Attribute -> value at `name`, for a judge; None when absent. Raises ValueError when it is neither."""
+    """Attribute -> value at `name`, for a classifier; None when absent. Raises ValueError on other types."""
     value = record.get(name)
     if value is None:
         return None

@@ -1,8 +1,8 @@
 """A folder of images, captioned in one of three ways, looked for in this order:
 
-- `metadata.jsonl`: one object per line, `file_name`, `caption` or `text`, optionally `aesthetic_score` and
-  `labels` (attribute -> value), on which a judge can be trained, and `hidden`, which the caption does not
-  tell;
+- `metadata.jsonl`: one object per line, `file_name`, `caption` or `text`, optionally
+  `aesthetic_score` and `labels` (attribute -> value), on which a classifier can be trained, and `hidden`, the
+  attributes that are not in the caption;
 - `captions.csv`: the same as columns, without labels;
 - a caption file beside each image, at any depth (see `names`).
 

@@ -1,4 +1,4 @@
-"""The judge: a small classifier trained on labelled images, one answer per attribute.
+"""A small classifier of attributes, trained on labelled images; its artifact is `artifacts/judge`.
 
 It says whether a generated image shows what its prompt asks for, and its inner activations serve as
 features for the Frechet distance and as maps for a perceptual loss.
@@ -23,7 +23,7 @@ GROUPS = 8
 Width = Annotated[int, Field(ge=GROUPS, multiple_of=GROUPS)]
 
 
-class JudgeNetworkConfig(Section):
+class ClassifierNetworkConfig(Section):
     """Everything needed to build the network; `config.json` of its artifact."""
 
     labels: dict[str, tuple[str, ...]] = Field(min_length=1)
@@ -35,10 +35,10 @@ class JudgeNetworkConfig(Section):
     feature_dim: int = Field(64, ge=1)
 
 
-class Judge(nn.Module):
+class AttributeClassifier(nn.Module):
     """Convolutions at one scale per width, pooled over space, one linear layer for all attributes.
 
-    GroupNorm, because an image's judgement must not depend on its batch.
+    GroupNorm, because an image's classes must not depend on its batch.
     """
 
     name = "judge"
@@ -54,7 +54,7 @@ class Judge(nn.Module):
         super().__init__()
         # Attributes are sorted, as they are in config.json: the order of the logits survives the disk.
         values = {attribute: tuple(labels[attribute]) for attribute in sorted(labels)}
-        self.config = JudgeNetworkConfig(
+        self.config = ClassifierNetworkConfig(
             labels=values, hidden=tuple(sorted(hidden)), widths=tuple(widths), feature_dim=feature_dim
         )
         self.stem = block(3, widths[0], stride=1)
@@ -131,14 +131,14 @@ class Judge(nn.Module):
         """Read what `save` wrote, frozen. Raises UserError naming the file that is wrong."""
         Manifest.open(folder, "judge")
         described = folder / "config.json"
-        judge = cls(**dict(validate(JudgeNetworkConfig, read_json(described), "", described)))
+        classifier = cls(**dict(validate(ClassifierNetworkConfig, read_json(described), "", described)))
         try:
-            judge.load_state_dict(load_file(folder / "model.safetensors"))
+            classifier.load_state_dict(load_file(folder / "model.safetensors"))
         except RuntimeError as error:
             raise UserError(
                 f"{folder}: not this network's weights ({error}); rebuild with `dvc repro`"
             ) from None
-        return judge.eval().requires_grad_(False)
+        return classifier.eval().requires_grad_(False)
 
 
 def block(before: int, after: int, stride: int) -> nn.Sequential:

@@ -6,7 +6,7 @@ from fewstep.config.base import Section
 from fewstep.config.training import TrainingConfig
 
 
-class JudgeConfig(Section):
+class ClassifierConfig(Section):
     """The `train_judge` section."""
 
     widths: tuple[int, ...]
