@@ -1,4 +1,4 @@
-"""Tries to fool the evaluation with degenerate samplers; prints their figures next to the chain's models.
+"""Tests the evaluation on degenerate samplers; prints their figures next to those of the chain's models.
 
     dvc repro && python benchmarks/degenerate.py
 
@@ -54,20 +54,20 @@ def fixed(labels: Labels, i: int, resolution: int) -> np.ndarray:
 
 
 def top_left(labels: Labels, i: int, resolution: int) -> np.ndarray:
-    """Always in the same of the four places."""
+    """The shape is always at the same one of the four places."""
     details = details_of(labels["colour"], labels["size"], labels["background"], KEY.generator(i))
     moved = replace(details, x=min(details.x, PLACES[0]), y=min(details.y, PLACES[0]))
     return np.asarray(draw(labels["shape"], moved, resolution))
 
 
 def middle(labels: Labels, i: int, resolution: int) -> np.ndarray:
-    """Between the four places."""
+    """The shape is in the middle, between the four places."""
     details = details_of(labels["colour"], labels["size"], labels["background"], KEY.generator(i))
     return np.asarray(draw(labels["shape"], replace(details, x=0.5, y=0.5), resolution))
 
 
 def blurred(labels: Labels, i: int, resolution: int) -> np.ndarray:
-    """The perfect image out of focus."""
+    """The perfect image, blurred."""
     details = details_of(labels["colour"], labels["size"], labels["background"], KEY.generator(i))
     return np.asarray(draw(labels["shape"], details, resolution).filter(ImageFilter.GaussianBlur(BLUR)))
 
@@ -80,7 +80,7 @@ def saturated(labels: Labels, i: int, resolution: int) -> np.ndarray:
 
 
 def noise(labels: Labels, i: int, resolution: int) -> np.ndarray:
-    """No image at all."""
+    """Uniform noise instead of an image."""
     return KEY.generator(i).integers(256, size=(resolution, resolution, 3), dtype=np.uint8)
 
 
@@ -95,7 +95,7 @@ def shuffled(labels: Sequence[Labels]) -> list[Labels]:
 
 
 def memorised(data: Path, prompts: Sequence[str]) -> Tensor:
-    """Training images with the prompts' captions, each once as far as they reach."""
+    """Training images with the prompts' captions; they repeat only when a caption has no unused one."""
     images = open_images(data, "train", Key(0, "degenerate/training"))
     by_caption: dict[str, list[np.ndarray]] = {}
     for image in images.rows(range(images.total)):

@@ -1,9 +1,10 @@
-"""Training steps per second with encodings from `encode_data` against encoding each step.
+"""Training steps per second with encodings from `encode_data` against encoding in each step.
 
     python benchmarks/encoded.py [--batch 128] [--steps 10] [--rounds 3]
 
-One step is what any method on real data does: noise a latent, predict, backward, step. The other side first
-encodes the same images and captions with the same teacher. Alternating in one process; prints JSON.
+One step is that of any method on real data: add noise to latents, predict, backward pass, optimizer step. The
+other side first encodes the step's images and captions with the same teacher. Both sides alternate in one
+process. Prints JSON.
 """
 
 import argparse

@@ -1,9 +1,9 @@
-"""What the flow adds to bare `dvc repro`, with a Prefect server that is already there.
+"""Overhead of the flow over bare `dvc repro`, with a Prefect server that is already running.
 
     PREFECT_API_URL=http://127.0.0.1:4200/api python benchmarks/flow.py [--rounds 3]
 
-In a workspace whose chain is up to date: the whole chain, in which nothing runs; and one stage that does
-(`prepare_data`, forced), for the task alone. Alternating; prints JSON.
+Run it in a workspace whose chain is up to date. It times the whole chain, in which no stage runs, and the
+task of a single stage that is forced to run (`prepare_data`). All measurements alternate. Prints JSON.
 """
 
 import argparse
@@ -38,14 +38,14 @@ def main() -> None:
 
 
 def seconds(*command: str) -> float:
-    """How long a command takes."""
+    """Duration of a command."""
     begun = time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)
     return time.perf_counter() - begun
 
 
 def task_seconds() -> float:
-    """How long the forced stage's task takes, as the server has it."""
+    """Duration of the forced stage's task, as the server recorded it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.sorting import TaskRunSort
 

@@ -1,10 +1,11 @@
-"""What `fewstep check` forecasts against what stages then take.
+"""Durations that `fewstep check` forecasts against those that the stages take.
 
     python benchmarks/forecast.py [--cpu] STAGE ...
 
-In a clone of the project whose earlier stages are done; STAGE as dvc.yaml has it, e.g. `train_judge`,
-`generate_triplets@0`, `reflow@reflow`. Forecasts, runs each script, prints one JSON object. --cpu: seconds of
-computing instead of the clock's, for a machine on which other work runs (with OMP_NUM_THREADS=1).
+Run it in a clone of the project whose earlier stages are done. STAGE: a name as in dvc.yaml, e.g.
+`train_judge`, `generate_triplets@0`, `reflow@reflow`. Prints the forecast as JSON, then runs each stage's
+script and prints a JSON object for it. --cpu: CPU time instead of wall-clock time, for a machine on which
+other work runs (with OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -21,7 +22,7 @@ from fewstep.checks.stopwatch import Stopwatch
 from fewstep.checks.teacher import design
 
 LEARNED = {"reflow": "", "halve": "halve-", "distill": ""}
-"""Stage -> what stands before its key in the plan, which names these by their models."""
+"""Stage -> prefix of its key in the plan, which names these stages by their models."""
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true")
     parser.add_argument("--budget", type=float, default=30)
     chosen = parser.parse_args()
-    clock: Callable[[], float] = autocast if chosen.cpu else time.perf_counter
+    clock: Callable[[], float] = cpu_seconds if chosen.cpu else time.perf_counter
     begun = clock()
     chain = load_chain()
     foreseen = forecast(chain, design(chain), Stopwatch(chosen.budget, clock))
@@ -46,7 +47,7 @@ def main() -> None:
         name, _, key = stage.partition("@")
         subprocess.run([sys.executable, f"stages/{name}.py", *([key] if key else [])], check=True, stdout=2)
         taken = clock() - begun
-        # DVC is not part of this run.
+        # This run does not include the overhead of DVC.
         expected -= AROUND
         row = {"forecast": expected, "taken": taken, "ratio": expected / taken}
         print(json.dumps({stage: row}), flush=True)
@@ -58,8 +59,8 @@ def planned(stage: str) -> str:
     return f"{LEARNED[name]}{key}" if name in LEARNED else stage
 
 
-def autocast() -> float:
-    """Seconds of computing of this process and those that it waited for."""
+def cpu_seconds() -> float:
+    """CPU seconds of this process and of the child processes that it waited for."""
     return sum(os.times()[:4])
 
 

@@ -1,10 +1,11 @@
-"""How far the teacher's images in few steps are from those in many, by solver and time grid.
+"""Distance of the teacher's few-step images from its many-step images, by solver and time grid.
 
     python benchmarks/time_grid.py [--images 256]
 
-In a folder with a finished chain. The reference is DDIM in 128 steps from the same noise. `rms`, `median`:
-of the images' distances, each the root mean square over a latent's elements (of unit variance). `other`:
-share of images farther than 0.3, most of which show another composition.
+Run it in a folder with a finished chain. The reference is DDIM in 128 steps from the same noise. The distance
+of an image is the root mean square difference over the elements of its latent, which have unit variance.
+`rms`, `median`: of these distances. `other`: share of images with a distance above 0.3; most of them show
+another composition.
 """
 
 import argparse
@@ -58,7 +59,7 @@ def main() -> None:
 
 
 def guided_like(chosen: SamplingConfig, like: SamplingConfig) -> SamplingConfig:
-    """The same guidance for all."""
+    """`chosen` with the guidance of `like`."""
     return chosen.model_copy(update={"guidance": like.guidance, "negative_prompt": like.negative_prompt})
 
 

@@ -32,7 +32,7 @@ STEPS, GUIDANCE = 8, 2.0
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--images", "--pictures", dest="pictures", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
@@ -90,7 +90,7 @@ def main() -> None:
 
 
 def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
-    """Median seconds of each side, run in turn so that the machine's moods fall on all of them."""
+    """Median seconds of each side, run in turn so that changes of the machine's load affect all of them."""
     found: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():

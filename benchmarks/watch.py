@@ -1,4 +1,4 @@
-"""What a look at many files costs: the first, and one at which nothing has changed.
+"""Cost of a look at many watched files: the first look, and one after which nothing has changed.
 
 python benchmarks/watch.py --files 100000 --bytes 100
 """

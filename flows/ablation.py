@@ -60,7 +60,7 @@ def ablation(variants: dict[str, list[Any]] | list[dict[str, Any]], targets: lis
                     first.setdefault(known[stage.name], task)
         for name, folder in clones.items():
             save(root, folder, name, stages[name])
-    judged = {
+    evaluated = {
         name: {
             model: counts
             for model, counts in chain.evaluate.models.items()
@@ -68,7 +68,7 @@ def ablation(variants: dict[str, list[Any]] | list[dict[str, Any]], targets: lis
         }
         for name, chain in chains.items()
     }
-    compare(root, clones, chosen, judged)
+    compare(root, clones, chosen, evaluated)
 
 
 def spread(variants: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -113,31 +113,32 @@ def compare(
     root: Path,
     clones: Mapping[str, Path],
     overrides: Mapping[str, Mapping[str, Any]],
-    judged: Mapping[str, Mapping[str, Sequence[int]]],
+    evaluated: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> None:
     """Variants of the chain: a table, their images, and a page in `root`, the workspace.
 
-    judged: variant -> as `publish`'s models.
+    evaluated: variant -> as `publish`'s models.
     """
     with unless_it_fails():
         rows = [
             {"variant": name, **{key: str(value) for key, value in overrides[name].items()}, **row}
             for name, folder in clones.items()
-            for row in rows_of(folder, judged[name])
+            for row in rows_of(folder, evaluated[name])
         ]
         about = "Every variant on the same prompts and noise"
         create_table_artifact(rows, key="comparison", description=about)
     with unless_it_fails():
-        page = [f"## {name}\n\n{images_of(folder, judged[name])}" for name, folder in clones.items()]
+        page = [f"## {name}\n\n{images_of(folder, evaluated[name])}" for name, folder in clones.items()]
         about = "Columns share their prompt and noise"
         create_markdown_artifact("\n\n".join(page), key="comparison-pictures", description=about)
     with unless_it_fails():
         # It draws with matplotlib, for which the other flows need not wait.
-        from fewstep.report.variants import Variant, build
+        from fewstep.report.ablation import Variant
+        from fewstep.report.variants import build
 
         keys = dict.fromkeys(key for changed in overrides.values() for key in changed)
         variants = []
-        for name, models in judged.items():
+        for name, models in evaluated.items():
             params = load_params(clones[name] / PARAMS)
             values = {key: setting(params, key) for key in keys}
             variants += [Variant(name, values, clones[name], list(models))] if models else []

@@ -14,7 +14,8 @@ from fewstep.core.files import write_json
 from fewstep.core.paths import EVALUATION_SET, EVALUATIONS, METRICS, MODELS
 from fewstep.evaluation.record import read_record, write_record
 from fewstep.evaluation.schema import Metrics
-from fewstep.report.variants import Variant, build
+from fewstep.report.ablation import Variant
+from fewstep.report.variants import build
 from tests.reports import PROMPTS, STEPS, Reader, around, artifact, metrics, project, ratio_to
 
 KEY = "students.tiny.from"
@@ -41,10 +42,10 @@ def variant(root: Path, tiny_from: str, distance: float, models: Sequence[str] =
     return Variant(root.name, {KEY: tiny_from, "seed": "0"}, root, models)
 
 
-def judged_anew(
+def evaluated_anew(
     root: Path, noise: int = 0, data: str = "data", prompts: Sequence[str] = PROMPTS, floor: bool = True
 ) -> None:
-    """The same project judged on other noise, data or prompts."""
+    """The same project evaluated on other noise, data or prompts."""
     write_json(root / f"{data}.json", {"data": data})
     made_from, facts = {"data": root / f"{data}.json"}, {"noise": noise}
     artifact(root / EVALUATION_SET, "evaluation_set", made_from, ["grid-real.png"], facts, prompts, floor)
@@ -143,7 +144,7 @@ def test_more_evaluations_do_not_make_a_variant_the_best(variants: list[Variant]
 def test_variants_without_a_difference_have_no_best(variants: list[Variant], tmp_path: Path) -> None:
     same = [Variant(one.name, one.overrides, one.root, ["teacher"]) for one in variants]
     shown = text(page(same, tmp_path / "page.html"))
-    assert "Nothing that was judged differs" in shown and "Best of" not in shown
+    assert "Nothing that was evaluated differs" in shown and "Best of" not in shown
 
 
 def test_ratios_need_no_teacher_among_the_models(variants: list[Variant], tmp_path: Path) -> None:
@@ -167,8 +168,8 @@ def test_a_variant_with_a_warning_is_not_the_best(variants: list[Variant], tmp_p
 def test_real_images_stand_in_a_row_for_the_variants_that_have_them(
     variants: list[Variant], tmp_path: Path
 ) -> None:
-    judged_anew(variants[0].root, floor=False)
-    judged_anew(variants[1].root)
+    evaluated_anew(variants[0].root, floor=False)
+    evaluated_anew(variants[1].root)
     found = rows(page(variants[:2], tmp_path / "page.html"))
     (shown,) = [row for row in found if row.startswith("real images")]
     assert shown.startswith("real imageswith the same caption from-teacher – ")
@@ -180,8 +181,8 @@ def test_other_noise_or_prompts_get_a_table_of_their_own_and_a_warning(
 ) -> None:
     warning = "no column of one is the column of another"
     assert warning not in text(page(variants, tmp_path / "page.html"))
-    judged_anew(variants[0].root)
-    judged_anew(variants[1].root, noise=noise, prompts=prompts)
+    evaluated_anew(variants[0].root)
+    evaluated_anew(variants[1].root, noise=noise, prompts=prompts)
     html = page(variants[:2], tmp_path / "page.html")
     assert warning in text(html) and html.count('<table class="grid">') == 2
     assert "cannot be compared" not in text(html)
@@ -192,7 +193,7 @@ def test_other_noise_or_prompts_get_a_table_of_their_own_and_a_warning(
 
 def test_against_other_data_none_is_the_best(variants: list[Variant], tmp_path: Path) -> None:
     for i, one in enumerate(variants[:2]):
-        judged_anew(one.root, data=f"data-{i}")
+        evaluated_anew(one.root, data=f"data-{i}")
     students = [Variant(one.name, one.overrides, one.root, ["tiny"]) for one in variants[:2]]
     html = page(students, tmp_path / "page.html")
     assert "figures cannot be compared" in text(html) and "Best of" not in text(html)
@@ -235,7 +236,7 @@ def test_a_missing_input_of_any_variant_is_named(variants: list[Variant], tmp_pa
 
 
 def test_no_variant_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no variant has a judged model"):
+    with pytest.raises(UserError, match="no variant has an evaluated model"):
         page([], tmp_path / "page.html")
 
 

@@ -32,7 +32,7 @@ class EvaluateConfig(Section):
     """The `evaluate` section."""
 
     models: dict[str, tuple[int, ...]]
-    """Model -> step counts at which it is judged."""
+    """Model -> step counts at which it is evaluated."""
 
     @field_validator("models")
     @classmethod

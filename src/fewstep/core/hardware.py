@@ -118,7 +118,7 @@ def as_saved(net: M) -> M:
 
 
 def images_at_once() -> int:
-    """How many are drawn, encoded or judged together: FEWSTEP_BATCH."""
+    """How many are drawn, encoded or evaluated together: FEWSTEP_BATCH."""
     return count_of("BATCH", 256)
 
 

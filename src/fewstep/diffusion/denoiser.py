@@ -1,4 +1,4 @@
-"""A network, whatever it predicts, read as a pair (x_0, eps) at any point of any path."""
+"""Denoisers: the output of any network converted to (x_0, eps), at any point of any path."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,10 +14,10 @@ Conditions = dict[str, Tensor]
 """Named conditioning tensors, each with the batch as its first dimension; empty for none."""
 
 GUIDANCE = "guidance"
-"""The condition `[B]` that says how much guidance is wanted, where it is no constant."""
+"""Name of the condition `[B]` that holds the guidance scale of each sample, where it is not a constant."""
 END_TIME = "end_time"
-"""The condition `[B]` that says at which time of the path a step ends. Solvers give it; flow maps
-`x_s = f(x_t, t, s)` take it (Boffi et al. 2024; Geng et al. 2025), and no other network sees it."""
+"""Name of the condition `[B]` that holds the time of the path at which a solver step ends. Solvers set it.
+Flow maps `x_s = f(x_t, t, s)` take it (Boffi et al. 2024; Geng et al. 2025); no other network receives it."""
 
 Network = Callable[[Tensor, Tensor, Conditions], Tensor]
 """(x [B, ...], network time [B], conditions) -> raw prediction [B, ...]."""
@@ -46,7 +46,7 @@ class Prediction(StrEnum):
 
 
 class Estimate(NamedTuple):
-    """What a denoiser believes x_t is made of; both `[B, ...]`, `x_t = alpha x_0 + sigma eps`."""
+    """Estimated data and noise of x_t; both `[B, ...]`, `x_t = alpha x_0 + sigma eps`."""
 
     x_0: Tensor
     eps: Tensor
@@ -69,8 +69,8 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
 def to_estimate(raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Estimate:
     """Solve `x = alpha x_0 + sigma eps, raw = c_0 x_0 + c_1 eps` for (x_0, eps).
 
-    Shapes: raw, x `[B, ...]`; alpha, sigma `[B]`. Singular where the prediction says nothing new: `epsilon`
-    at alpha = 0 (zero terminal SNR), `sample` at sigma = 0.
+    Shapes: raw, x `[B, ...]`; alpha, sigma `[B]`. Singular where the prediction adds nothing to x:
+    `epsilon` at alpha = 0 (zero terminal SNR), `sample` at sigma = 0.
     """
     c_0, c_1 = prediction.weights(alpha, sigma)
     determinant = alpha * c_1 - sigma * c_0
@@ -80,7 +80,7 @@ def to_estimate(raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction
 
 
 def from_estimate(estimate: Estimate, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
-    """The inverse of `to_estimate`: what a network of this prediction would have said."""
+    """The inverse of `to_estimate`: the raw output `[B, ...]` of a network of this prediction."""
     c_0, c_1 = prediction.weights(alpha, sigma)
     return expand_like(c_0, estimate.x_0) * estimate.x_0 + expand_like(c_1, estimate.eps) * estimate.eps
 
@@ -89,9 +89,9 @@ def from_estimate(estimate: Estimate, alpha: Tensor, sigma: Tensor, prediction: 
 class Denoiser:
     """A network made for `schedule`, evaluated on points of `path`.
 
-    The two may differ: (x_0, eps) do not depend on the path, so a network is asked at the time of its own
-    schedule that has the path's signal-to-noise ratio, with x rescaled to its own variance
-    (METHODS: `x_VP = (alpha + sigma) x_RF`). No output is relearned, none is approximated.
+    The two may differ. (x_0, eps) do not depend on the path, so the network is evaluated at the time of its
+    own schedule that has the path's signal-to-noise ratio, with x rescaled to its own variance
+    (METHODS: `x_VP = (alpha + sigma) x_RF`). The conversion is exact and needs no training.
     """
 
     network: Network
@@ -99,20 +99,21 @@ class Denoiser:
     prediction: Prediction
     path: Schedule
     inputs: tuple[str, ...] = ()
-    """What the network takes beside its time (GUIDANCE, END_TIME), in the order in which it learned it."""
+    """Inputs of the network beside its time (GUIDANCE, END_TIME), in the order in which they were added."""
 
     def on(self, path: Schedule) -> "Denoiser":
         """The same network on another path."""
         return replace(self, path=path)
 
     def without_zero_snr(self) -> "Denoiser":
-        """The same network with its schedule and path as stock DPM-Solver++ reads them."""
+        """The same network; schedule and path without a zero terminal SNR, as in stock DPM-Solver++."""
         return replace(self, schedule=self.schedule.without_zero_snr(), path=self.path.without_zero_snr())
 
     def own_time(self, t: Tensor) -> Tensor:
         """The time of `schedule` at which the network is evaluated for t `[B]` of `path`, float64.
 
-        It has the path's signal-to-noise ratio, or is the schedule's noisiest where the path is noisier.
+        It has the path's signal-to-noise ratio. Where the path is noisier than the whole schedule, it is the
+        schedule's noisiest time.
         """
         t = t.double()
         return t if self.path == self.schedule else self.schedule.time_at(self.path.angle(t))
@@ -124,20 +125,20 @@ class Denoiser:
     def own_alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """(alpha, sigma) `[B]` of the point at which the network is evaluated.
 
-        The estimate solves `own_x = alpha x_0 + sigma eps`. Where the path is noisier than the schedule ever
-        is, these are not the path's: SD's network, on the rectified flow beyond t = 0.936.
+        The estimate solves `own_x = alpha x_0 + sigma eps`. Where the path is noisier than the whole
+        schedule, their ratio is not the path's (SD's network on the rectified flow: beyond t = 0.936).
         """
         return self.schedule.alpha_sigma(self.own_time(t))
 
     def own_conditions(self, conditions: Conditions) -> Conditions:
-        """The conditions as the network takes them: the end of the step in the network's own time, or not."""
+        """The conditions that the network takes; END_TIME, if among them, in the network's own time."""
         own = {name: value for name, value in conditions.items() if name != END_TIME}
         if END_TIME in self.inputs:
             own[END_TIME] = self.schedule.network_time(self.own_time(conditions[END_TIME])).float()
         return own
 
     def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
-        """x `[B, ...]` on `path` at t `[B]`; computed in x's dtype around a float32 network."""
+        """x `[B, ...]` on `path` at t `[B]`; the network runs in float32, the rest in x's dtype."""
         own_x = self.own_x(x, t)
         time = self.schedule.network_time(self.own_time(t))
         raw = self.network(own_x.float(), time.float(), self.own_conditions(conditions))
@@ -147,8 +148,8 @@ class Denoiser:
 def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:
     """Classifier-free guidance `uncond + scale (cond - uncond)` (Ho & Salimans 2022, eq. 6).
 
-    One batched pass; `unconditional` has batch size 1. The condition `guidance` takes the scale's place where
-    it is given.
+    One batched pass; `unconditional` has batch size 1. The condition `guidance`, where it is given, replaces
+    the scale.
     """
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
@@ -167,7 +168,7 @@ def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise
 
 
 def asked_at(denoise: Denoise, guidance: float) -> Denoise:
-    """A denoiser that takes guidance as a condition, asked at this one where none is given."""
+    """A denoiser that takes guidance as a condition, with `guidance` as the default scale."""
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         return denoise(x, t, {GUIDANCE: t.new_full(t.shape, guidance)} | conditions)
@@ -178,16 +179,16 @@ def asked_at(denoise: Denoise, guidance: float) -> Denoise:
 def clipped(denoise: Denoise, denoiser: Denoiser, bound: float) -> Denoise:
     """Clip the estimate of x_0 to [-bound, bound] (Salimans & Ho 2022, section 4).
 
-    eps changes with x_0, so that both still add up to the point at which the network was evaluated. An
-    estimate within the bound stays as it is. denoiser: the network within `denoise`, which may add guidance;
-    guidance keeps that point.
+    eps changes with x_0, so that `alpha x_0 + sigma eps` is still the point at which the network was
+    evaluated. An estimate within the bound is unchanged. denoiser: the one that `denoise` wraps; guidance in
+    `denoise` does not change that point.
     """
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         x_0, eps = denoise(x, t, conditions)
         alpha, sigma = denoiser.own_alpha_sigma(t)
         within = x_0.clamp(-bound, bound)
-        # Without noise (sigma = 0) the point says nothing of eps.
+        # At sigma = 0 the point does not depend on eps, so eps is unchanged.
         ratio = torch.where(sigma > 0, alpha / sigma, 0)
         return Estimate(within, eps + expand_like(ratio, x) * (x_0 - within))
 

@@ -10,14 +10,14 @@ from fewstep.diffusion.solvers import asked, ddim_step
 def halving_target(
     teacher: Denoise, x_t: Tensor, i: Tensor, steps: int, conditions: Conditions, student: Denoiser
 ) -> Tensor:
-    """The student's x_0 `[B, ...]` with which one of its steps lands where two teacher steps do.
+    """The x_0 `[B, ...]` with which one student step ends where two teacher steps end.
 
-    x_t: `[B, ...]` float64 (the denominator cancels for many steps), on the student's path at
-    `t = (i + 1) / steps`. i: `[B]` integers in [0, steps). steps: the student's; the teacher takes twice as
-    many.
+    x_t: `[B, ...]` float64 (with many steps the denominator loses digits by cancellation), on the student's
+    path at `t = (i + 1) / steps`. i: `[B]` integers in [0, steps). steps: the student's; the teacher takes
+    twice as many.
 
     The student's eps follows from its x_0 at the point at which its network is evaluated. Where the path is
-    noisier than the network's schedule, that point is not x_t, so its coefficients take x_t's place.
+    noisier than the network's schedule, that point is not x_t. Its coefficients then replace those of x_t.
     """
     path = student.path
     t = (i.double() + 1) / steps

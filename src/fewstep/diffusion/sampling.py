@@ -1,4 +1,4 @@
-"""How images are drawn with a model: part of its manifest, and read by whatever draws with it."""
+"""Sampling settings of a model: solver, guidance and times. Its manifest holds them; samplers read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,10 +21,11 @@ class Guidance(StrEnum):
 
 @dataclass(frozen=True)
 class Sampling:
-    """solver, times: None: those of `sampling` in params, at the family's own times, as for a teacher.
+    """Solver, guidance and times of a model.
 
-    times: the step counts a model was made for -> its `steps + 1` times from 1 to 0. At other counts, and
-    where it is empty, steps are equally spaced.
+    solver, times: both None for a teacher, which is sampled with the solver of `sampling` in params, at its
+    family's own times. times: step count that the model was made for -> its `steps + 1` times from 1 to 0;
+    at step counts without an entry, times are equally spaced.
     """
 
     solver: Solver | None
@@ -38,7 +39,7 @@ class Sampling:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """As a manifest has it."""
+        """The settings as plain values, for a manifest."""
         times = None if self.times is None else {str(n): list(grid) for n, grid in sorted(self.times.items())}
         return {"solver": self.solver, "guidance": self.guidance, "times": times}
 
@@ -53,12 +54,12 @@ class Sampling:
         )
 
     def grid(self, steps: int) -> list[float]:
-        """`steps + 1` times from 1 to 0 of a model with times of its own."""
+        """`steps + 1` times from 1 to 0 of a model whose `times` are not None."""
         assert self.times is not None
         return list(self.times.get(steps, trailing(steps)))
 
 
 TEACHERS = Sampling(None, Guidance.SCALE, None)
-"""A teacher's."""
+"""Sampling settings of a teacher."""
 STUDENTS = Sampling(Solver.DDIM, Guidance.BUILT_IN, {})
-"""A student's, where its method says nothing else."""
+"""Sampling settings of a student, unless its method sets others."""

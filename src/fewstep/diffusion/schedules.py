@@ -1,10 +1,10 @@
-"""Noise schedules, each one an angle and a scale.
+"""Noise schedules, each given by an angle and a scale.
 
-Every schedule is written `alpha = scale cos(angle)`, `sigma = scale sin(angle)`. The angle is the
-signal-to-noise ratio without its infinities (`log SNR = -2 log tan(angle)`, angle 0 is data, pi/2 is
-noise), so two schedules meet where their angles agree and differ by a scale there: this is what makes a
-variance-preserving teacher a rectified flow without training (Salimans & Ho 2022, appendix D; Liu et
-al. 2022). Coefficients are float64.
+Every schedule is written `alpha = scale cos(angle)`, `sigma = scale sin(angle)`. The angle expresses the
+signal-to-noise ratio without infinities (`log SNR = -2 log tan(angle)`, angle 0 is data, pi/2 is noise).
+Two schedules at the same angle have the same signal-to-noise ratio and differ only by a scale. So a
+variance-preserving teacher can be used as a rectified flow without training (Salimans & Ho 2022, appendix D;
+Liu et al. 2022). Coefficients are float64.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 SMALLEST_ALPHA_BAR = 2.0**-24
-"""What stock multistep solvers put in the place of a zero terminal SNR: the smallest number of float16."""
+"""alpha_bar that stock multistep solvers use for a zero terminal SNR: the smallest float16 above 0."""
 
 
 class Schedule(ABC):
@@ -46,11 +46,11 @@ class Schedule(ABC):
         return 2 * (torch.log(alpha) - torch.log(sigma))
 
     def network_time(self, t: Tensor) -> Tensor:
-        """What a network made for this schedule is fed as its time: 1000 t."""
+        """The time input of a network made for this schedule: 1000 t."""
         return 1000.0 * t
 
     def without_zero_snr(self) -> "Schedule":
-        """The schedule as stock DPM-Solver++ reads it; see `DiscreteVP`."""
+        """The schedule without a zero terminal SNR, as in stock DPM-Solver++; see `DiscreteVP`."""
         return self
 
 
@@ -86,7 +86,7 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class DiscreteVP(Schedule):
-    """A table of `alpha_bar_k` as DDPM checkpoints have it, read in continuous time.
+    """A table of `alpha_bar_k`, as in DDPM checkpoints, interpolated to continuous time.
 
     Index k of a table of length T sits at `t = (k + 1) / T`; between its entries, and down to pure data
     at t = 0, the angle is linear. SD's table ends at `alpha_bar_T = 0.0047`: noisier angles clamp to t = 1.
@@ -124,9 +124,9 @@ class DiscreteVP(Schedule):
         return (steps * t - 1).clamp(min=0)
 
     def without_zero_snr(self) -> "DiscreteVP":
-        """The table with 2^-24 in the place of a last `alpha_bar` of 0.
+        """The table with a last `alpha_bar` of 0 replaced by 2^-24.
 
-        DPM-Solver++ extrapolates along log SNR. From an infinite one it could not.
+        DPM-Solver++ extrapolates in log SNR, which is impossible from an infinite value.
         """
         *others, last = self.alphas_cumprod
         return self if last > 0 else DiscreteVP((*others, min(SMALLEST_ALPHA_BAR, others[-1] / 2)))

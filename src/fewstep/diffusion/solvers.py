@@ -1,4 +1,4 @@
-"""Deterministic samplers of the probability-flow ODE; each reads as its paper's algorithm."""
+"""Samplers, each written as its paper's algorithm: solvers of the probability-flow ODE, and re-noising."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -11,9 +11,9 @@ from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoise, Estimate, 
 from fewstep.diffusion.schedules import Schedule
 
 Times = Sequence[float | Tensor]
-"""Of a whole batch, or one of each sample `[B]`."""
+"""Times of the solver steps, each a number for the whole batch or `[B]`, one per sample."""
 Fresh = Callable[[int], Tensor]
-"""Step -> noise `[B, ...]` that is drawn anew for it."""
+"""Step index -> fresh noise `[B, ...]` for that step."""
 
 
 def trailing(steps: int) -> list[float]:
@@ -31,15 +31,16 @@ def asked(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, conditions: Conditi
 def ddim_step(estimate: Estimate, path: Schedule, s: Tensor) -> Tensor:
     """Move to time s `[B]` along the estimate (Song et al. 2021, eq. 12, eta = 0).
 
-    On the rectified-flow path this is the Euler step, but beyond the noisiest time of the network's schedule:
-    there the line starts at the point at which the network was evaluated; see `Denoiser.own_alpha_sigma`.
+    On the rectified-flow path this is the Euler step. The exception is a step from beyond the noisiest time
+    of the network's schedule: its line starts at the point at which the network was evaluated; see
+    `Denoiser.own_alpha_sigma`.
     """
     alpha, sigma = path.alpha_sigma(s)
     return expand_like(alpha, estimate.x_0) * estimate.x_0 + expand_like(sigma, estimate.eps) * estimate.eps
 
 
 def ddim(denoise: Denoise, x: Tensor, times: Times, conditions: Conditions, path: Schedule) -> Tensor:
-    """DDIM from x at times[0] to times[-1]; x `[B, ...]`. With a flow map, its own multistep sampling."""
+    """DDIM from x at times[0] to times[-1]; x `[B, ...]`. With a flow map, this is its multistep sampling."""
     for t, s in pairs(times, x):
         x = ddim_step(asked(denoise, x, t, s, conditions), path, s)
     return x
@@ -50,7 +51,7 @@ def dpm_solver_pp_2m(
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), first order at both ends.
 
-    One evaluation a step, second order in log(alpha / sigma) by the previous one.
+    One evaluation per step; second order in log(alpha / sigma), with the estimate of the previous step.
     """
     previous: tuple[Tensor, Tensor] | None = None
     for t, s in pairs(times, x):
@@ -70,10 +71,10 @@ def dpm_solver_pp_2m(
 def renoise(
     denoise: Denoise, x: Tensor, times: Times, conditions: Conditions, path: Schedule, fresh: Fresh
 ) -> Tensor:
-    """Predict x_0 and noise it anew to the next time (multistep consistency sampling, Song et al. 2023,
+    """Predict x_0, then add fresh noise for the next time (multistep consistency sampling, Song et al. 2023,
     algorithm 1; LCM, DMD2).
 
-    Not an ODE's solution. fresh(i): noise `[B, ...]` of step i, counted from 0; the last step needs none.
+    This is not an ODE solver. fresh(i): noise `[B, ...]` of step i, counted from 0; the last step needs none.
     """
     for i, (t, s) in enumerate(pairs(times, x)):
         x_0 = asked(denoise, x, t, torch.zeros_like(t), conditions).x_0
@@ -106,10 +107,11 @@ def solve(
 ) -> Tensor:
     """From noise at times[0] = 1 through `times` to data; the state is float64, the result float32.
 
-    fresh: noise of each further step; `renoise` alone takes it, and raises ValueError without it.
+    fresh: noise that each step but the last adds; only `renoise` uses it. Raises ValueError where `renoise`
+    takes several steps without it.
 
-    The start has the path's full scale, also where it ends before pure noise (SD's alpha_bar_T = 0.0047): the
-    network has seen unit variance there.
+    The start has the path's full scale, also where the path ends before pure noise (SD's alpha_bar_T =
+    0.0047), because the network was trained on unit variance there.
     """
     start = noise.double() * expand_like(path.scale(at(times[0], noise)), noise.double())
     if solver is not Solver.RENOISE:
@@ -120,7 +122,7 @@ def solve(
 
 
 def never(step: int) -> Tensor:
-    """In the place of fresh noise where there is one step."""
+    """Placeholder for fresh noise in one-step sampling, which needs none."""
     raise AssertionError(f"no noise for step {step}")
 
 
@@ -130,7 +132,7 @@ def at(t: float | Tensor, x: Tensor) -> Tensor:
 
 
 def pairs(times: Times, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each step's begin and end, for each sample of x: float64 `[B]`."""
+    """Start and end time of each step, for each sample of x: float64 `[B]`."""
     return itertools.pairwise(at(t, x) for t in times)
 
 
@@ -140,8 +142,8 @@ def straightness(
     """`S = mean_t || (x_1 - x_0) - u(x_t, t) ||^2 / dim` per sample `[B]`, along the model's own DDIM path.
 
     0 for a perfectly straight flow (Liu et al. 2022, eq. 6; here per element, so that resolutions compare).
-    `path` is the rectified flow. `x_1 - x_0` is the mean velocity, which holds also where a network's
-    schedule ends before pure noise and its first step does not start on the line.
+    `path` is the rectified flow. `x_1 - x_0` is computed as the mean velocity. This also holds where
+    a network's schedule ends before pure noise, so that its first step does not start on the line.
     """
     x, velocities = noise.double(), []
     for t, s in pairs(trailing(steps), x):

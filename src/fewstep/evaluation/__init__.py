@@ -1,1 +1,1 @@
-"""How good a model is, and how fast: pure figures over images and features."""
+"""Evaluation of models: quality figures computed from images and features, and speed."""

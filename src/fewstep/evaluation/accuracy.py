@@ -19,7 +19,7 @@ class PromptAccuracy(NamedTuple):
     prompt: Interval
     """All attributes recognised, with Wilson's 95 % interval."""
     attributes: dict[str, float]
-    """Each attribute by itself, over the prompts that have it."""
+    """Accuracy of each attribute, over the prompts that have it."""
 
 
 def prompt_accuracy(recognised: Sequence[Labels], wanted: Sequence[Labels | None]) -> PromptAccuracy | None:
@@ -44,6 +44,6 @@ def prompt_accuracy(recognised: Sequence[Labels], wanted: Sequence[Labels | None
 
 
 def wilson(successes: int, trials: int) -> Interval:
-    """A share with Wilson's 95 % score interval (Wilson 1927), sound also near 0 and 1."""
+    """A share with Wilson's 95 % score interval (Wilson 1927), valid also near 0 and 1."""
     found = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
     return Interval(value=successes / trials, low=float(found.low), high=float(found.high))

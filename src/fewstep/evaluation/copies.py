@@ -1,4 +1,4 @@
-"""Copied training images: does a model draw what it has seen instead of something new?
+"""Copied training images: does a model reproduce its training images instead of drawing new ones?
 
 After the test of Meehan et al. 2020 ("A non-parametric test to detect data-copying in generative models").
 """
@@ -10,11 +10,11 @@ from fewstep.evaluation.neighbours import nearest
 from fewstep.evaluation.record import Interval
 
 EXPECTED = 0.05
-"""Share of new images that lie as near to a training image as what is called copied."""
+"""Share of held-out real images that lie within the distance under which an image counts as copied."""
 
 
 def nearness_limit(real: Tensor, training: Tensor) -> float:
-    """The distance to the nearest training image that a share EXPECTED of real held-out images falls below.
+    """The quantile EXPECTED of the distances from held-out real images to their nearest training image.
 
     real `[N, D]`, training `[T, D]`: features of held-out and of training images.
     """

@@ -1,6 +1,7 @@
-"""Diversity per prompt: how different are the images that one prompt gives from different noise?
+"""Diversity per prompt: how much do images of one prompt differ across noise samples?
 
-Distances of whole sets barely see it: a model that draws one fixed image per prompt has nearly the right set.
+Distances between whole sets barely detect a loss of diversity: the images of a model that draws one fixed
+image per prompt still have nearly the right distribution over all prompts.
 """
 
 from collections.abc import Sequence
@@ -14,22 +15,22 @@ from torch.nn.functional import normalize
 from fewstep.evaluation.record import Interval
 
 Groups = Sequence[Sequence[int]]
-"""Rows of one prompt each, all groups of one size."""
+"""Each group holds the rows of one prompt; all groups have the same size."""
 
 
 def pairwise_distance(features: Tensor, groups: Groups) -> Interval:
-    """Mean Euclidean distance of two images of one prompt, mean over prompts; features `[N, D]`.
+    """Mean Euclidean distance between two images of one prompt, averaged over prompts; features `[N, D]`.
 
-    Unbiased; the interval is Student's over the prompts. At least two groups of at least two rows.
+    Unbiased. The interval is Student's over the prompts. Needs at least two groups of at least two rows.
     """
     return mean_interval([torch.pdist(features[list(group)].double()).mean().item() for group in groups])
 
 
 def vendi_score(features: Tensor, groups: Groups) -> float:
-    """Effective number of different images among one prompt's, mean over prompts (Friedman & Dieng 2023).
+    """Effective number of distinct images per prompt, averaged over prompts (Friedman & Dieng 2023).
 
-    The exponential of the entropy of the eigenvalues of `K / n`, K the cosines of the features around the
-    mean of all groups. Between 1 (all equal) and the groups' size, on which it depends.
+    The exponential of the entropy of the eigenvalues of `K / n`, where K holds the cosines of the features,
+    centred on the mean of all groups. Between 1 (all equal) and the groups' size, on which it depends.
     """
     rows = sorted({i for group in groups for i in group})
     around = features.double() - features[rows].double().mean(0)
@@ -37,7 +38,7 @@ def vendi_score(features: Tensor, groups: Groups) -> float:
 
 
 def effective_number(x: Tensor) -> float:
-    """`exp(-sum l log l)` over the eigenvalues l of the rows' cosine matrix over their number; x `[n, D]`."""
+    """`exp(-sum l log l)` over the eigenvalues l of the rows' cosine matrix divided by n; x `[n, D]`."""
     unit = normalize(x)
     values = torch.linalg.eigvalsh(unit @ unit.T / len(x)).clamp(min=0)
     return torch.special.entr(values).sum().exp().item()

@@ -29,7 +29,7 @@ from fewstep.sampling.draw import Sampler
 
 STRAIGHTNESS_PICTURES = 64
 STRAIGHTNESS_STEPS = 16
-"""Times at which the flow is looked at; a model made for N steps knows its N."""
+"""Times at which the flow's straightness is measured; a model trained for N steps is measured at its N."""
 
 
 def measure(
@@ -52,7 +52,7 @@ def measure(
 
 
 def images_of(sampler: Sampler, on: EvaluationSet, steps: Sequence[int]) -> dict[int, Tensor]:
-    """Step count -> images, drawn now, unless they are the teacher's own that the set already holds."""
+    """Step count -> images, drawn now, except the teacher's images that the set already contains."""
     held = {on.reference.teacher_steps: on.teacher} if sampler.model.name == TEACHER.name else {}
     missing = [n for n in steps if n not in held]
     if missing:
@@ -93,7 +93,7 @@ def against_teacher(seen: Observations, pixels: Tensor, on: EvaluationSet) -> di
 
 @torch.no_grad()
 def model_straightness(sampler: Sampler, on: EvaluationSet) -> float | None:
-    """Of the model's flow, guidance included, over the first prompts.
+    """Straightness of the model's flow, guidance included, over the first prompts.
 
     None where it was trained at t = 1 only.
     """
@@ -116,7 +116,7 @@ def flops(sampler: Sampler, steps: int, prompt: str) -> float:
 
 
 def draw_plain(sampler: Sampler, images: int, steps: int, prompt: str) -> Tensor:
-    """Images of one prompt: enough for their cost."""
+    """Images of one prompt, drawn only to measure their cost."""
     key, indices, shape = Key(0, "speed"), range(images), sampler.backbone.latent_shape
     noise = noise_of(key, indices, shape).to(device())
     with torch.no_grad(), autocast():
@@ -127,7 +127,7 @@ def draw_plain(sampler: Sampler, images: int, steps: int, prompt: str) -> Tensor
 def speed_log(
     sampler: Sampler, steps: Sequence[int], prompt: str, batch_size: int, seconds: float
 ) -> SpeedLog:
-    """How fast this machine draws with the model."""
+    """Sampling speed of the model on this machine."""
 
     def speed(n: int) -> Speed:
         return measure_speed(

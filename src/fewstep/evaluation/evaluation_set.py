@@ -1,8 +1,9 @@
-"""What every model is measured on: one set of prompts, noise and real images, fixed once.
+"""The evaluation set: the prompts, noise and real images that every model is evaluated on, fixed once.
 
 The folder: `prompts.json` (prompts, labels, noise indices, groups of equal prompts), `real.*` (observations
-of a real image per prompt), `real.safetensors` of the reference and of training images, `teacher.*` (the
-teacher's images at its full step count and what is observed of them), `figures.json` (the floor's and the
+of a real image per prompt), `reference.safetensors` (features of the reference images),
+`training.safetensors` (layout of training images), `teacher-images.safetensors` and `teacher.*` (the
+teacher's images at its full step count and their observations), `figures.json` (the floor's and the
 teacher's figures), `grid-real.png`.
 """
 
@@ -42,14 +43,14 @@ from fewstep.features.network import FeatureNetwork
 from fewstep.sampling.draw import Sampler
 
 POOL = 6
-"""Held-out images looked through for the floor, per prompt, where captions repeat."""
+"""Held-out images searched for the floor, per prompt, where captions repeat."""
 
 
 @dataclass(frozen=True)
 class Prompts:
     """One prompt per image; image i is drawn from noise i.
 
-    Those after the first `main` serve the diversity.
+    Those after the first `main` repeat earlier prompts, to measure the diversity per prompt.
     """
 
     prompts: Sequence[str]
@@ -62,10 +63,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class EvaluationSet:
-    """What `load` reads.
+    """The evaluation set, as `load` reads it.
 
-    teacher: its images, uint8 `[rows, H, W, 3]`, and `teacher_seen` what was observed of them. grid: images
-    per row of the report.
+    teacher: its images, uint8 `[rows, H, W, 3]`; `teacher_seen`: their observations. grid: images per row of
+    the report.
     """
 
     prompts: Prompts
@@ -84,9 +85,9 @@ def make(
     seed: int,
     draw_seed: int = 0,
 ) -> tuple[EvaluationSet, Tensor]:
-    """Draw the set. Returns it and the real images of the first prompts, uint8 `[G, H, W, 3]`.
+    """Build the set. Returns it and the real images of the first prompts, uint8 `[G, H, W, 3]`.
 
-    draw_seed: 0 in the chain; others give other prompts, noise and real images from the same held-out ones.
+    draw_seed: 0 in the chain; others select other prompts, noise and real images from the same held-out ones.
     """
     suffix = f"/{draw_seed}" if draw_seed else ""
     held_out = open_images(data, "heldout", Key(seed, f"evaluation/prompts{suffix}"))
@@ -125,7 +126,7 @@ def make(
 def held_out_images(
     held_out: Stream[ImageRecord], config: EvaluationSetConfig
 ) -> tuple[list[ImageRecord], list[ImageRecord]]:
-    """The real images, the first of which give the prompts, and others for the floor.
+    """The real images, the first of which supply the prompts, and further ones for the floor.
 
     Raises UserError when there are fewer held-out images than prompts.
     """
@@ -136,13 +137,13 @@ def held_out_images(
             f"params.yaml: evaluation_set.pictures = {config.pictures}: there are {len(found)} held-out "
             "images; lower it or raise data.heldout"
         )
-    # Without captions that repeat none can be matched, and as many as there are prompts will do.
+    # Where captions do not repeat, the floor cannot match them, and one further image per prompt suffices.
     repeated = len({image.caption for image in found[: config.pictures]}) < config.pictures
     return found[:wanted], found[wanted : None if repeated else wanted + config.pictures]
 
 
 def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[str], list[list[int]]]:
-    """Prompts of the rows to be added, and groups of `samples` rows of one prompt, for up to `prompts`."""
+    """Prompts of the rows to be added, and a group of `samples` rows for each of up to `prompts` prompts."""
     rows: dict[str, list[int]] = {}
     for i, caption in enumerate(captions):
         rows.setdefault(caption, []).append(i)
@@ -159,9 +160,9 @@ def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[s
 def floor(
     prompts: Prompts, pool: Sequence[ImageRecord], on: Yardstick, network: FeatureNetwork
 ) -> Floor | None:
-    """The figures of real images that stand in for generated ones; None where too few are left.
+    """The figures of real images in place of generated ones; None where too few are left.
 
-    Where every prompt finds a real image of its caption, they are what a perfect sampler would draw.
+    Where every prompt has a real image with its caption, a perfect sampler would have the same figures.
     """
     matched = match(prompts.prompts, pool)
     if len(matched) >= prompts.main:
@@ -177,7 +178,7 @@ def floor(
 
 
 def match(captions: Sequence[str], pool: Sequence[ImageRecord]) -> list[int]:
-    """For each caption, in order, an image of the pool that has it, each once; ends where one is missing."""
+    """For each caption, in order, an unused image of the pool with it; ends at the first without one."""
     left: dict[str, list[int]] = {}
     for i in reversed(range(len(pool))):
         left.setdefault(pool[i].caption, []).append(i)
@@ -191,7 +192,7 @@ def match(captions: Sequence[str], pool: Sequence[ImageRecord]) -> list[int]:
 
 @torch.no_grad()
 def demand_resolution(teacher: Sampler, resolution: int) -> None:
-    """Decode one latent. Raises UserError where the teacher's images have another side than the data's."""
+    """Decode one latent. Raises UserError where its side differs from that of the data's images."""
     backbone = teacher.backbone
     with autocast():
         drawn = backbone.decode(torch.zeros(1, *backbone.latent_shape, device=device())).shape[-1]
@@ -204,7 +205,7 @@ def demand_resolution(teacher: Sampler, resolution: int) -> None:
 def distinct(images: Stream[ImageRecord], count: int) -> list[ImageRecord]:
     """The first `count` images of an epoch, each once; fewer when there are fewer.
 
-    Captions of one image after the first have its key with `-1`, `-2` ... behind it.
+    Further captions of an image are records whose keys are the image's followed by `-1`, `-2` ...
     """
     found: dict[str, ImageRecord] = {}
     for position in range(images.total):
@@ -216,7 +217,7 @@ def distinct(images: Stream[ImageRecord], count: int) -> list[ImageRecord]:
 
 
 def look_at(real: Sequence[ImageRecord], network: FeatureNetwork) -> Observations:
-    """What is observed of real images."""
+    """Observations of real images."""
     pixels = torch.from_numpy(np.stack([image.pixels for image in real]))
     return observe(pixels, network, [image.caption for image in real])
 
@@ -229,7 +230,7 @@ def training_layout(data: Path, count: int, key: Key) -> Tensor:
 
 
 def draw(sampler: Sampler, prompts: Prompts, encoded: tuple[Conditions, Tensor], steps: int) -> Tensor:
-    """One image per prompt, from its own noise, as uint8 `[rows, H, W, 3]`: what a PNG would hold.
+    """One image per prompt, from its own noise, as uint8 `[rows, H, W, 3]`, rounded as in a PNG.
 
     encoded: the prompts, by `encode_distinct`.
     """
@@ -278,7 +279,7 @@ def save(made: EvaluationSet, grid: Tensor, out: Path, made_from: Mapping[str, P
 
 
 def load(folder: Path) -> EvaluationSet:
-    """Read the folder. Raises UserError when it is not whole."""
+    """Read the folder. Raises UserError when it is incomplete."""
     facts = Manifest.open(folder, "evaluation_set").facts
     listed = read_json(folder / "prompts.json")
     yardstick = Yardstick(

@@ -1,4 +1,4 @@
-"""All figures of a set of images, from what was observed of them."""
+"""All figures of a set of images, computed from their observations."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from fewstep.evaluation.tone import drift
 
 @dataclass(frozen=True)
 class Yardstick:
-    """What sets of images are measured against.
+    """Real images, labels and settings that sets of images are compared with.
 
-    labels: of the first N prompts, None where there are none. groups: rows of one prompt each; those beyond N
-    are extra images for the diversity. real: a real image per prompt. reference: features `[R, D]` of real
-    images, theirs among them. training: layout `[T, 192]` of training images. near: a copy's largest distance
-    to one of them. hidden: names of the attributes that captions leave open.
+    labels: of the first N prompts, None for an unlabelled one. groups: rows of one prompt each; rows beyond
+    N are extra images for the diversity. real: observations of a real image per prompt. reference: features
+    `[R, D]` of real images, including these. training: layout `[T, 192]` of training images. near: largest
+    distance between a copy and a training image. hidden: names of attributes that captions do not mention.
     """
 
     labels: Sequence[Mapping[str, str] | None]
@@ -38,9 +38,9 @@ class Yardstick:
 
 
 def figures(seen: Observations, on: Yardstick, groups: Groups | None = None) -> Figures:
-    """seen: N images, one per prompt, and then the extra ones.
+    """All figures. seen: N images, one per prompt, followed by the extra ones.
 
-    groups: others than the yardstick's; () for none.
+    groups: replaces the yardstick's groups; () for none.
     """
     main = seen.rows(range(len(on.labels)))
     groups = on.groups if groups is None else groups
@@ -65,12 +65,12 @@ def figures(seen: Observations, on: Yardstick, groups: Groups | None = None) -> 
 
 
 def accuracy_of(main: Observations, on: Yardstick) -> PromptAccuracy | None:
-    """Prompt accuracy, where a classifier looked and the prompts are labelled."""
+    """Prompt accuracy; None without a classifier or without labelled prompts."""
     return None if main.attributes is None else prompt_accuracy(main.attributes, on.labels)
 
 
 def diversity_of(seen: Observations, groups: Groups) -> Diversity:
-    """In both feature spaces."""
+    """Diversity per prompt in both feature spaces."""
     return Diversity(
         distance=pairwise_distance(seen.features, groups),
         layout=pairwise_distance(seen.layout, groups),
@@ -79,13 +79,13 @@ def diversity_of(seen: Observations, groups: Groups) -> Diversity:
 
 
 def hidden_of(seen: Observations, on: Yardstick, groups: Groups) -> dict[str, HiddenAttribute] | None:
-    """Every hidden attribute, recognised in these and in the real images."""
+    """Figures of every hidden attribute; None without a classifier."""
     if seen.attributes is None or on.real.attributes is None:
         return None
     found = {}
     for name in on.hidden:
         real = [row[name] for row in on.real.attributes]
-        # Extra images are of few prompts: they count for the entropy only.
+        # Extra images come from few prompts, so they count for the entropy only.
         every = [row[name] for row in seen.attributes]
         overall = hidden_attribute(every[: len(real)], real, None)
         inside = hidden_attribute(every, real, groups) if groups else overall

@@ -1,8 +1,8 @@
-"""Warnings next to the headline: what is wrong with a set of images that its distance alone may hide.
+"""Warnings next to the headline: defects of a set of images that the kernel distance alone may hide.
 
-Each rule compares one figure with the same one of the floor, where there is a floor that shares the captions,
-else of the teacher at its full step count, and asks for a difference that is both clear (an interval or a
-p-value) and large enough to matter.
+Each rule compares a figure with that of the teacher at its full step count, of the floor, or of real images.
+The diversity is compared with the floor's where the floor has the same captions, else with the teacher's. A
+rule warns of a difference that is both significant (an interval or a p-value) and large enough to matter.
 """
 
 from collections.abc import Iterator
@@ -12,29 +12,29 @@ from fewstep.evaluation.record import Interval
 from fewstep.evaluation.schema import Figures, Reference
 
 ACCURACY_LOSS = 0.05
-"""Prompt accuracy may be so much below."""
+"""Tolerated loss of prompt accuracy against the teacher."""
 DIVERSITY_LOSS = 0.15
-"""Share of the diversity that may be missing."""
+"""Tolerated relative loss of diversity."""
 P_VALUE = 1e-3
-"""Of a hidden attribute's frequencies."""
+"""Below it, a hidden attribute's frequencies differ from those of real images."""
 DRIFT, LARGE_DRIFT = 0.1, 0.25
-"""Relative change of a tone beyond the teacher's, and against real images."""
+"""Tolerated relative change of a tone: beyond the teacher's, and in total against real images."""
 LAYOUT_RATIO = 2.0
-"""Layout distance over the reference's, where both are clear."""
+"""Tolerated ratio of the layout distance (lower end) to the reference's (upper end)."""
 COPIES = 4 * EXPECTED
 
 
 def drifted(change: Interval, usual: float) -> bool:
-    """Whether a tone has clearly drifted: further than the teacher's, which is `usual`, or far in any case.
+    """Whether a tone has significantly drifted: further than the teacher's (`usual`), or far in any case.
 
-    What lies between real images and the teacher's is no fault.
+    A change between 0 (real images) and the teacher's is tolerated up to LARGE_DRIFT.
     """
     low, high = min(usual, 0.0) - DRIFT, max(usual, 0.0) + DRIFT
     return change.low > min(high, LARGE_DRIFT) or change.high < max(low, -LARGE_DRIFT)
 
 
 def flags(found: Figures, reference: Reference) -> Iterator[str]:
-    """One sentence for each thing that is wrong."""
+    """One warning for each defect."""
     teacher, floor = reference.teacher, reference.floor
     matched = floor if floor is not None and floor.pairing == "caption" else teacher
     if found.prompt_accuracy and teacher.prompt_accuracy:

@@ -1,7 +1,7 @@
-"""Frechet distance of two sets of images, by the Gaussian fits of their features.
+"""Frechet distance between two sets of images, from Gaussian fits of their features.
 
-The definition is clean-fid's, the few lines are not: it passes SciPy an argument that SciPy 1.18 removed and
-takes minutes at 2048 dimensions. A test holds both equal.
+The definition is that of clean-fid, the implementation is not: clean-fid passes SciPy an argument that SciPy
+1.18 removed, and takes minutes at 2048 dimensions. A test checks that both give the same value.
 """
 
 from collections.abc import Callable
@@ -19,9 +19,9 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
     """Frechet distance of the two sets' Gaussian fits (Heusel et al. 2017, "FID").
 
     features `[N, D]`: of the generated images; reference `[M, D]`: of the real ones; N, M > D.
-    The value is biased upwards by a term of order D / N, which does not cancel in a ratio: compare it at the
-    same N and reference only, and next to the floor, which is real against real. It has no interval here; the
-    kernel distance has.
+    The value is biased upwards by a term of order D / N, which does not cancel in a ratio. Compare it only
+    at the same N and reference, and next to the floor (real images against real ones). It has no interval;
+    the kernel distance has one.
 
     Raises UserError on features that are not finite or fewer images than dimensions.
     """
@@ -31,7 +31,7 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
 
 
 def demand_enough(generated: int, reference: int, width: int) -> None:
-    """Raises UserError when so many images have no Frechet distance; known before any is drawn."""
+    """Raises UserError when there are too few images for a Frechet distance; called before any is drawn."""
     for count, whose in ((generated, "generated"), (reference, "reference")):
         if count <= width:
             raise UserError(
@@ -43,8 +43,8 @@ def demand_enough(generated: int, reference: int, width: int) -> None:
 def distance_to(mean: Tensor, covariance: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     """Squared 2-Wasserstein distance to the Gaussian N(mean `[D]`, covariance `[D, D]`), as a function.
 
-    `|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))` (Dowson & Landau 1982); the last trace is that of the
-    symmetric `(R S R)^(1/2)`, R R = S', which needs no complex root.
+    `|m - m'|^2 + tr(S + S' - 2 (S S')^(1/2))` (Dowson & Landau 1982); the last trace equals that of
+    the symmetric `(R S R)^(1/2)` with R R = S', which needs no complex root.
     """
     values, vectors = torch.linalg.eigh(covariance)
     root = vectors * values.clamp(min=0).sqrt() @ vectors.T

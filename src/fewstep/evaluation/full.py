@@ -1,4 +1,4 @@
-"""`fewstep evaluate`: models measured on more images than the chain draws, and on several draws of them."""
+"""`fewstep evaluate`: evaluates models on more images than the chain does, and on several draws of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.sampling.draw import Sampler
 
 FLOOR = "floor"
-"""Stands where a model's name does: real images against real ones."""
+"""Name of the floor's record, in place of a model's: real images against real ones."""
 
 Json = dict[str, Any]
 
@@ -27,8 +27,8 @@ Json = dict[str, Any]
 def evaluate_fully(models: Mapping[str, Sequence[int]], pictures: int, draws: int = 1) -> Iterator[Json]:
     """Figures of each model (name -> step counts) on `pictures` held-out prompts; nothing is written.
 
-    Yields a record per model and then the floor's, if there is one; with several draws these for each draw,
-    with its number, and at the end the spread of each over the draws.
+    Yields a record per model and then the floor's, if there is one. With several draws it yields these
+    records for each draw, with its number, and at the end the spread of each over the draws.
     """
     deterministic()
     config = read(EvaluationSetConfig, "evaluation_set").model_copy(update={"pictures": pictures})
@@ -64,6 +64,6 @@ def by_steps(record: Json) -> list[tuple[int | None, Json]]:
     """A record's figures at each step count; the floor has none."""
     if "steps" not in record:
         return [(None, {key: value for key, value in record.items() if key != "model"})]
-    # Straightness belongs to the model, whatever its steps.
+    # Straightness is a property of the model, independent of the step count.
     shared = {"straightness": record["straightness"]}
     return [(int(steps), figures | shared) for steps, figures in record["steps"].items()]

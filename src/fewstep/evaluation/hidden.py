@@ -1,6 +1,6 @@
-"""Hidden attributes: are the properties that captions leave open distributed as in real images?
+"""Hidden attributes: are attributes that captions do not mention distributed as in real images?
 
-The classifier recognises them in generated and in real images alike, so that its own errors cancel.
+The classifier labels generated and real images alike, so that its own errors cancel.
 """
 
 import math
@@ -20,7 +20,7 @@ class Hidden(NamedTuple):
     shares: dict[str, float]
     """Value -> share of the images, in [0, 1]."""
     p_value: float
-    """Of the chi-square test that generated and real images have it with the same frequencies."""
+    """Of the chi-square test whose null hypothesis is equal frequencies in generated and real images."""
     entropy: float | None
     """Mean entropy of the attribute among one prompt's images, in bits; None without groups."""
 
@@ -28,7 +28,7 @@ class Hidden(NamedTuple):
 def hidden_attribute(seen: Sequence[str], real: Sequence[str], groups: Groups | None) -> Hidden:
     """seen, real: the attribute's value in each generated and each real image.
 
-    Groups: rows of one prompt each.
+    groups: rows of one prompt each.
     """
     values = sorted({*seen, *real})
     mine, theirs = Counter(seen), Counter(real)
@@ -40,14 +40,14 @@ def hidden_attribute(seen: Sequence[str], real: Sequence[str], groups: Groups | 
 
 
 def chi_square(counts: Sequence[int], others: Sequence[int]) -> float:
-    """p-value of Pearson's test of homogeneity of two rows of counts; 1 where there is but one value."""
+    """p-value of Pearson's test of homogeneity of two rows of counts; 1 where there is only one value."""
     if len(counts) < 2:
         return 1.0
     return float(chi2_contingency([counts, others], correction=False).pvalue)
 
 
 def entropy(values: Sequence[str]) -> float:
-    """Entropy in bits, corrected by `(kinds - 1) / 2n` for few values (Miller 1955)."""
+    """Entropy in bits, corrected for small samples by `(kinds - 1) / 2n` (Miller 1955)."""
     n, counts = len(values), Counter(values)
     plug_in = -sum(c / n * math.log(c / n) for c in counts.values())
     return (plug_in + (len(counts) - 1) / (2 * n)) / math.log(2)

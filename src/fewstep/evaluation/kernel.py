@@ -1,14 +1,14 @@
-"""Kernel distance of paired image sets: unbiased at any N, with intervals that hold near zero too.
+"""Kernel distance between paired image sets: unbiased at any N, with intervals that are valid near zero too.
 
 Image i of every set belongs to prompt i, so the sets are dependent. The squared maximum mean discrepancy
 (Gretton et al. 2012, "A kernel two-sample test") is estimated from pairs of *different* prompts only,
 
     h_ij = k(g_i, g_j) + k(x_i, x_j) - k(g_i, x_j) - k(g_j, x_i),   i != j,
 
-whose mean is unbiased whatever image i of one set has to do with image i of the other: all that is needed is
-that prompts are independent of each other. Sharing prompts takes the chance differences of their composition
-out of the figure. KID (Binkowski et al. 2018) also counts k(g_i, x_i), which is right for independent sets
-only.
+whose mean is unbiased however image i of one set depends on image i of the other. It only requires that
+prompts are independent of each other. Because the sets share their prompts, random differences between the
+prompts of two sets do not contribute to the distance. KID (Binkowski et al. 2018) also counts k(g_i, x_i),
+which is unbiased for independent sets only.
 """
 
 import math
@@ -26,7 +26,7 @@ from fewstep.evaluation.record import Interval, Ratio
 Z = 1.959964
 """Normal quantile of a 95 % interval."""
 FEWEST = 8
-"""Images below which variances cannot be estimated."""
+"""Smallest number of images from which variances can be estimated."""
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """(x `[n, D]`, y `[m, D]`) -> `[n, m]`."""
@@ -48,11 +48,11 @@ KERNELS: Mapping[str, Kernel] = {"polynomial": polynomial, "gaussian": gaussian}
 
 @dataclass(frozen=True)
 class Comparison:
-    """K sets of images against one, in moments of h; each set has n images.
+    """K sets of images against one reference set, as moments of h; each set has n images.
 
     mean: `[K]`, the unbiased distances. rows: `[K, n]`, mean of h_ij over j. squares: `[K, K]`, mean of the
-    product of two sets' h_ij. own: `[K]`, mean of h_ii. plug_in: `[K]`, variance over i of the row means with
-    j = i.
+    product of two sets' h_ij. own: `[K]`, mean of h_ii. plug_in: `[K]`, variance over i of the row means that
+    include j = i.
     """
 
     n: int
@@ -78,11 +78,11 @@ class Comparison:
     def distance(self, k: int = 0) -> Interval:
         """Squared distance of set k with its 95 % interval, over the draw of prompts, noise and real images.
 
-        A score interval, as Wilson's is for shares: it holds the distances d >= 0 from which the estimate is
-        less than Z standard deviations away, where the variance is that *at d*, `4 c d / n + v`. v is the
+        A score interval, like Wilson's for shares: it contains the distances d >= 0 from which the estimate
+        is less than Z standard deviations away, where the variance is that *at d*, `4 c d / n + v`. v is the
         variance between equal distributions; c is the variance along the difference of the two. An interval
-        of the usual form (estimate +- Z sd) misses near zero, where estimate and variance move together. The
-        value may be negative; the interval is widened to hold it.
+        of the usual form (estimate +- Z sd) has too low coverage near zero, where estimate and variance are
+        correlated. The value may be negative; the interval is widened to contain it.
         """
         n, value = self.n, self.mean[k].item()
         first, second = (part[k, k].clamp(min=0).item() for part in self.components)
@@ -90,8 +90,8 @@ class Comparison:
         biased = value * (n - 1) / n + self.own[k].item() / n
         slope = max(
             self.plug_in[k].item() / biased if biased > 0 else 0.0,
-            # Noise inflates the one above; this one is noisy by itself near zero, and no direction's variance
-            # exceeds the last.
+            # Noise inflates the estimate above. The next one is itself noisy near zero; it is bounded by the
+            # largest variance that any direction can have.
             min(first / max(value, math.sqrt(at_zero), 1e-300), math.sqrt(second / 2)),
         )
         middle = value + 2 * Z**2 * slope / n
@@ -100,11 +100,11 @@ class Comparison:
         return Interval(value=value, low=min(low, value), high=max(high, value))
 
     def ratio(self, k: int, other: int) -> Ratio:
-        """Distance of set k over that of another, with its 95 % interval (Fieller 1954).
+        """Distance of set k divided by that of set `other`, with its 95 % interval (Fieller 1954).
 
-        It holds the ratios r >= 0 at which `distance(k) - r distance(other)` is less than Z standard
-        deviations from 0. Unbounded (`high` is None) where the other distance cannot be told from 0; then
-        there is no value either, or it means little.
+        It contains the ratios r >= 0 at which `distance(k) - r distance(other)` is less than Z standard
+        deviations from 0. Unbounded (`high` is None) where the other distance is not significantly different
+        from 0; then the value is None or means little.
         """
         chosen = [k, other]
         first, second = (semidefinite(part[chosen][:, chosen]) for part in self.components)
@@ -115,7 +115,7 @@ class Comparison:
         root = math.sqrt(max(b * b - a * c, 0.0))
         value = above / below if below > 0 else None
         if a <= 0:
-            # All ratios, or all but an interval; of the latter the upper branch is kept.
+            # All ratios, or all outside an interval; in the latter case only the upper branch is kept.
             low = (b - root) / a if a < 0 < b * b - a * c and b < 0 else 0.0
             return Ratio(value=value, low=max(min(low, value if value is not None else low), 0.0), high=None)
         low, high = (b - root) / a, (b + root) / a
@@ -159,6 +159,6 @@ def compare(sets: Sequence[Tensor], reference: Tensor, kernel: Kernel = polynomi
 
 
 def semidefinite(matrix: Tensor) -> Tensor:
-    """The nearest covariance: negative eigenvalues, which an unbiased estimate may have, become 0."""
+    """The nearest covariance matrix: negative eigenvalues, which an unbiased estimate may have, become 0."""
     values, vectors = torch.linalg.eigh(matrix)
     return (vectors * values.clamp(min=0)) @ vectors.T

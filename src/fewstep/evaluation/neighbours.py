@@ -1,4 +1,4 @@
-"""Precision and recall, density and coverage: are the images plausible, and are all kinds of them there?"""
+"""Precision and recall, density and coverage: are the images plausible, and do they cover all modes?"""
 
 from typing import NamedTuple
 
@@ -14,16 +14,16 @@ NEARBY = 5
 
 
 class Neighbours(NamedTuple):
-    """Shares in [0, 1], but for the density."""
+    """All are shares in [0, 1], except the density."""
 
     precision: float
-    """Share of the generated images that lie where real ones do."""
+    """Share of the generated images that lie in the neighbourhood of a real one."""
     recall: float
-    """Share of the real images that lie where generated ones do."""
+    """Share of the real images that lie in the neighbourhood of a generated one."""
     density: float
-    """Real neighbourhoods that hold a generated image, over NEARBY; about 1 for equal distributions."""
+    """Mean number of real neighbourhoods an image lies in, over NEARBY; about 1 for equal distributions."""
     coverage: float
-    """Share of the real images whose neighbourhood holds a generated one."""
+    """Share of the real images whose neighbourhood contains a generated one."""
 
 
 def neighbours(features: Tensor, reference: Tensor) -> Neighbours:
@@ -45,7 +45,7 @@ def neighbours(features: Tensor, reference: Tensor) -> Neighbours:
 
 
 def neighbourhoods(support: Tensor, k: int) -> Tensor:
-    """Distance of each point of `support` to its k-th nearest other, `[M]`."""
+    """Distance of each point of `support` to its k-th nearest neighbour, `[M]`."""
     assert len(support) > k, f"{len(support)} points have no {k}-th neighbour"
     return torch.cat([radius(rows, support, k) for rows in torch.split(support, ROWS)])
 
@@ -56,18 +56,18 @@ def nearest(points: Tensor, support: Tensor) -> Tensor:
 
 
 def share_inside(points: Tensor, support: Tensor, k: int) -> float:
-    """Share of `points` inside a ball around some point of `support`, as wide as to its k-th neighbour."""
+    """Share of `points` in a ball around a point of `support`, whose radius reaches its k-th neighbour."""
     radii = neighbourhoods(support, k)
     inside = [(distances(rows, support) <= radii).any(dim=1) for rows in torch.split(points, ROWS)]
     return torch.cat(inside).double().mean().item()
 
 
 def radius(points: Tensor, support: Tensor, k: int) -> Tensor:
-    """Distance of each point, itself in `support`, to its k-th nearest other, `[N]`."""
+    """Distance of each point, which is itself in `support`, to its k-th nearest neighbour, `[N]`."""
     nearest_and_itself = distances(points, support).topk(k + 1, largest=False).values
     return nearest_and_itself[:, -1]
 
 
 def distances(x: Tensor, y: Tensor) -> Tensor:
-    """Euclidean, `[N, M]`; by differences, so that equal rows are at distance 0 exactly."""
+    """Euclidean distances, `[N, M]`, computed from differences, so that equal rows are at exactly 0."""
     return torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")

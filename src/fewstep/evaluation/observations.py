@@ -1,4 +1,4 @@
-"""What is read off images, once: everything that the figures need of them."""
+"""Observations of images, computed once: everything that the figures are computed from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from fewstep.measures.tone import tones
 
 @dataclass(frozen=True)
 class Observations:
-    """N images as the figures see them.
+    """Everything that the figures need about N images.
 
     features: `[N, D]` of the feature network. layout: `[N, 192]`, see features/layout.py. tones: `[N, 4]`,
-    see tone.py. attributes: what a classifier recognises in each image; None without one. prompt_similarity:
-    `[N]`, where the feature network knows prompts (CLIP score).
+    see measures/tone.py. attributes: what a classifier recognises in each image; None without one.
+    prompt_similarity: `[N]`, where the feature network embeds prompts (CLIP score).
     """
 
     features: Tensor
@@ -37,7 +37,7 @@ class Observations:
         return len(self.features)
 
     def rows(self, chosen: Sequence[int]) -> "Observations":
-        """Those of some of the images, in this order."""
+        """The observations of the chosen images, in this order."""
         index = torch.tensor(chosen, dtype=torch.long)
         return Observations(
             self.features[index],
@@ -70,9 +70,9 @@ class Observations:
 
 @torch.no_grad()
 def observe(pixels: Tensor, network: FeatureNetwork, prompts: Sequence[str]) -> Observations:
-    """Look at images, uint8 `[N, H, W, 3]`, in batches; prompts: what each was drawn from.
+    """Observe images, uint8 `[N, H, W, 3]`, in batches; prompts: the prompt of each image.
 
-    Results on the CPU.
+    The results are on the CPU.
     """
     size = images_at_once()
     batches = zip(torch.split(pixels, size), in_parts(prompts, size), strict=True)
@@ -89,7 +89,7 @@ def observe(pixels: Tensor, network: FeatureNetwork, prompts: Sequence[str]) -> 
 
 
 def look(images: Tensor, network: FeatureNetwork, prompts: Sequence[str]) -> Observations:
-    """One batch, `[B, 3, H, W]` in [-1, 1]."""
+    """Observations of one batch, `[B, 3, H, W]` in [-1, 1]."""
     x = images.to(device())
     compared = getattr(network, "prompt_similarity", None)
     return Observations(

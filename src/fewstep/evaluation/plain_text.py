@@ -8,9 +8,9 @@ UNKNOWN_RATIO = "the teacher's is not told apart from 0"
 
 
 def digits(found: Interval) -> tuple[str, str, str]:
-    """Value, low and high with as many decimals as show two digits of the interval's half width.
+    """Value, low and high, with enough decimals to show two digits of the interval's half width.
 
-    "0.0123", "0.0101", "0.0152". Below a millionth, and without a width, three significant digits.
+    "0.0123", "0.0101", "0.0152". Three significant digits where the half width is below a millionth or 0.
     """
     half = (found.high - found.low) / 2
     decimals = max(1 - math.floor(math.log10(half)), 0) if half > 0 else math.inf
@@ -28,7 +28,7 @@ def interval_text(found: Interval | None) -> str:
 
 
 def ratio_text(found: Ratio) -> str:
-    """ "1.08 x (0.91 - 1.30)"; without an upper end only what is known of it."""
+    """ "1.08 x (0.91 - 1.30)"; without an upper end, the lower end or a note."""
     if found.high is None or found.value is None:
         return f"at least {found.low:.3g} x; {UNKNOWN_RATIO}" if found.low > 0 else UNKNOWN_RATIO
     if found.low == found.high:

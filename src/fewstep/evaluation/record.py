@@ -1,4 +1,4 @@
-"""Figures as they lie on disk: strict to read, easy to look at, with their uncertainty."""
+"""JSON records of figures and their intervals: read strictly, written for human readers too."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,8 +35,8 @@ class Interval(Record):
 class Ratio(Record):
     """A ratio and its 95 % interval; 0 <= low.
 
-    value: null where the denominator is not above 0. high: null where the interval has no upper end, since
-    the denominator cannot be told from 0.
+    value: null where the denominator is not above 0. high: null where the interval has no upper end, because
+    the denominator is not significantly different from 0.
     """
 
     value: float | None

@@ -1,4 +1,4 @@
-"""The figures as files.
+"""Schema of the files of figures.
 
 `metrics/<model>.json` and `evaluation_set/figures.json` are hashed, `logs/speed/<model>.json` is not.
 docs/metrics.md explains every field. Write with `record.write_record`, read with `record.read_record`.
@@ -19,15 +19,15 @@ class Diversity(Record):
     """How different the images of one prompt are."""
 
     distance: Interval
-    """Mean distance of two of them, in features."""
+    """Mean distance between two of them, in features."""
     layout: Interval
-    """The same in the layout."""
+    """The same in the layout features."""
     vendi: float = Field(ge=0)
-    """Effective number of different ones."""
+    """Effective number of distinct ones."""
 
 
 class HiddenAttribute(Record):
-    """A property that captions leave open."""
+    """An attribute that captions do not mention."""
 
     shares: dict[str, Share]
     p_value: Share
@@ -35,18 +35,18 @@ class HiddenAttribute(Record):
 
 
 class Figures(Record):
-    """What is measured of a set of images, whoever drew them."""
+    """Figures of a set of images, generated or real."""
 
     images: int = Field(ge=1)
     prompt_accuracy: Interval | None
     """null: no labelled prompts or no classifier."""
     attributes: dict[str, Share] | None
     prompt_similarity: Interval | None
-    """CLIP score; null: the feature network knows no prompts."""
+    """CLIP score; null: the feature network does not embed prompts."""
     kernel_distance: Interval
-    """The headline: to the real images."""
+    """The headline: distance to the real images."""
     layout_distance: Interval
-    """The same in features that see where things are."""
+    """The same in position-sensitive features, see features/layout.py."""
     frechet_distance: float = Field(ge=0)
     precision: Share
     recall: Share
@@ -63,11 +63,11 @@ class Floor(Figures):
     """Real images against real ones."""
 
     pairing: Literal["caption", "none"]
-    """caption: a real image of the same caption stands for each generated one. none: any other real image."""
+    """caption: a real image with the same caption replaces each generated one. none: any other real image."""
 
 
 class Reference(Record):
-    """`figures.json` of the evaluation set: what any model's figures are read against."""
+    """`figures.json` of the evaluation set: what the figures of any model are compared with."""
 
     floor: Floor | None
     """null: too few held-out images."""
@@ -85,13 +85,13 @@ class StepMetrics(Figures):
     """Kernel distance over the teacher's at its full step count."""
     layout_ratio: Ratio
     teacher_kernel_distance: Interval
-    """To the teacher's images instead of real ones."""
+    """Distance to the teacher's images instead of real ones."""
     teacher_frechet_distance: float = Field(ge=0)
     teacher_rmse: Share
     teacher_similarity: float = Field(ge=-1, le=1)
     flops_per_picture: float = Field(gt=0)
     flags: tuple[str, ...] = Field(strict=False)  # JSON has lists only
-    """What is wrong with these images, in words; see flags.py."""
+    """Warnings about these images; see flags.py."""
 
 
 class Metrics(Record):
@@ -112,14 +112,14 @@ class Metrics(Record):
 
 
 class Speed(Record):
-    """How fast one model draws at one step count."""
+    """Sampling speed of one model at one step count."""
 
     latency_s: float = Field(gt=0)
     """Median seconds for a single image."""
     pictures_per_second: float = Field(gt=0)
     """Median throughput at the log's batch size."""
     peak_memory_bytes: int = Field(gt=0)
-    """Largest memory so far, as the log's `memory_counter` counts it."""
+    """Peak memory so far, measured by the log's `memory_counter`."""
 
 
 class SpeedLog(Record):

@@ -1,6 +1,6 @@
-"""How fast a model draws, and in how much memory.
+"""Speed and memory use of sampling.
 
-These figures differ from machine to machine and from day to day: they go to logs, never into an artifact.
+These figures vary between machines and between runs. They go to logs, never into an artifact.
 """
 
 import os
@@ -33,8 +33,8 @@ def measure_speed(
 
 
 def median_seconds(draw: Callable[[int], Any], images: int, seconds: float) -> float:
-    """Median duration of `draw(images)`, the device's queue included."""
-    from torch.utils.benchmark import Timer  # where CUDA_HOME is set it prints that there is no GPU
+    """Median duration of `draw(images)`, including the work queued on the device."""
+    from torch.utils.benchmark import Timer  # where CUDA_HOME is set, the import prints "no GPU"
 
     draw(images)
     timer = Timer(
@@ -46,12 +46,12 @@ def median_seconds(draw: Callable[[int], Any], images: int, seconds: float) -> f
 
 
 def memory_counter(device: torch.device) -> str:
-    """What `peak_memory_bytes` is: tensors on a GPU, the whole process elsewhere."""
+    """Name of the counter of `peak_memory_bytes`: tensors on a GPU, the whole process elsewhere."""
     return "torch.cuda.max_memory_allocated" if device.type == "cuda" else "ru_maxrss"
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """GPU: since `measure_speed` began. CPU: since the process began, so it only ever grows."""
+    """GPU: since `measure_speed` began. CPU: since the process began, so it never decreases."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -59,6 +59,6 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 def machine(device: torch.device) -> str:
-    """What the figures were taken on, for a human reader."""
+    """The hardware and software of the measurement, for a human reader."""
     processor = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, torch {torch.__version__}"
     return f"{torch.cuda.get_device_name(device)}, {processor}" if device.type == "cuda" else processor

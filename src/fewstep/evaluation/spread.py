@@ -8,9 +8,10 @@ from typing import Any
 def spread(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Mean and standard deviation over draws of every number in records of one kind.
 
-    draws: at least two records, as `model_dump` gives them. An interval and a ratio count as their value.
-    Returns a record of the same shape with `{"mean", "standard_deviation"}` for each number; what is text,
-    or null or missing in some draw, is left out. The standard deviation is that of one draw, divisor n - 1.
+    draws: at least two records, as `model_dump` returns them. An interval and a ratio count as their value.
+    Returns a record of the same shape with `{"mean", "standard_deviation"}` for each number. Text is left
+    out, and so is what is null or missing in some draw. The standard deviation is that of a single draw
+    (divisor n - 1).
     """
     shared = [key for key in draws[0] if all(key in draw for draw in draws)]
     found = {key: of_one([draw[key] for draw in draws]) for key in shared}
@@ -18,7 +19,7 @@ def spread(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def of_one(values: Sequence[Any]) -> dict[str, Any] | None:
-    """The same of one entry; None where it is no number and holds none."""
+    """Mean and standard deviation of one entry; None where it neither is nor contains a number."""
     if all(isinstance(value, Mapping) for value in values):
         if values[0].keys() == {"value", "low", "high"}:
             return of_one([value["value"] for value in values])

@@ -1,1 +1,1 @@
-"""Networks whose features images are compared in."""
+"""Feature networks: images are compared by their features."""

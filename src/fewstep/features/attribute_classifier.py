@@ -1,7 +1,7 @@
 """A small classifier of attributes, trained on labelled images; its artifact is `artifacts/judge`.
 
-It says whether a generated image shows what its prompt asks for, and its inner activations serve as
-features for the Frechet distance and as maps for a perceptual loss.
+It reports whether a generated image shows what its prompt asks for. Its activations serve as features for the
+Frechet distance and as maps for a perceptual loss.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class ClassifierNetworkConfig(Section):
     labels: dict[str, tuple[str, ...]] = Field(min_length=1)
     """Attribute -> its values, in the order of the logits."""
     hidden: tuple[str, ...] = ()
-    """Those of the attributes that captions do not tell."""
+    """Names of the attributes that captions do not mention."""
     widths: tuple[Width, ...] = Field((32, 64, 128), min_length=1)
     """Channels at full resolution, half of it, a quarter ..."""
     feature_dim: int = Field(64, ge=1)
@@ -38,7 +38,7 @@ class ClassifierNetworkConfig(Section):
 class AttributeClassifier(nn.Module):
     """Convolutions at one scale per width, pooled over space, one linear layer for all attributes.
 
-    GroupNorm, because an image's classes must not depend on its batch.
+    It uses GroupNorm because an image's predictions must not depend on the rest of its batch.
     """
 
     name = "judge"
@@ -52,7 +52,7 @@ class AttributeClassifier(nn.Module):
         hidden: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        # Attributes are sorted, as they are in config.json: the order of the logits survives the disk.
+        # Attributes are sorted as in config.json, so that saving and loading keeps the order of the logits.
         values = {attribute: tuple(labels[attribute]) for attribute in sorted(labels)}
         self.config = ClassifierNetworkConfig(
             labels=values, hidden=tuple(sorted(hidden)), widths=tuple(widths), feature_dim=feature_dim
@@ -62,7 +62,7 @@ class AttributeClassifier(nn.Module):
             nn.Sequential(block(before, after, stride=2), block(after, after, stride=1))
             for before, after in pairwise(widths)
         )
-        # Normalised: confident training inflates free features, and with them every distance.
+        # Without LayerNorm, training for confident predictions inflates the features and all distances.
         self.penultimate = nn.Sequential(
             nn.Linear(2 * widths[-1], feature_dim),
             nn.LayerNorm(feature_dim, elementwise_affine=False),
@@ -83,9 +83,9 @@ class AttributeClassifier(nn.Module):
         return maps
 
     def features(self, x: Tensor) -> Tensor:
-        """The layer before the answers, `[B, feature_dim]`; x `[B, 3, H, W]` in [-1, 1]."""
+        """Activations of the penultimate layer, `[B, feature_dim]`; x `[B, 3, H, W]` in [-1, 1]."""
         last = self.maps(x)[-1]
-        # The mean sees the background, the maximum a small shape on it.
+        # The mean captures the background, the maximum a small shape on it.
         features: Tensor = self.penultimate(torch.cat([last.mean((2, 3)), last.amax((2, 3))], dim=1))
         return features
 
@@ -96,7 +96,7 @@ class AttributeClassifier(nn.Module):
 
     @torch.no_grad()
     def recognise(self, x: Tensor) -> list[dict[str, str]]:
-        """Per image, attribute -> the likeliest value; x `[B, 3, H, W]` in [-1, 1]."""
+        """Per image, attribute -> the most likely value; x `[B, 3, H, W]` in [-1, 1]."""
         chosen = {attribute: logits.argmax(dim=1).tolist() for attribute, logits in self(x).items()}
         return [
             {attribute: self.labels[attribute][rows[i]] for attribute, rows in chosen.items()}

@@ -1,4 +1,4 @@
-"""Features from a teacher's own autoencoder: for images without labels, and with no download."""
+"""Features from the teacher's autoencoder, which need neither labels nor a download."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -10,7 +10,7 @@ from fewstep.core.errors import UserError
 
 
 class AutoencoderFeatures(nn.Module):
-    """The encoder of a diffusers autoencoder, read at its down blocks and, where it has one, its middle."""
+    """The encoder of a diffusers autoencoder: activations of its down blocks and any mid block."""
 
     name = "autoencoder"
     kernel = "polynomial"
@@ -21,7 +21,7 @@ class AutoencoderFeatures(nn.Module):
         self.encoder = encoder
 
     def maps(self, x: Tensor) -> list[Tensor]:
-        """Activations after each of these, fine to coarse; x `[B, 3, H, W]` in [-1, 1]."""
+        """Activations after each of these blocks, fine to coarse; x `[B, 3, H, W]` in [-1, 1]."""
         hidden = self.encoder.conv_in(x)
         middle = getattr(self.encoder, "mid_block", None)
         maps = []
@@ -36,7 +36,7 @@ class AutoencoderFeatures(nn.Module):
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """The frozen encoder of a teacher artifact. Raises UserError when it is wrong or has none."""
+        """The frozen encoder of a teacher artifact. Raises UserError when it is damaged or has no VAE."""
         from diffusers import AutoModel
 
         Manifest.open(folder, "teacher")

@@ -1,4 +1,4 @@
-"""CLIP by local path (Radford et al. 2021): the features of CMMD, and the CLIP score of prompts.
+"""CLIP from a local folder (Radford et al. 2021): the features of CMMD, and the CLIP score of prompts.
 
 CMMD (Jayasumana et al. 2024) is published with ViT-L/14 at 336 pixels.
 """
@@ -16,7 +16,7 @@ from fewstep.core.errors import UserError
 from fewstep.features.image_transformer import ImageTransformer, Preprocessor, load
 
 TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
-"""Files of a tokenizer, one set of which is needed."""
+"""Files of a tokenizer; one of the sets is needed."""
 
 
 class Clip(ImageTransformer):
@@ -42,9 +42,9 @@ class Clip(ImageTransformer):
     def prompt_similarity(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
         """CLIP score of each image and its prompt, `[B]` in [0, 100].
 
-        100 max(cos, 0), as torchmetrics has it; Hessel et al. 2021 scale by 2.5 and put "A photo depicts"
-        before each text. images: `[B, 3, H, W]` in [-1, 1]. The end of a prompt that is longer than the text
-        encoder reads is cut off. Raises UserError where the folder has no tokenizer.
+        100 max(cos, 0), as in torchmetrics; Hessel et al. 2021 scale by 2.5 and put "A photo depicts" before
+        each text. images: `[B, 3, H, W]` in [-1, 1]. A prompt that exceeds the text encoder's context length
+        is truncated. Raises UserError where the folder has no tokenizer.
         """
         tokens = self.tokenizer(
             list(prompts),
@@ -59,10 +59,10 @@ class Clip(ImageTransformer):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """Of the prompts. Raises UserError where the folder has none."""
+        """Tokenizer of the prompts. Raises UserError where the folder has none."""
         from transformers import CLIPTokenizer
 
-        # transformers makes up an empty vocabulary where the files are missing.
+        # transformers silently creates an empty vocabulary where the files are missing.
         if not any(all((self.folder / name).is_file() for name in names) for names in TOKENIZERS):
             raise UserError(
                 f"{self.folder}: has no tokenizer (tokenizer.json, or vocab.json and merges.txt); "

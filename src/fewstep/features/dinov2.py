@@ -1,4 +1,4 @@
-"""DINOv2 by local path (Oquab et al. 2023): the features of FD-DINOv2.
+"""DINOv2 from a local folder (Oquab et al. 2023): the features of FD-DINOv2.
 
 FD-DINOv2 (Stein et al. 2023) is published with ViT-L/14 at 224 pixels, without registers.
 """

@@ -1,4 +1,4 @@
-"""Vision transformers by local path: a folder as transformers saves it, read strictly.
+"""Vision transformers from a local folder as transformers saves it, read strictly.
 
 It holds `config.json`, weights in safetensors and the preprocessor's configuration. Nothing is downloaded.
 """
@@ -18,15 +18,15 @@ from fewstep.core.errors import UserError
 from fewstep.features.resizing import resize, resize_uint8
 
 PREPROCESSOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
-"""Where the preprocessing is described; the second holds it under `image_processor`, transformers >= 5."""
+"""Files of the preprocessing; the second (transformers >= 5) has it under `image_processor`."""
 WEIGHTS = "model*.safetensors"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 MAPS = 4
-"""Maps that a network gives, at equal distances in depth; fewer where it has fewer blocks."""
+"""Feature maps per network, evenly spaced in depth; fewer where it has fewer blocks."""
 
 
 def square(value: Any) -> Any:
-    """The side of a size: a number, or a mapping of `height` and `width`, or `shortest_edge`, to one."""
+    """The side length in a size: a number, or a mapping with `height` and `width` or `shortest_edge`."""
     if not isinstance(value, Mapping):
         return value
     sides = [value[key] for key in ("height", "width", "shortest_edge") if value.get(key) is not None]
@@ -39,19 +39,19 @@ Side = Annotated[int, BeforeValidator(square), Field(ge=1)]
 
 
 class Preprocessor(Section):
-    """What is read of a preprocessor's configuration."""
+    """The keys that are read from a preprocessor's configuration."""
 
     model_config = ConfigDict(extra="ignore")
 
     image_mean: tuple[float, float, float]
     image_std: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-    """Of RGB in [0, 1]; the network sees (x - mean) / std."""
+    """Of RGB in [0, 1]; the network receives (x - mean) / std."""
     size: Side
     crop_size: Side | None = None
 
     @property
     def side(self) -> int:
-        """Of the images that the network takes."""
+        """Side of the network's input images, in pixels."""
         return self.crop_size or self.size
 
     @classmethod
@@ -68,7 +68,7 @@ class Preprocessor(Section):
 
 
 class ImageTransformer(nn.Module):
-    """A vision transformer and its preprocessing, which is that of the published metrics.
+    """A vision transformer with the preprocessing of the published metrics.
 
     Images are rounded to 8 bits, resized to the network's side by Pillow's antialiased bicubic filter,
     without a crop, and normalised with the preprocessor's mean and standard deviation.
@@ -94,7 +94,7 @@ class ImageTransformer(nn.Module):
         return self.normalize(resize_uint8(levels, self.side) / 255)
 
     def normalize(self, x: Tensor) -> Tensor:
-        """Images in [0, 1] to the range that the network was trained in."""
+        """Map images in [0, 1] to the range that the network was trained on."""
         return (x - self.mean) / self.std
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -122,7 +122,7 @@ def load(kind: Any, folder: Path) -> Any:
         )
     except MemoryError:
         raise
-    except Exception as error:  # the loader raises whatever comes from a file that is not as it expects
+    except Exception as error:  # a damaged file may raise any exception in the loader
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(
             f"{folder}: cannot be loaded as {kind.__name__}: {first}; where its files are cut short or are "

@@ -1,7 +1,7 @@
 """Features of the published FID: Inception v3 as clean-fid runs it (Parmar et al. 2022).
 
-The network exists only as a TorchScript file. It is the one foreign format that is opened here: no
-other name and no other content (SHA-256) than the published one is accepted.
+The network exists only as a TorchScript file, a format that is opened nowhere else in this package. Only the
+published file is accepted, by its name and its content (SHA-256).
 """
 
 from pathlib import Path
@@ -47,7 +47,7 @@ class InceptionFeatures(nn.Module):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The published file. Raises UserError when it is another."""
+        """Open the published file. Raises UserError when it is a different file."""
         if sha256(path) != SHA256:
             raise UserError(f"{path}: is not the published file (its SHA-256 is {SHA256}); get it from {URL}")
         return cls(path.parent).eval().requires_grad_(False)

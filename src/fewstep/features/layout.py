@@ -1,4 +1,4 @@
-"""Features that see where things are: the image itself, averaged over an 8 x 8 grid; no weights."""
+"""Position-sensitive features: the image itself, averaged over an 8 x 8 grid; no weights."""
 
 from typing import Self
 
@@ -21,7 +21,7 @@ def cells(x: Tensor) -> Tensor:
 
 
 class Layout:
-    """The same as a feature network, next to one that is invariant to position."""
+    """`layout` as a feature network, to complement one that is invariant to position."""
 
     name = "layout"
     kernel = "polynomial"

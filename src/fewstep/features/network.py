@@ -1,4 +1,4 @@
-"""Feature networks: what images are compared by, whoever computes it."""
+"""Interface of the feature networks, and how they are opened from the disk."""
 
 import importlib
 import pkgutil
@@ -20,7 +20,7 @@ class FeatureNetwork(Protocol):
 
     @property
     def name(self) -> str:
-        """As the metrics file names it."""
+        """Name in the metrics file."""
         ...
 
     @property
@@ -39,7 +39,7 @@ class FeatureNetwork(Protocol):
     def maps(self, x: Tensor) -> list[Tensor]:
         """Activations `[B, C_i, H_i, W_i]`, shallow to deep, not normalised; differentiable in x.
 
-        Raises UserError where the network gives none.
+        Raises UserError where the network has none.
         """
         ...
 
@@ -52,7 +52,7 @@ class Opener(Protocol):
     """A class of this package that opens a feature network from the disk."""
 
     opens: tuple[str, ...]
-    """What it opens, in the words of `kind_of`."""
+    """What it opens, as `kind_of` returns it."""
 
     def open(self, path: Path) -> FeatureNetwork:
         """The network, frozen, in evaluation mode, on the CPU. Raises UserError where it is damaged."""
@@ -95,7 +95,7 @@ def kind_of(path: Path) -> str | None:
 
 @cache
 def openers() -> dict[str, Opener]:
-    """What can be opened -> the class that opens it: every class of this package with an attribute `opens`.
+    """Kind -> the class that opens it, for every class of this package with an attribute `opens`.
 
     They are found by importing the package's files, so that a new feature network is a new file.
     """

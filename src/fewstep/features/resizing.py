@@ -14,10 +14,10 @@ ONE = 2.0**22
 
 
 def resize_uint8(x: Tensor, side: int) -> Tensor:
-    """What `Image.resize((side, side), BICUBIC)` gives, integers 0 to 255 as float32 `[B, 3, side, side]`.
+    """Result of `Image.resize((side, side), BICUBIC)`: integers 0 to 255 as float32 `[B, 3, side, side]`.
 
-    x: integers 0 to 255, `[B, 3, H, W]`, of any dtype. Pillow rounds after each direction; the one that it
-    takes first depends on the shape where H is not W, so only square images are equal to the last bit.
+    x: integers 0 to 255, `[B, 3, H, W]`, of any dtype. Pillow resizes and rounds one direction after
+    the other. Their order depends on the shape where H is not W, so only square images match bit for bit.
     """
     rows, columns = ((filter_matrix(n, side) * ONE).round().to(x.device) for n in x.shape[-2:])
     # Sums of integers below 2^53: float64 holds them exactly, in any order of summation.
@@ -25,7 +25,7 @@ def resize_uint8(x: Tensor, side: int) -> Tensor:
 
 
 def resize(x: Tensor, side: int) -> Tensor:
-    """The same without rounding and clipping, `[B, 3, side, side]` in the range of x; differentiable."""
+    """The same without rounding and clipping, `[B, 3, side, side]` in the scale of x; differentiable."""
     rows, columns = (filter_matrix(n, side).to(x) for n in x.shape[-2:])
     return rows @ x @ columns.T
 

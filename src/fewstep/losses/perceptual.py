@@ -8,7 +8,7 @@ from fewstep.features.network import FeatureNetwork
 
 
 def perceptual_distance(network: FeatureNetwork, x: Tensor, y: Tensor) -> Tensor:
-    """Mean over maps, places and images of the squared difference of unit feature vectors.
+    """Mean over maps, positions and images of the squared difference of unit feature vectors.
 
     LPIPS (Zhang et al. 2018, eq. 1) with uniform weights. x, y: `[B, 3, H, W]` in [-1, 1]. Range [0, 4];
     differentiable in x; y is the target.

@@ -1,4 +1,4 @@
-"""What is measured of images; the names alone here, because a report needs no more and no torch."""
+"""Measures of images. This file holds their names only, so that the report can import them without torch."""
 
 TONES = ("brightness", "saturation", "contrast", "detail")
-"""Of an image; see `measures.tone.tones`."""
+"""Tones of an image; see `measures.tone.tones`."""

@@ -1,4 +1,4 @@
-"""Tones of an image: side effects of distillation and guidance show in them."""
+"""Tones of an image, which reveal side effects of distillation and guidance."""
 
 import torch
 from torch import Tensor

@@ -1,1 +1,1 @@
-"""What is learned: one file per method, each a `training.Method` and its parameters."""
+"""Distillation methods: one file per method, with its `training.Method` and its parameters."""

@@ -3,9 +3,10 @@
 `x_hat = eps - u(eps, 1, c)` is regressed on the end point of the teacher's ODE: first by a distance of
 latents, then also by a perceptual distance of the decoded images.
 
-The teacher's end point jumps where noises beside each other lead to different images, and a network cannot.
-There L2 learns the average of the two; L1 the image of most, but with as many of both it does not mind any
-mixture of them; the logarithm of each sample's L1 is least at either and largest in between.
+The teacher's end point jumps where nearby noise samples map to different images. A network is continuous and
+cannot jump. There L2 learns the mean of the two images. L1 learns the median: the more frequent image, or any
+mixture of both where they are equally frequent. The log of each sample's L1 distance is mode-seeking: it is
+smallest at either image and largest in between.
 """
 
 from dataclasses import replace
@@ -28,7 +29,7 @@ from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
 
 PROBE = 32
-"""Side in pixels of the image on which a feature network is tried."""
+"""Side in pixels of the blank image on which a feature network is tested."""
 NEAR = 0.02
 """A sample's mean absolute error, of latents of unit variance, below which `log_l1` is nearly linear."""
 
@@ -38,7 +39,7 @@ class Config(MethodConfig):
 
     method: str
     latent_loss: Literal["l2", "l1", "log_l1"] = "l2"
-    """Distance of latents; log_l1 draws the sharpest, for it decides where the others mix two images."""
+    """Distance of latents; log_l1 is mode-seeking and gives the sharpest images, the others mix two."""
     latent_weight: float = Field(1.0, ge=0)
     """Weight of the latents' error."""
     perceptual_weight: float = Field(0.0, ge=0)
@@ -46,7 +47,7 @@ class Config(MethodConfig):
     pixel_weight: float = Field(0.0, ge=0)
     """Weight of the absolute error of decoded pixels, in the perceptual phase."""
     perceptual_from: int = Field(0, ge=0)
-    """First step of the perceptual phase; before it, latents alone."""
+    """First step of the perceptual phase; before it, only the latents' error is used."""
 
     @property
     def needs_feature_maps(self) -> bool:
@@ -54,7 +55,7 @@ class Config(MethodConfig):
 
 
 def student_of(config: Config, start: Model) -> Model:
-    """The start on the straight path, in one step."""
+    """The start model on the rectified-flow path, in one step."""
     return replace(start, denoiser=start.denoiser.on(RectifiedFlow()), steps=1)
 
 
@@ -71,7 +72,7 @@ class Direct(StudentMethod):
         if config.perceptual_weight > 0:
             assert context.features is not None, "a perceptual loss needs a feature network"
             self.features = open_features(context.features).to(device())
-            # Whether it gives maps at all, before the first phase of the training is over.
+            # A network without feature maps fails here, not only at the step `perceptual_from`.
             self.features.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))
 
     def batch(self, rows: Rows) -> TripletBatch:
@@ -97,7 +98,7 @@ METHOD = Direct
 
 
 def distance(kind: str, x_hat: Tensor, x_0: Tensor) -> Tensor:
-    """Mean over samples; x_hat, x_0 `[B, ...]`."""
+    """Distance of latents x_hat, x_0 `[B, ...]`, mean over samples; kind: see `Config.latent_loss`."""
     error = (x_hat - x_0).flatten(1)
     if kind == "l2":
         return error.square().mean()

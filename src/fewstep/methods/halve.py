@@ -4,7 +4,7 @@ A step is learned at `x_t = alpha x_0 + sigma eps`. The paper takes x_0 from the
 eps from N(0, I), independently. Here x_0 may also be the teacher's end point (`data: triplets`); eps is
 fresh as in the paper. A reflow model was trained on other x_t, those of coupled pairs (eps, x_0). After
 reflow the triplet's own noise was tried as well: on two seeds no consistent gain either way was measured.
-Fresh noise stays, because it suits every start, and real images, which have no noise of their own.
+Fresh noise is kept because it works for every start model, and for real images, which have no stored noise.
 """
 
 from dataclasses import dataclass, replace
@@ -34,20 +34,20 @@ class Config(MethodConfig):
     steps: int = Field(ge=1)
     """Steps of the student; the model it starts from is run at twice as many."""
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
-    """Encoded real images are the paper's."""
+    """The paper learns from real images, `encoded`."""
     weight: Literal["truncated_snr", "snr_plus_one"] = "truncated_snr"
     guidance: float = Field(1.0, ge=0)
     """Guidance baked into the teacher's steps, with `sampling.negative_prompt`; 1: none."""
 
 
 def student_of(config: Config, start: Model) -> Model:
-    """The start on its own path, at this round's steps."""
+    """The start model on its own path, with this round's step count."""
     return replace(start, steps=config.steps)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """x_t `[B, ...]` at student step i `[B]`, and the x_0 to be learned there once prepared."""
+    """x_t `[B, ...]` at student step i `[B]`; target: the x_0 to be learned there, set by `prepare`."""
 
     x_t: Tensor
     i: Tensor
@@ -65,7 +65,7 @@ class Halve(StudentMethod):
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (context.start.net,)
         self.teacher: Denoise = context.start.denoiser
-        # Classifier-free guidance may also come with each triplet.
+        # With `guidance_embedding` each triplet has its own guidance scale.
         by_scale = context.start.sampling.guidance is Guidance.SCALE
         if config.guidance != 1 or (by_scale and config.guidance_embedding):
             self.teacher = guided(self.teacher, context.unconditional(), config.guidance)

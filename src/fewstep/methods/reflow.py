@@ -31,13 +31,13 @@ class Config(MethodConfig):
     """Parameters of `reflow`."""
 
     init: Literal["exact", "raw"] = "exact"
-    """exact: the start is read as the velocity it already is. raw: its weights are retrained as one."""
+    """exact: the start's output is converted to a velocity. raw: its weights are retrained to predict one."""
     loss: Literal["improved", "plain"] = "improved"
     """improved: U-shaped times, pseudo-Huber. plain: uniform times, L2."""
 
 
 def student_of(config: Config, start: Model) -> Model:
-    """The start on the straight path, at any number of steps."""
+    """The start model on the rectified-flow path, for any number of steps."""
     flow = RectifiedFlow()
     denoiser = start.denoiser.on(flow)
     if config.init == "raw":
@@ -47,14 +47,14 @@ def student_of(config: Config, start: Model) -> Model:
 
 @dataclass(frozen=True)
 class Batch:
-    """Triplets and the times at which their straight lines are met."""
+    """Triplets and the times t `[B]` of the points on their straight lines."""
 
     triplets: TripletBatch
     t: Tensor
 
 
 class Reflow(StudentMethod):
-    """Regress the velocity on the pairs' chords."""
+    """Regress the velocity on `eps - x_0` of the pairs."""
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
         super().__init__(config, context, student)
@@ -77,11 +77,11 @@ METHOD = Reflow
 
 
 def on_the_students_line(denoiser: Denoiser, pairs: TripletBatch, t: Tensor) -> tuple[TripletBatch, Tensor]:
-    """The pairs and times at which a student learns that samples from pure noise.
+    """The pairs and times for a student whose schedule may end before pure noise, where sampling starts.
 
     Its network takes pure noise for `x_T = a x_0 + s eps`, the noisiest point of its schedule (SD: a =
-    0.068). So the line that its steps follow ends in `(x_T - a x_0) / s`, and a time beyond the schedule is
-    its noisiest one. Where the schedule ends in pure noise, nothing changes.
+    0.068). So the line that its steps follow ends in `(x_T - a x_0) / s`, which replaces eps. A time beyond
+    the schedule is clamped to its noisiest one. Where the schedule ends in pure noise, nothing changes.
     """
     end = torch.ones(1, dtype=torch.float64, device=t.device)
     alpha, sigma = denoiser.own_alpha_sigma(end)

@@ -19,7 +19,7 @@ PREVIEWED = 8
 
 
 class Vae(Method):
-    """L1 on pixels and on their finite differences, and a KL term that only bounds the latents."""
+    """L1 on pixels and their finite differences, L2 on pixels, and a KL term that only bounds the latents."""
 
     def __init__(self, vae: AutoencoderKL, config: VaeConfig, images: Stream[ImageRecord], seed: int) -> None:
         self.config, self.images, self.noise = config, images, Key(seed, "vae/noise")

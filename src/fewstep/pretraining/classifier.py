@@ -66,7 +66,7 @@ class ClassifierTraining(Method):
 
 
 def rows_of(samples: Sequence[ImageRecord]) -> list[dict[str, str]]:
-    """All attributes of each sample, those that its caption tells and the hidden ones."""
+    """All attributes of each sample: those that its caption names, and the hidden ones."""
     return [{**(sample.labels or {}), **(sample.hidden or {})} for sample in samples]
 
 

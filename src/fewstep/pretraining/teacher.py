@@ -1,4 +1,4 @@
-"""The small teacher itself: text encoder and U-Net, v-prediction on latents (Salimans & Ho 2022)."""
+"""Training of the small teacher: text encoder and U-Net, v-prediction on latents (Salimans & Ho 2022)."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ from fewstep.diffusion.solvers import Solver, solve, trailing
 from fewstep.training.method import Group, Method, Rows
 
 PREVIEWED = 8
-WORDS = 64  # of a caption, as far as word_dropout reaches
+WORDS = 64  # at the start of a caption, to which word_dropout applies
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Batch:
 
 
 class Teacher(Method):
-    """Uniform t, stratified over the batch; unweighted v-error; captions dropped at random for guidance."""
+    """t stratified over the batch, uniform at noise_bias = 1; unweighted v-error; caption dropout."""
 
     def __init__(
         self, backbone: NewStableDiffusion, config: TrainTeacherConfig, latents: Stream[Latent], seed: int
@@ -56,14 +56,14 @@ class Teacher(Method):
         return Batch(*(v.to(device()) for v in (x_0, eps, t, self.backbone.tokens(captions))))
 
     def thinned(self, caption: str, draw: np.ndarray) -> str:
-        """The caption without some of its words, or without all; draw: uniform `[1 + WORDS]`."""
+        """The caption with some or all of its words dropped; draw: uniform `[1 + WORDS]` in [0, 1)."""
         if draw[0] < self.config.caption_dropout:
             return ""
         kept = draw[1:] >= self.config.word_dropout
         return " ".join(word for i, word in enumerate(caption.split()) if i >= WORDS or kept[i])
 
     def preview(self) -> Tensor:
-        """What the network draws by now, from the same noises and captions each time."""
+        """Images of the current network, from the same noise and captions each time."""
         samples = self.latents.rows(range(PREVIEWED))
         noise = torch.from_numpy(self.previewed.normal(range(PREVIEWED), samples[0].latent.shape))
         backbone, schedule = self.backbone, self.backbone.schedule

@@ -1,1 +1,1 @@
-"""The project's face: one self-contained page of images, figures and lineage. Needs no torch."""
+"""The report: one self-contained page of images, figures and lineage. Needs no torch."""

@@ -1,4 +1,4 @@
-"""What was measured about each model, read strictly and checked to be comparable."""
+"""The figures of each model, read strictly and checked to be comparable."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from fewstep.report.lineage import read_manifest
 
 @dataclass(frozen=True)
 class Result:
-    """What a model reached in `steps` steps. `strip`: its images. `speed`: None where nobody timed it."""
+    """A model's result in `steps` steps. `strip`: its images. `speed`: None where it was not timed."""
 
     steps: int
     metrics: StepMetrics
@@ -35,7 +35,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Model:
-    """An evaluated model. `place`: its position in the list, and so its colour. `machine`: what timed it."""
+    """An evaluated model. `place`: its position in the list, hence its colour. `machine`: where timed."""
 
     name: str
     place: int
@@ -62,7 +62,7 @@ class Comparison:
 
     @property
     def teacher(self) -> Result | None:
-        """The teacher at its full step count, which ratios are to; None when it was not evaluated there."""
+        """The teacher at its full step count, the base of ratios; None when it was not evaluated there."""
         results = [result for m in self.models if m.kind == "teacher" for result in m.results]
         return next((result for result in results if result.steps == self.reference.teacher_steps), None)
 
@@ -74,9 +74,9 @@ class Comparison:
 
 
 def load(names: Sequence[str], root: Path) -> Comparison:
-    """Read what the earlier stages left below `root` about the models `names`.
+    """Read the earlier stages' outputs about the models `names` below `root`.
 
-    Raises UserError naming the file that is missing, broken, or about something else than the rest.
+    Raises UserError naming the file that is missing, broken, or inconsistent with the rest.
     """
     if not names:
         raise UserError(
@@ -104,7 +104,7 @@ def load(names: Sequence[str], root: Path) -> Comparison:
 
 
 def load_model(name: str, place: int, root: Path) -> Model:
-    """One model's figures and strips, checked to be about the model and evaluation set that are here."""
+    """One model's figures and strips, checked to belong to the present model and evaluation set."""
     remedy = f"run `dvc repro evaluate@{name}`"
     file, strips = root / METRICS / f"{name}.json", root / EVALUATIONS / name
     if not file.exists() or not strips.exists():

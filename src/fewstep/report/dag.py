@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import networkx as nx
 
 GAP, LETTER, LINE, PADDING = 34, 7.6, 15, 11
-"""Between layers, a letter's width, a line's height, from text to border: all lengths are CSS pixels."""
+"""Gap between layers, letter width, line height, padding from text to border; all in CSS pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Box:
     height: float
 
     def baseline(self, row: int) -> float:
-        """Where text row `row` stands, below the box's top; row 0 is the name."""
+        """Baseline of text row `row`, measured from the box's top; row 0 is the name."""
         return PADDING + LINE * (row + 0.78)
 
 
@@ -44,7 +44,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Way:
-    """Where the edges that leave `source` for farther layers cross `layer`."""
+    """Waypoint in `layer` of the edges from `source` to later layers."""
 
     source: str
     layer: int
@@ -107,7 +107,7 @@ def draw(needs: Mapping[str, Iterable[str]]) -> Drawing:
 def collapse(needs: Mapping[str, Iterable[str]]) -> nx.DiGraph:
     """One node per stage, or per group `halve@4, halve@2, ...`; an edge leads from the needed to the needing.
 
-    A group that some stage outside it both needs and feeds stays apart, so the graph has no cycle.
+    A group is not merged where a stage outside it both needs it and feeds it: that would be a cycle.
     Nodes carry `members`: the parts behind the `@`, in the order given; empty for a single stage.
     """
     edges = [(need, name) for name, all_needs in needs.items() for need in all_needs]
@@ -125,7 +125,7 @@ def collapse(needs: Mapping[str, Iterable[str]]) -> nx.DiGraph:
 
 
 def route(graph: nx.DiGraph, layers: list[list[str]]) -> nx.DiGraph:
-    """The graph with every edge cut where it crosses a layer; edges of one source share their way."""
+    """The graph with every edge split at the layers it crosses; edges of one source share waypoints."""
     layer_of = {name: i for i, layer in enumerate(layers) for name in layer}
     routed = nx.DiGraph()
     routed.add_nodes_from(graph)
@@ -138,7 +138,7 @@ def route(graph: nx.DiGraph, layers: list[list[str]]) -> nx.DiGraph:
 def assign_lanes(routed: nx.DiGraph, layers: list[list[str]]) -> dict[Node, int]:
     """The lane of every node, 0 at the top: its uppermost parent's, or the next free one below.
 
-    Of siblings the one with the most stages still to come goes first, so the longest chain runs straight.
+    Among siblings, the one with the longest path ahead comes first, so that the longest path is straight.
     """
     ahead: dict[Node, int] = {}
     for node in reversed(list(nx.topological_sort(routed))):
@@ -162,5 +162,5 @@ def wrap(members: tuple[str, ...]) -> list[str]:
 
 
 def box_width(name: str, lines: list[str]) -> float:
-    """Wide enough for the longest line of the box, with some air."""
+    """Wide enough for the longest line of the box, plus padding."""
     return max(map(len, [name, *lines])) * LETTER + 2 * PADDING

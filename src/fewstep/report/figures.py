@@ -1,4 +1,4 @@
-"""How figures are written on the page; one that was not measured is a dash."""
+"""Formatting of figures on the page; a figure that was not measured is a dash."""
 
 import math
 from collections.abc import Callable
@@ -44,7 +44,7 @@ def probability(value: float | None) -> str:
 
 
 def interval(found: Interval | None, write: Callable[[float], str] | None = None) -> Written:
-    """A figure with its interval, in the digits that the interval leaves, or as `write` writes each."""
+    """A figure with its interval, rounded to the interval's precision, or formatted by `write`."""
     if found is None:
         return Written(DASH)
     ends = found.value, found.low, found.high
@@ -53,7 +53,7 @@ def interval(found: Interval | None, write: Callable[[float], str] | None = None
 
 
 def ratio(found: Ratio | None) -> Written:
-    """A ratio with its interval: "1.08 ×"; without an upper end only what is known of it."""
+    """A ratio with its interval: "1.08 ×"; without an upper end, only the lower end."""
     if found is None:
         return Written(DASH)
     if found.high is None or found.value is None:

@@ -10,12 +10,12 @@ from PIL import Image
 from fewstep.core.errors import UserError
 
 SIDE = 192
-"""Largest side of an image in the page, pixels: sharp in a column, and a bound on the page's size."""
+"""Largest side of an image in the page, pixels: sharp at a column's width; limits the page's size."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image per column, as data URIs. `reduced`: they were made smaller; else their pixels count."""
+    """One image per column, as data URIs. `reduced`: they were downscaled; else shown unsmoothed."""
 
     images: tuple[str, ...]
     reduced: bool
@@ -24,7 +24,7 @@ class Row:
 def cut(strip: Path) -> Row:
     """The row of `strip`, an image file with any number of squares side by side and no gaps.
 
-    Raises UserError when it is not that.
+    Raises UserError when it is anything else.
     """
     try:
         with Image.open(strip) as file:

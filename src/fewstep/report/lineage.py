@@ -1,4 +1,4 @@
-"""What each artifact was made from, down to the data, followed from manifest to manifest by hash."""
+"""Lineage: the inputs of each artifact, down to the data, traced through the manifests by hash."""
 
 import re
 from collections.abc import Iterable
@@ -14,9 +14,9 @@ from fewstep.core.files import read_json
 class Artifact:
     """A node of the lineage: one artifact, or the shards of one series.
 
-    identities: SHA-256 of its manifest, or of each shard's. anchor: its name among the page's links.
+    identities: SHA-256 of its manifest, or of each shard's. anchor: its HTML id.
     kind: the manifest's; None when no folder with that manifest is here.
-    parents: what it was made from directly. ancestors: what those were made from, oldest first.
+    parents: its direct inputs. ancestors: the inputs of those, and so on, oldest first.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Artifact:
 
 
 def trace(folders: Iterable[Path], artifacts: Path) -> list[Artifact]:
-    """The artifacts in `folders` and all their ancestors, each once, everything after what it was made from.
+    """The artifacts in `folders` and all their ancestors, each once and after its inputs.
 
     Ancestors are looked for below `artifacts`. Raises UserError naming a manifest that is missing or broken.
     """
@@ -74,7 +74,7 @@ def catalogue(artifacts: Path) -> dict[str, Path]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest alone: the page tells what is in a folder and loads none of it.
+    """Read the manifest only: the page shows a folder's metadata and loads none of its content.
 
     Raises UserError when it is missing or of another version.
     """

@@ -23,7 +23,7 @@ NOTHING = Written(DASH)
 
 @dataclass(frozen=True)
 class Column:
-    """Figures of one set of images. step: the same, where a model drew them. speed: where it was timed."""
+    """Figures of one set of images. step: None for real images. speed: None where it was not timed."""
 
     figures: Figures
     step: StepMetrics | None = None
@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Line:
-    """One figure of all sets."""
+    """One figure for all columns."""
 
     title: str
     cells: tuple[Written, ...]
@@ -50,7 +50,7 @@ Write = Callable[[Column], Written]
 
 
 def groups(comparison: Comparison) -> list[Group]:
-    """All groups with a figure that was measured for some column; the first column is the floor, if any."""
+    """All groups with a figure that at least one column has; the first column is the floor, if any."""
     floor = comparison.reference.floor
     columns = [Column(floor)] if floor else []
     columns += [
@@ -112,7 +112,7 @@ def figures_of(columns: Iterable[Column]) -> dict[str, dict[str, Write]]:
 
 
 def names(mappings: Iterable[Iterable[str] | None]) -> list[str]:
-    """Every key of some mapping, in the order of first sight."""
+    """All keys of the mappings, in order of first appearance."""
     return list(dict.fromkeys(name for mapping in mappings for name in mapping or ()))
 
 
@@ -147,7 +147,7 @@ def hidden_lines(name: str, shares: Iterable[str]) -> dict[str, Write]:
 
 
 def share_of(value: str) -> Callable[[HiddenAttribute], str]:
-    """How often a value was recognised: 0 where it never was."""
+    """Share of the images in which a value was recognised; 0 where it never was."""
     return lambda found: percent(found.shares.get(value, 0.0))
 
 
@@ -172,5 +172,5 @@ def stepped(write: Callable[[StepMetrics], Written]) -> Write:
 
 
 def timed(write: Callable[[Speed], str]) -> Write:
-    """A figure of the machine's."""
+    """A figure that depends on the machine."""
     return lambda c: Written(write(c.speed)) if c.speed else NOTHING

@@ -25,9 +25,9 @@ WRITTEN = (
 
 
 def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]], out: Path) -> None:
-    """Write the page about `models`, in this order, from what the stages left below `root`.
+    """Write the page about `models`, in this order, from the stages' outputs below `root`.
 
-    needs: name of a stage -> names of the stages it needs; the graph the page draws.
+    needs: name of a stage -> names of the stages it needs, for the graph on the page.
 
     Raises UserError naming the input that is missing or does not fit, and the stage that makes it.
     """
@@ -45,14 +45,14 @@ def build(models: Sequence[str], root: Path, needs: Mapping[str, Iterable[str]],
 
 
 def write(out: Path, template: str, **shown: object) -> None:
-    """Fill in the template; `out` is there whole or not at all."""
+    """Render the template and write it to `out` atomically."""
     html = templates().get_template(template).render(**shown)
     with whole_file(out) as staging:
         staging.write_text(html, encoding="utf-8")
 
 
 def templates() -> Environment:
-    """Templates that escape whatever they show and refuse names they do not know."""
+    """The environment of the templates: all values are escaped, undefined names raise."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -73,7 +73,7 @@ def plot(models: Sequence[Model], floor: Floor | None) -> Markup:
 
 
 def panels(models: Sequence[Model], floor: Floor | None) -> list[plots.Panel]:
-    """Prompt accuracy and kernel distance against cost; what was measured for no model is left out."""
+    """Prompt accuracy and kernel distance against cost; a metric that no model has is left out."""
     kinds = (
         ("prompt_accuracy", "Images that show everything the prompt says", True),
         ("kernel_distance", "Kernel distance to real images", False),

@@ -1,7 +1,7 @@
 """Quality against cost, as one SVG that follows the page's colours.
 
-Matplotlib writes fixed colours; the ones used here stand for CSS values and are exchanged afterwards,
-so the same drawing serves light and dark pages.
+Matplotlib writes fixed colours. The colours used here are placeholders, which are replaced by CSS values
+afterwards, so that the same drawing fits light and dark pages.
 """
 
 import io
@@ -18,7 +18,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from fewstep.evaluation.record import Interval
 
 COLOURS = 12
-"""How many model colours the page defines, `--c0` ... `--c11`; later models begin again."""
+"""How many model colours the page defines, `--c0` ... `--c11`; later models reuse them from the first."""
 MARKERS = "osD^v<>ph8d*"
 FLOOR = "real images"
 """Name of the floor in the legend."""
@@ -84,7 +84,7 @@ def render(panels: Sequence[Panel]) -> str:
     """The panels side by side over one legend, as an `<svg>` element. The same panels give the same bytes."""
     labels = {curve.name for panel in panels for curve in panel.curves}
     labels |= {FLOOR for panel in panels if panel.floor}
-    columns = min(6, max(1, 150 // (8 + max(map(len, labels), default=0))))  # as many as the width holds
+    columns = min(6, max(1, 150 // (8 + max(map(len, labels), default=0))))  # as many as fit the width
     height = 4.5 + 0.2 * max(1, math.ceil(len(labels) / columns))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.8, height), layout="constrained")
@@ -121,7 +121,7 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
         for point in curve.points:
             sharing.setdefault(point.nfe, []).append(curve.name)
 
-    def apart(curve: Curve, nfe: int) -> float:  # else the last curve would hide the others
+    def apart(curve: Curve, nfe: int) -> float:  # otherwise the last curve would hide the others
         return float(nfe * 1.035 ** (sharing[nfe].index(curve.name) - (len(sharing[nfe]) - 1) / 2))
 
     if not panel.share:  # before anything is drawn, so that the limits follow from this scale
@@ -162,16 +162,17 @@ def fill(axes: Axes, panel: Panel) -> dict[str, Any]:
 
 
 def near_zero(panel: Panel) -> float:
-    """Up to which distance the axis is linear: the smallest upper end of a model's interval, a power of 10.
+    """Distance below which the axis is linear: the smallest upper interval end, as a power of 10 below it.
 
-    Below it no model's distance is told apart from 0, and a logarithm would show nothing but noise.
+    Below it no model's distance is significantly different from 0, and a logarithmic axis would show only
+    noise.
     """
     ends = [point.high for curve in panel.curves for point in curve.points if point.high > 0]
     return float(10.0 ** math.floor(math.log10(min(ends, default=1.0))))
 
 
 def ticks_of(linear_to: float, low: float, high: float) -> list[float]:
-    """0 and 1, 2 and 5 times the powers of 10 on both sides of it, from low to high; a few digits each."""
+    """Ticks from low to high: 0, and 1, 2 and 5 times powers of 10 of both signs; fewer over many decades."""
     decades = max(math.ceil(math.log10(max(abs(low), abs(high), linear_to) / linear_to)), 0)
     digits = (1, 2, 5) if decades < 3 else (1, 3) if decades < 5 else (1,)
     powers = [linear_to * 10**k for k in range(decades + 1)]

@@ -1,4 +1,4 @@
-"""Curves of what was measured during training, as one SVG."""
+"""Curves of the evaluations during training, as one SVG."""
 
 import math
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ class Training:
 
 
 def curves(models: Sequence[Model], folder: Path) -> list[Training]:
-    """Of the models that were measured while they trained; folder: of all models."""
+    """Curves of the models that were evaluated during training; folder: the folder of all models."""
     files = [(model, folder / model.name / "evaluations.json") for model in models]
     return [
         Training(model.name, model.place, read_json(file)["curve"]) for model, file in files if file.exists()
@@ -41,7 +41,7 @@ def curves(models: Sequence[Model], folder: Path) -> list[Training]:
 
 
 def render(trainings: Sequence[Training]) -> str:
-    """A small plot per measure, over the share of each training; empty where there are none."""
+    """A small plot per measure, over the progress of each training in percent; empty where there are none."""
     if not trainings:
         return ""
     shown = [

@@ -1,4 +1,4 @@
-"""How each model of the chain is asked for images."""
+"""Draws latents and images with any model of the chain."""
 
 from dataclasses import dataclass, replace
 
@@ -15,15 +15,15 @@ from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Fresh, Solver, solve
 
 DECODER = "decoder"
-"""The part of a model that decodes its latents."""
+"""Name of the part of a model that decodes its latents."""
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One model, ready to draw.
+    """A model with its sampling settings.
 
-    The model's own record (`Model.sampling`) says which solver, times and guidance it has; `sampling`, the
-    section of params, supplies what the record leaves open. clip: bound of x_0, latents' units.
+    The model's record (`Model.sampling`) sets solver, times and guidance. What the record leaves open comes
+    from `sampling`, the section of params. clip: bound of x_0, in the units of the latents.
     """
 
     model: Model
@@ -32,7 +32,7 @@ class Sampler:
     clip: float | None = None
 
     def denoise(self, guided_each: bool = False) -> Denoise:
-        """The model's estimate with guidance and clipping; guided_each: by the condition `guidance`."""
+        """The model's guided and clipped estimate; guided_each: scale from the condition `guidance`."""
         denoise: Denoise = self.model.denoiser
         if self.doubled or (guided_each and self.model.sampling.guidance is Guidance.SCALE):
             unconditional = self.backbone.unconditional(self.sampling.negative_prompt)
@@ -45,17 +45,17 @@ class Sampler:
 
     @property
     def guidance(self) -> float | None:
-        """The scale that it draws at; None where that is built into the model."""
+        """The guidance scale of its samples; None where guidance is built into the model."""
         built_in = self.model.sampling.guidance is Guidance.BUILT_IN
         return None if built_in else self.sampling.guidance
 
     @property
     def doubled(self) -> bool:
-        """Whether each step asks the network with and without the prompt."""
+        """Whether each step evaluates the network with and without the prompt."""
         return self.model.sampling.guidance is Guidance.SCALE and self.sampling.guidance != 1
 
     def on(self, path: Schedule) -> "Sampler":
-        """The same sampler with its model read on another path."""
+        """The same sampler with its model evaluated on another path."""
         return self._reading(self.model.denoiser.on(path))
 
     def _reading(self, denoiser: Denoiser) -> "Sampler":
@@ -67,7 +67,7 @@ class Sampler:
     ) -> Tensor:
         """From noise `[B, C, h, w]` to latents of the same shape in `steps` steps.
 
-        fresh: noise of further steps, for the solver `renoise`.
+        fresh: noise that the steps add, for the solver `renoise`; see `solve`.
         """
         record = self.model.sampling
         solver = record.solver or self.sampling.solver

@@ -1,6 +1,7 @@
-"""Encodes a data set once, for everything that trains on real images.
+"""Encodes a data set to latents and conditions, once for all trainings on real images.
 
-A folder holds one file per shard of the data set, so a part of it is made and found again by itself.
+A folder holds one file per shard of the data set. Each file is written, and reused after an interruption, by
+itself.
 """
 
 import os
@@ -33,7 +34,7 @@ def encode_split(
     work: Workspace,
     inputs: Mapping[str, Path],
 ) -> None:
-    """Encode every shard of a split into `out`; work: keeps finished shards until all are.
+    """Encode every shard of a split into `out`; work: keeps finished shards until all are finished.
 
     dtype: of latents and conditions on disk. Each distinct caption of a shard is encoded once.
     """
@@ -67,10 +68,10 @@ def encode_shards(
     folder: Path,
     save: Callable[[Path, Tensor, Sequence[str]], None],
 ) -> None:
-    """A file per shard of a split into `folder`; those already there are kept.
+    """Write one file per shard of a split into `folder`; existing files are kept.
 
-    name: of the progress bar. save(file, latents, captions): writes one whole. Each process encodes shards of
-    its own, and all wait for the last.
+    name: of the progress bar. save(file, latents, captions): writes one file atomically. Each process encodes
+    its own shards and then waits for the others.
     """
     shards = local_slice(read_index(data).splits[split])
     done = 0
@@ -87,7 +88,7 @@ def encode_shards(
 
 @torch.no_grad()
 def latents_of(images: Sequence[ImageRecord], encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """Images encoded `[N, C, h, w]`, on the host."""
+    """Latents `[N, C, h, w]` of images, on the host."""
     with autocast():
         parts = [encode(image_batch(some).to(device())).cpu() for some in in_parts(images, images_at_once())]
     return torch.cat(parts)
@@ -95,7 +96,7 @@ def latents_of(images: Sequence[ImageRecord], encode: Callable[[Tensor], Tensor]
 
 @torch.no_grad()
 def demand_resolution(backbone: Backbone, resolution: int) -> None:
-    """Encode one gray image. Raises UserError where the teacher's latents have another shape than its."""
+    """Encode one gray image. Raises UserError if its latent does not have the shape of the teacher's."""
     with autocast():
         latent = backbone.encode(torch.zeros(1, 3, resolution, resolution, device=device()))
     if latent.shape[1:] != backbone.latent_shape:

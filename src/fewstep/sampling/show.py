@@ -37,7 +37,7 @@ def save_grid(
     """Write a PNG: one row per prompt, `count` columns; column j of every row starts from noise j of `seed`.
 
     model: an artifact; its teacher is `teacher` beside it. steps: None for the count it was made for.
-    Raises UserError when the model is not whole, or has no step count of its own and none is given.
+    Raises UserError when the artifact is incomplete, or when no step count is given and the model has none.
     """
     deterministic()
     teacher = model if read_json(model / NAME).get("kind") == "teacher" else model.parent / TEACHER.name

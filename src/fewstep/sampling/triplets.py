@@ -1,4 +1,4 @@
-"""Draws a shard of teacher triplets: batch by batch, each batch safe on disk once done."""
+"""Draws a shard of teacher triplets batch by batch; each finished batch is saved at once."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -38,8 +38,8 @@ def write_triplets(
 ) -> None:
     """One shard of triplets; each one's prompt, noise and guidance are keyed by its index.
 
-    work: keeps finished batches until the shard is whole. inputs: the manifest's. Each process draws its own
-    batches; the main one puts all together.
+    work: keeps finished batches until the shard is complete. inputs: those of the manifest. Each process
+    draws its own batches; the main process joins them.
     """
     deterministic()
     backbone, first, count = sampler.backbone, shard * config.shard_size, config.shard_size
@@ -97,7 +97,7 @@ def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:
 
 
 def guidance_of(config: TripletsConfig, key: Key, indices: Sequence[int]) -> dict[str, Tensor]:
-    """Each triplet's own guidance scale `[n]`; empty where all have the sampling's."""
+    """Each triplet's own guidance scale `[n]`; empty where all have the scale of `sampling`."""
     if config.guidance is None:
         return {}
     low, high = config.guidance
@@ -105,5 +105,5 @@ def guidance_of(config: TripletsConfig, key: Key, indices: Sequence[int]) -> dic
 
 
 def part_of(folder: Path, start: int) -> Path:
-    """Where the finished batch that begins at `start` waits."""
+    """File of the finished batch that begins at `start`."""
     return folder / f"latents-{start:08d}.safetensors"

@@ -23,18 +23,18 @@ class MethodConfig(Section):
     guidance_embedding: bool = False
     """The student takes guidance as a condition; it learns from triplets whose `guidance` varies."""
     takes: ClassVar[tuple[str, ...]] = ()
-    """What the student's network takes beside its time, whatever its start takes: see `Denoiser.inputs`."""
+    """Inputs beside its time that the method adds to the student's network: see `Denoiser.inputs`."""
     learns_from: ClassVar[tuple[str, ...]] = ("triplets",)
-    """What `data` may be: a method that needs the noise of each end point has triplets alone."""
+    """Allowed values of `data`. A method that needs the noise of each end point allows triplets only."""
 
     @property
     def inputs(self) -> tuple[str, ...]:
-        """What the student's network takes beside its time, if its start does not take more."""
+        """Inputs beside its time that the student's network has at least; its start may have more."""
         return (*((GUIDANCE,) if self.guidance_embedding else ()), *self.takes)
 
     @property
     def needs_feature_maps(self) -> bool:
-        """Whether the loss compares maps of the network `features`."""
+        """Whether the loss compares feature maps of the network `features`."""
         return False
 
     @model_validator(mode="after")

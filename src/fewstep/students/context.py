@@ -1,4 +1,4 @@
-"""What a distillation method receives."""
+"""Inputs of a distillation method: models, data and random keys."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ PREVIEWED = 8
 class Context:
     """Inputs of a method, opened when first used.
 
-    name: of the model to be made; with `seed` it keys everything random. start: the model it starts from,
-    frozen. student: equal to the start; all of it or its adapter is trained. shards: folders of triplets.
-    features: folder or file of the feature network of a perceptual loss. encoded: folder of encoded real
-    images. negative_prompt: of the teacher's guidance, from `sampling`.
+    name: of the new model; with `seed` it keys all randomness. start: the model it starts from, frozen.
+    student: equal to the start before training; all its weights or its adapter are trained. shards: folders
+    of triplets. features: folder or file of the feature network of a perceptual loss. encoded: folder of
+    encoded real images. negative_prompt: of the teacher's guidance, from `sampling`.
     """
 
     name: str
@@ -69,7 +69,7 @@ class Context:
         return collate_rows(self.real.rows(positions), device())
 
     def clean_batch(self, positions: Sequence[int]) -> tuple[Tensor, Conditions]:
-        """x_0 `[B, C, h, w]` and conditions, of what the method's `data` names."""
+        """x_0 `[B, C, h, w]` and conditions, from the source that the method's `data` names."""
         if self.encoded is not None:
             return self.real_batch(positions)
         triplets = self.triplet_batch(positions)
@@ -88,6 +88,6 @@ class Context:
         return sampler.images(batch.conditions, batch.eps, steps, fresh)
 
     def unconditional(self) -> Conditions:
-        """The other side of guidance, batch size 1."""
+        """Conditions of the negative prompt, for classifier-free guidance; batch size 1."""
         with torch.no_grad():
             return self.backbone.unconditional(self.negative_prompt)

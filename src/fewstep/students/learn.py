@@ -1,4 +1,4 @@
-"""From one model of the chain to the next: what the stages `reflow`, `halve` and `distill` share."""
+"""Trains a student from a model of the chain: what the stages `reflow`, `halve` and `distill` share."""
 
 import importlib
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ from fewstep.training.lora import detach
 class Task:
     """One student to be trained.
 
-    stage: as DVC names it. name: of the model. method: the file of `methods/`. shards: of the triplets to
-    learn from. features: where the feature network lies. negative_prompt: of the teacher's guidance.
+    stage: its name in DVC. name: of the model. method: the file of `methods/`. shards: numbers of the triplet
+    shards to learn from. features: path of the feature network. negative_prompt: of the teacher's guidance.
     """
 
     stage: str
@@ -50,7 +50,7 @@ class Task:
 
     @property
     def inputs(self) -> dict[str, Path]:
-        """Name -> everything the model is made from."""
+        """Name -> path of every artifact that the model is made from."""
         start = self.config.from_
         found = {start: MODELS / start, "teacher": TEACHER} | {f"triplets {p.name}": p for p in self.triplets}
         optional = {"features": self.features, "encoded": self.encoded}
@@ -58,7 +58,7 @@ class Task:
 
     @property
     def params(self) -> dict[str, Any]:
-        """What else the model depends on."""
+        """Everything else that the model depends on, as plain values."""
         return {
             "seed": self.seed,
             "name": self.name,
@@ -72,7 +72,7 @@ def method_module(name: str) -> Any:
     """`fewstep.methods.<name>`, a file with:
 
     - `Config`, a `MethodConfig`;
-    - `student_of(config, start)`, the model to be made as it begins: its path and its steps;
+    - `student_of(config, start)`, the student model before training, with its path and step count;
     - `METHOD`, the `StudentMethod` that trains it, called as `METHOD(config, context, student)`.
 
     Raises UserError on an unknown name.
@@ -82,7 +82,7 @@ def method_module(name: str) -> Any:
         module = importlib.import_module(whole)
     except ModuleNotFoundError as error:
         if not whole.startswith(str(error.name)):
-            raise  # something that the method needs
+            raise  # an import within the method failed
         module = None
     if not all(hasattr(module, part) for part in ("Config", "student_of", "METHOD")):
         file = f"src/fewstep/methods/{name}.py"

@@ -12,7 +12,7 @@ from fewstep.students.watch import DRIFT, Watch
 from fewstep.training.method import Method
 
 STEPS = 4
-"""At which a student is looked at that was made for any number of steps."""
+"""Step count of evaluations and previews of a student that was made for any number of steps."""
 
 
 class StudentMethod(Method):
@@ -26,7 +26,7 @@ class StudentMethod(Method):
 
     @cached_property
     def watch(self) -> Watch:
-        """Made when first asked for."""
+        """The measurements, set up on first use."""
         return Watch(self.context)
 
     def evaluate(self) -> dict[str, float]:

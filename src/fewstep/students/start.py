@@ -1,4 +1,4 @@
-"""The student at the beginning of a training."""
+"""Initialises a student from its start model."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -17,9 +17,9 @@ from fewstep.training.lora import attach, twin
 def start_and_student(
     start: Model, name: str, backbone: Backbone, config: MethodConfig, seed: int
 ) -> tuple[Model, Model]:
-    """The start as it stays, and the student that begins as its equal, under the new name.
+    """The start model, unchanged, and a student equal to it before training, under the new name.
 
-    A whole student is a copy; with `lora` both share one copy of the base weights.
+    Without `lora` the student is a copy; with it both share one copy of the base weights.
     """
     inputs = inputs_of(start, config)
     if config.lora is None:
@@ -36,12 +36,12 @@ def start_and_student(
 
 
 def inputs_of(start: Model, config: MethodConfig) -> tuple[str, ...]:
-    """What the student's network takes beside its time: what its start takes, then what else it learns."""
+    """Inputs of the student's network beside its time: those of its start, then those that `config` adds."""
     taken = start.denoiser.inputs
     return (*taken, *(name for name in config.inputs if name not in taken))
 
 
 def with_net(model: Model, net: nn.Module, backbone: Backbone, inputs: tuple[str, ...]) -> Model:
-    """The model with another network in its place; inputs: see `Denoiser.inputs`."""
+    """The model with its network replaced by `net`; inputs: see `Denoiser.inputs`."""
     denoiser = replace(model.denoiser, network=backbone.network(net, inputs), inputs=inputs)
     return replace(model, net=net, denoiser=denoiser)

@@ -1,4 +1,4 @@
-"""What is measured of a student while it trains: on fixed prompts and noise, against the teacher's images."""
+"""Measures of a student while it trains: on fixed prompts and noise, against the teacher's images."""
 
 from functools import cached_property
 from typing import Any
@@ -20,17 +20,17 @@ from fewstep.sampling.draw import Sampler
 from fewstep.students.context import Context
 
 IMAGES = 64
-"""Triplets whose noise and prompts the student draws."""
+"""Number of triplets from whose noise and prompts the student draws images."""
 PROMPTS, SAMPLES = 8, 4
-"""Prompts drawn from several noise samples each, for diversity."""
+"""Number of prompts, and of noise samples per prompt, for the measure `diversity`."""
 DRIFT = 0.15
-"""Relative change of a tone against the teacher's images at equal noise, beyond which it is a warning."""
+"""Relative change of a tone, against the teacher's images of the same noise, that triggers a warning."""
 
 
 class Watch:
-    """The fixed samples, and what they are compared in.
+    """The fixed samples, and the features in which they are compared.
 
-    Features are those of the network that the training was given, else mean colours of an 8 x 8 grid.
+    Features are those of the training's feature network. Without one, they are mean colours of an 8 x 8 grid.
     """
 
     def __init__(self, context: Context) -> None:
@@ -39,7 +39,7 @@ class Watch:
 
     @cached_property
     def triplets(self) -> TripletBatch:
-        """Of the training's data, in a fixed order."""
+        """The first IMAGES triplets in the training's order."""
         return self.context.triplet_batch(range(IMAGES))
 
     @cached_property
@@ -62,9 +62,9 @@ class Watch:
         """The measures by name.
 
         agreement: root mean square distance of latents to the teacher's end points. feature_distance: 1 - the
-        mean cosine of features to those of the teacher's image of the same noise, around the teacher's mean;
-        0: the same. diversity: mean distance of two images of one prompt. brightness, saturation, contrast,
-        detail: relative change against the teacher's images.
+        mean cosine similarity of features to those of the teacher's image of the same noise, both relative to
+        the teacher's mean; 0 is identical. diversity: mean feature distance of two images of one prompt.
+        brightness, saturation, contrast, detail: relative change against the teacher's images.
         """
         backbone, pairs = self.context.backbone, self.triplets
         sampler = Sampler(student, backbone, SamplingConfig())

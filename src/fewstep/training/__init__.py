@@ -1,1 +1,1 @@
-"""The one training loop and what it keeps."""
+"""The training loop that all methods share, and its saved state."""

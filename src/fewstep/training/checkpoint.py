@@ -1,4 +1,4 @@
-"""Training state that survives any kill: safetensors and JSON, written whole, nothing pickled."""
+"""Training checkpoints that survive any kill: safetensors and JSON, written atomically, no pickle."""
 
 import shutil
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from fewstep.core.files import read_json, whole_folder, write_json
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Keep the state after `step` steps, tensors on the host, then drop older ones."""
+    """Save the state after `step` steps, tensors on the host, then delete older states."""
     with whole_folder(folder / f"step-{step:08d}") as staging:
         save_file(
             {name: value.contiguous() for name, value in tensors.items()}, staging / "state.safetensors"
@@ -22,7 +22,7 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
 
 
 def load_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """The newest whole state as (steps done, tensors on the host), or None."""
+    """The newest complete state as (steps done, tensors on the host), or None."""
     found = states(folder)
     if not found:
         return None
@@ -30,5 +30,5 @@ def load_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
 
 
 def states(folder: Path) -> list[Path]:
-    """Whole states, oldest first."""
+    """Folders of complete states, oldest first."""
     return sorted(folder.glob("step-*"))

@@ -11,7 +11,7 @@ from fewstep.core.switches import is_on
 class Ema:
     """`average <- d average + (1 - d) weights`, `d = min(decay, (1 + n) / (10 + n))` at update n.
 
-    The ramp lets the average forget the initial weights in short trainings.
+    The ramp removes the initial weights from the average in short trainings.
     """
 
     def __init__(self, average: Mapping[str, Tensor], decay: float) -> None:
@@ -20,7 +20,7 @@ class Ema:
 
     @torch.no_grad()
     def update(self, weights: Mapping[str, Tensor]) -> None:
-        """Fold in the weights after an optimizer step."""
+        """Update the average with the weights after an optimizer step."""
         assert weights.keys() == self.average.keys(), "EMA and model have different parameters"
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         new = [weights[name].detach().to(average) for name, average in self.average.items()]
@@ -29,6 +29,6 @@ class Ema:
 
 
 def beside(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of the weights in float32; in the host's memory with FEWSTEP_EMA_ON_HOST."""
+    """Copies of the weights in float32; in host memory with FEWSTEP_EMA_ON_HOST."""
     where = "cpu" if is_on("EMA_ON_HOST") else None
     return {name: value.detach().clone().to(where, torch.float32) for name, value in weights.items()}

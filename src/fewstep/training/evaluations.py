@@ -1,4 +1,4 @@
-"""Evaluation during training: a curve, a warning of what drifts, and the best weights."""
+"""Evaluation during training: a curve of measures, warnings of drift, and the best weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,11 +18,11 @@ BEST = "best"
 
 
 class Evaluations:
-    """Of one training, in its folder.
+    """Evaluations of one training, in its folder.
 
-    Every `evaluate_every` steps and at the last one, the state is saved first and then measured, with the
-    kept averages in the place of the weights. So a training that resumes at that step measures the same
-    weights again where the measurement was lost: curve and best weights are the same after a kill.
+    Every `evaluate_every` steps and at the last one, the state is saved first and then measured, on the
+    EMA of the weights where there is one. If a kill loses the measurement, the training resumes at that step
+    and measures the same weights again. So curve and best weights are the same after a kill.
     """
 
     def __init__(self, state: State) -> None:
@@ -34,14 +34,14 @@ class Evaluations:
 
     @property
     def due(self) -> bool:
-        """Whether the current step is measured."""
+        """Whether the current step is to be measured."""
         if self.training is None or not self.training.evaluate_every:
             return False
         step = self.state.step
         return step > 0 and (step % self.training.evaluate_every == 0 or step == self.training.steps)
 
     def measure(self) -> Mapping[str, float]:
-        """Measure the current step, unless that was done; its state is on disk. All processes call this."""
+        """Measure the current step unless that was done; its state is on disk. All processes call this."""
         if self.curve and self.curve[-1]["step"] == self.state.step:
             return {}
         with self.state.kept_weights():
@@ -64,13 +64,13 @@ class Evaluations:
         return self.training is not None and self.training.keep == "best"
 
     def is_best(self, record: Mapping[str, Any]) -> bool:
-        """Whether the measure is lower than at every step before."""
+        """Whether the measure is lower than in every record before."""
         assert self.training is not None
         measure = self.training.measure
         return all(record[measure] < before[measure] for before in self.curve)
 
     def save_best(self) -> None:
-        """Keep the weights as they are now."""
+        """Save the current weights as the best ones."""
         found = {}
         for label, group in self.state.groups.items():
             for name, weight in group.weights.items():
@@ -83,13 +83,13 @@ class Evaluations:
                 write_json(staging / "step.json", {"step": self.state.step})
 
     def weights(self) -> dict[str, Tensor]:
-        """The best ones, by "group/module/parameter"; empty where none are kept."""
+        """The best weights by name, "group/module/parameter"; empty where none are saved."""
         if not self.keeps_best or not self.best.exists():
             return {}
         return load_file(self.best / "weights.safetensors")
 
     def warn(self) -> None:
-        """Print, once each, what has gone beyond its limit twice in a row, and since when."""
+        """Print a warning, once per measure, when it exceeds its limit in two records in a row."""
         for name, limit in self.state.method.limits.items():
             since = beyond(self.curve, name, limit)
             if since is not None and name not in self.warned:
@@ -103,7 +103,7 @@ class Evaluations:
 
 
 def beyond(curve: Sequence[Mapping[str, Any]], name: str, limit: float) -> int | None:
-    """The step since which a measure's size is above the limit, if that is for two records at least."""
+    """The step since which a measure's absolute value exceeds the limit; None for fewer than two records."""
     outside = 0
     for record in reversed(curve):
         if abs(record.get(name, 0.0)) <= limit:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 FACTOR = 1000.0
 """A value this many times its running mean has exploded."""
 RESTING = 0.1
-"""The running mean counts as at least this share of its own peak."""
+"""Lower bound of the running mean, as a share of its peak."""
 SETTLED = 50
 """Values seen before the running mean is trusted."""
 DECAY = 0.98
@@ -14,11 +14,11 @@ DECAY = 0.98
 
 @dataclass
 class ExplosionGuard:
-    """Follows the size of one number: a loss, or the norm of a group's gradients.
+    """Tracks the absolute value of one number: a loss, or the norm of a group's gradients.
 
-    Size is the absolute value, so that a negative loss (WGAN, a logarithm) is guarded too. A loss may rest at
-    0, as a saturated hinge discriminator's does, and come back to its usual size: the running mean is never
-    taken for less than a tenth of its peak.
+    The absolute value guards negative losses too (WGAN, a logarithm). A loss may stay at 0 for a while, as
+    that of a saturated hinge discriminator does, and then return to its usual size. So the running mean
+    counts as at least a tenth of its peak.
     """
 
     mean: float = 0.0
@@ -26,7 +26,7 @@ class ExplosionGuard:
     count: int = 0
 
     def accepts(self, value: float) -> bool:
-        """Whether training may go on after this value, which then counts as seen."""
+        """Whether training may continue after this value; if so, it enters the running mean."""
         size = abs(value)
         usual = max(self.mean, RESTING * self.peak)
         if not math.isfinite(value) or (self.count > SETTLED and size > FACTOR * usual > 0):

@@ -1,4 +1,4 @@
-"""What changes of one group while it trains: weights, optimizers, averages, the gradient scale."""
+"""Training state of one optimizer group: weights, optimizers, averages, gradient scale."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +26,8 @@ from fewstep.training.sharding import full_tensor, reshard, shard
 class GroupState:
     """A group on this process's device.
 
-    weights: the trained parameters by name, "module/parameter", fixed here: what a method does to
-    `requires_grad` later neither drops a weight from a saved state nor adds one.
+    weights: the trained parameters by name, "module/parameter". The set is fixed here: a later change of
+    `requires_grad` by a method neither removes a weight from a saved state nor adds one.
     """
 
     def __init__(self, group: Group) -> None:
@@ -52,7 +52,7 @@ class GroupState:
 
     @contextmanager
     def constant(self) -> Iterator[None]:
-        """Gradients pass through the networks to their inputs, and leave none on the weights."""
+        """Gradients pass through the networks to their inputs; their weights receive none."""
         before = {name: weight.requires_grad for name, weight in self.weights.items()}
         for weight in self.weights.values():
             weight.requires_grad_(False)
@@ -63,16 +63,16 @@ class GroupState:
                 weight.requires_grad_(before[name])
 
     def forget_gradients(self) -> None:
-        """Before and after a turn no weight has a gradient."""
+        """Set the weights' gradients to None; called before and after each group's update."""
         for weight in self.weights.values():
             weight.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Those at hand."""
+        """Gradients of all weights that have one."""
         return [weight.grad for weight in self.weights.values() if weight.grad is not None]
 
     def clipped_norm(self) -> tuple[float, bool]:
-        """Clip the gradients. Returns their norm before, and whether it overflowed in float16."""
+        """Clip the gradients. Returns their norm before clipping, and whether it overflowed in float16."""
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = full_tensor(clip_grad_norm_(list(self.weights.values()), self.config.clip))
@@ -81,7 +81,8 @@ class GroupState:
     def update(self, rate: float) -> None:
         """Step the optimizers at this learning rate, then the averages.
 
-        Gradients that overflowed in float16 change no weight: their scale is halved, and training goes on.
+        Where gradients overflowed in float16, no weight changes, the gradient scale is halved and training
+        continues.
         """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -93,7 +94,7 @@ class GroupState:
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:
-        """The weights that would be kept now, in evaluation mode: the average, where there is one."""
+        """Swap in the weights that would be kept now (the EMA, if there is one), in evaluation mode."""
         modes = {name: module.training for name, module in self.group.modules.items()}
         average = self.averages[KEPT].average if KEPT in self.averages else {}
         before = {name: self.weights[name].detach().clone() for name in average}
@@ -133,7 +134,7 @@ class GroupState:
     def finish(self, chosen: Mapping[str, Tensor]) -> None:
         """Leave the chosen weights in ordinary modules in evaluation mode.
 
-        chosen: by name; where it is empty, the final weights, or their kept average.
+        chosen: by name; where it is empty, the EMA of the weights or, without one, the final weights.
         """
         if chosen:
             copy_into(self.weights, chosen)
@@ -146,7 +147,7 @@ class GroupState:
 
 
 def averaged_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Copies of networks whose trained weights are float32 copies; frozen ones are shared."""
+    """Copies of networks: trained weights are copied in float32, frozen weights are shared."""
     shared = {id(w): w for module in modules.values() for w in module.parameters() if not w.requires_grad}
     copies = {name: deepcopy(module, dict(shared)) for name, module in modules.items()}
     for copy in copies.values():

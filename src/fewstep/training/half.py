@@ -1,7 +1,7 @@
-"""Frozen weights in half precision: the same numbers in half the memory.
+"""Frozen weights in half precision: bit-identical results with half the memory.
 
-Autocast rounds the weights of linear and convolutional layers at every call, and those of other layers never.
-Frozen ones of the first kind are rounded once instead. Every result keeps its bits.
+Autocast rounds the weights of linear and convolutional layers at every call, and never those of other layers.
+Here the frozen weights of linear and convolutional layers are rounded once instead.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,8 +26,8 @@ LAYERS = (
 def halve_frozen(networks: Iterable[nn.Module]) -> None:
     """Round the frozen weights that autocast would, in place.
 
-    Left as they are: networks in shards, whose blocks have one type each, and those that are run without
-    autocast (`force_upcast` of an autoencoder's configuration).
+    Not rounded are FSDP-sharded networks, whose blocks need one dtype each, and networks that run without
+    autocast (`force_upcast` in an autoencoder's configuration).
     """
     dtype = half()
     if dtype is None:
@@ -41,7 +41,7 @@ def halve_frozen(networks: Iterable[nn.Module]) -> None:
 
 
 def half() -> torch.dtype | None:
-    """The type of frozen weights on this machine; None: they stay float32."""
+    """The dtype of frozen weights on this machine; None: they stay float32."""
     return None if in_shards() else DTYPES[mixed_precision()]
 
 
@@ -53,7 +53,7 @@ def rounded_by_autocast(net: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def restore_frozen(net: nn.Module, whole: nn.Module) -> None:
-    """Undo it, in place: frozen weights of a network with an adapter from the network without."""
+    """Undo `halve_frozen` in place for `net`, which has an adapter; whole: the same network without it."""
     weights = dict(whole.named_parameters())
     for name, weight in net.named_parameters():
         original = weights.get(name.replace(".base_layer", ""))

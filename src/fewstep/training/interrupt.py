@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a flag, so that a step is never torn."""
+"""SIGINT and SIGTERM as a flag, so that they never interrupt a step."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether a signal has arrived since."""
+    """Yields a function that reports whether a signal has arrived since."""
     arrived: list[int] = []
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda n, frame: arrived.append(n)) for number in numbers]

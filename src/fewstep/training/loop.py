@@ -1,4 +1,4 @@
-"""The one training loop. It knows no method by name."""
+"""The training loop that all methods share. It has no code for a specific method."""
 
 import sys
 import time
@@ -29,7 +29,7 @@ PREVIEWS = 5
 
 
 def train(method: Method, name: str, seed: int, folder: Path) -> None:
-    """Train `method` to its end, from the newest state in `folder / name` where there is one.
+    """Train `method` to its last step, from the newest state in `folder / name` where there is one.
 
     Afterwards its groups' networks hold the trained weights. A finished training returns at once, so a
     stage may train several methods in turn and be killed between them.
@@ -39,9 +39,9 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     deterministic()
     barrier()
     accelerator = Accelerator(
-        # Precision is ours: the networks that are not trained need it as much.
+        # `autocast` sets the precision instead, because networks that are not trained need it too.
         mixed_precision="no",
-        # None: of an empty list it warns.
+        # None, because Accelerator warns about an empty list.
         log_with=[tracker for tracker in switch("TRACKERS", "tensorboard").split(",") if tracker] or None,
         project_dir=LOGS,
     )
@@ -50,7 +50,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     state = State(method, folder / name)
     state.resume()
     evaluations = Evaluations(state)
-    # From here on the main process may replace what the others have just read.
+    # From here on the main process may replace files that the other processes have just read.
     barrier()
     patience = float(switch("SAVE_EVERY_SECONDS", "30"))
     with unless_it_fails(accelerator):
@@ -58,7 +58,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     try:
         with interruptible() as interrupted, progress(name, training.steps, state.step) as report:
             saved = time.monotonic()
-            if evaluations.due:  # it may have been killed while it measured
+            if evaluations.due:  # a kill may have lost this measurement
                 evaluate(evaluations, accelerator)
             while state.step < training.steps:
                 losses, logged = advance(state, name, seed, training.batch_size)
@@ -74,7 +74,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                 )
                 stop = arrived and state.step < training.steps
                 shown &= state.step % max(training.steps // PREVIEWS, 1) == 0
-                # Images may take minutes: what was trained is on disk before they are begun.
+                # Images may take minutes, so the state is saved before they are drawn.
                 if stop or due or shown or evaluations.due or state.step == training.steps:
                     state.save()
                     saved = time.monotonic()
@@ -87,7 +87,7 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                 if shown:
                     show(state, accelerator)
     finally:
-        # Not `end_training`: it would also part the processes, which a next training needs together.
+        # Not `end_training`: it would also destroy the process group, which the next training needs.
         with unless_it_fails(accelerator):
             for tracker in accelerator.trackers:
                 tracker.finish()
@@ -96,11 +96,13 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
 
 def evaluate(evaluations: Evaluations, accelerator: Accelerator) -> None:
     """Measure the current step and log what was measured."""
+    begun = time.monotonic()
     with torch.no_grad(), autocast():
         values = evaluations.measure()
     if values:
+        seconds = {"evaluation/seconds": time.monotonic() - begun}
         with unless_it_fails(accelerator):
-            accelerator.log(dict(values), step=evaluations.state.step)
+            accelerator.log({**values, **seconds}, step=evaluations.state.step)
 
 
 def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
@@ -108,7 +110,7 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
     step, method = state.step, state.method
     begun = time.monotonic()
     positions = range(step * batch_size, (step + 1) * batch_size)
-    # Dropout inside networks draws from the global generator; keyed, a resumed step is the same step.
+    # Dropout inside networks draws from the global generator. Keyed by step, it is the same after a resume.
     torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
     parts = []
     for few, share in portions(positions):
@@ -139,7 +141,7 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
 def accumulate(
     method: Method, label: str, parts: Sequence[tuple[float, Any]], step: int, scaler: torch.amp.GradScaler
 ) -> dict[str, float]:
-    """Add up a group's gradients over micro-batches (share of the rows, batch). Returns its loss terms."""
+    """Sum a group's gradients over micro-batches (share of the rows, batch). Returns its loss terms."""
     terms: dict[str, Tensor] = {}
     for share, batch in parts:
         with autocast():
@@ -156,8 +158,8 @@ def accumulate(
 def portions(positions: Sequence[int]) -> Iterator[tuple[Sequence[int], float]]:
     """This process's micro-batches of a step, each with its share of the batch's rows.
 
-    All processes have equally many, since networks in shards are asked by all at once: where rows divide
-    unevenly, one that would have fewer has its first row once more, with share 0.
+    All processes yield equally many, because an FSDP-sharded network has to be called by all ranks. Where
+    rows divide unevenly, a process that would have fewer yields its first row once more, with share 0.
     """
     mine = local_slice(positions)
     for few in micro_batches(mine):
@@ -181,7 +183,7 @@ def show(state: State, accelerator: Accelerator) -> None:
     """Log the method's images to the trackers that take images; rank 0 does.
 
     Every rank draws them, because an FSDP-sharded network has to be called by all ranks. A resumed training
-    does not repeat the images during which it ended: they may be the cause, and no result depends on them.
+    does not repeat the preview during which it ended: it may be the cause, and no result depends on it.
     """
     with torch.no_grad(), autocast():
         images = state.method.preview()

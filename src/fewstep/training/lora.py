@@ -1,9 +1,9 @@
 """Low-rank students (Hu et al. 2021, "LoRA"): `W + (alpha / rank) B A` on chosen layers, B = 0 at the start.
 
 Networks with adapters of their own (student, fake score, averages) and the one without share one copy of the
-base weights: they are separate modules on the same parameters, so none has to be switched for another.
-The adapter is kept in diffusers' format, for `load_lora_weights` on the network it started from; the network
-that goes on in the chain has it merged, so that nothing after it needs to know.
+base weights. They are separate modules on the same parameters, so adapters are never switched on or off.
+The adapter is saved in diffusers' format, for `load_lora_weights` on the network it started from. The network
+that later stages use has the adapter merged, so they need no code for it.
 """
 
 import json
@@ -24,19 +24,19 @@ from fewstep.core.errors import UserError
 M = TypeVar("M", bound=nn.Module)
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
-"""Under this name diffusers looks for rank and alpha in the file's header."""
+"""Key of the file's header under which diffusers looks for rank and alpha."""
 SETTINGS = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
-"""What we call it, and what PEFT does."""
+"""Name of a setting in `LoraSettings` -> its name in PEFT."""
 
 
 class LoraSettings(Section):
-    """`lora:` of a method."""
+    """Section `lora` of a method's parameters."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0)
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] | None = Field(None, min_length=1)
-    """Ends of the names of the layers it is on; null: the family's usual ones."""
+    """Ends of the names of the adapted layers; null: the family's usual ones."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class LowRank:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of it."""
+        """Its metadata in a manifest."""
         settings = {name: self.config[key] for name, key in SETTINGS.items()}
         return settings | {"parameters": sum(weight.numel() for weight in self.weights.values())}
 
     def save(self, folder: Path, part: str) -> None:
-        """Write `folder / FILE`; part: of the pipeline that the adapter is for, as `unet`."""
+        """Write `folder / FILE`; part: component of the pipeline that the adapter is for, such as `unet`."""
         folder.mkdir(parents=True, exist_ok=True)
         header = {f"{part}.{name}": value for name, value in self.config.items()}
         named = {f"{part}.{name}": value.contiguous().cpu() for name, value in self.weights.items()}
@@ -61,12 +61,12 @@ class LowRank:
 
 
 def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: int) -> None:
-    """Freeze the network and put a trainable adapter on it, in place, its A keyed by the seed.
+    """Freeze the network and attach a trainable adapter to it, in place; A is drawn from `seed`.
 
     usual: targets where the settings name none; those that the network does not have are left out. Raises
-    UserError on a target of the settings that no layer has for its name.
+    UserError on a target of the settings that matches no layer's name.
     """
-    import peft  # takes a second, which whole students need not wait for
+    import peft  # takes a second to import, and only adapters need it
 
     there = [name for name, _ in net.named_modules()]
     targets = settings.targets or [target for target in usual if is_in(target, there)]
@@ -76,7 +76,7 @@ def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: i
         raise UserError(f"lora.targets: {named}: no layer of the network has such a name")
     net.requires_grad_(False)
     torch.manual_seed(seed)
-    # PEFT declares alpha an int and divides by it as it is.
+    # PEFT declares alpha an int, but only divides it by the rank, so that a float works too.
     config = peft.LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=list(targets))  # type: ignore[arg-type]
     try:
         peft.inject_adapter_in_model(config, net)
@@ -90,14 +90,14 @@ def is_in(target: str, names: Iterable[str]) -> bool:
 
 
 def twin(net: M) -> M:
-    """A second network on the same weights: what is attached to it does not change the first."""
+    """A second network on the same weights: an adapter attached to it does not change the first."""
     return deepcopy(net, {id(weight): weight for weight in net.parameters()})
 
 
 def detach(net: nn.Module) -> LowRank:
     """Merge the adapter into the network, in place, and return it.
 
-    The adapted layers get weights of their own first: a twin on the same base stays as it is.
+    The adapted layers get copies of their weights first, so that a twin on the same base does not change.
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import get_peft_model_state_dict

@@ -19,10 +19,10 @@ class Group:
 
     modules: name -> network. The trained weights are those with `requires_grad` when training begins. Under
     FSDP, call a network as a whole, an autoencoder also by `encode` and `decode`, equally often in every
-    process; a weight is whole only within such a call.
+    process; a weight is gathered only during such a call.
     decays: name -> decay of further moving averages of these weights, for the method's own use.
-    averages: name -> networks by module name, their weights averaged, in evaluation mode, without gradient
-    on their weights. The loop makes and updates them; they share every frozen weight with `modules`.
+    averages: name -> networks by module name with averaged weights, in evaluation mode, without gradients on
+    their weights. The loop makes and updates them; they share every frozen weight with `modules`.
     """
 
     modules: dict[str, nn.Module]
@@ -39,7 +39,7 @@ class Group:
 class Rows:
     """This process's part of a step's batch.
 
-    step: 0-based. positions: the samples' places in the endless keyed order, `step * batch_size + row`;
+    step: 0-based. positions: the samples' indices in the endless keyed order, `step * batch_size + row`;
     everything random about a sample is keyed by its position.
     """
 
@@ -50,9 +50,9 @@ class Rows:
 class Method(ABC):
     """A training method: of the classifier, the autoencoder, the teacher, reflow, a distillation ...
 
-    One step runs `batch`, then `prepare` once without gradient. Then each group of `schedule`, in order, has
-    its turn: `losses`, backward, optimizer step. In a turn gradients reach the weights of that group alone:
-    the weights of the others are constants, through which gradients pass to their inputs.
+    One step runs `batch`, then `prepare` once without gradient. Then each group of `schedule` is updated, in
+    order: `losses`, backward, optimizer step. During the update only the weights of that group receive
+    gradients. Those of the other groups are constants: gradients pass through their networks to the inputs.
 
     A method holds no state but its networks. Whatever differs between steps is a function of `rows` and
     `step`.
@@ -73,7 +73,7 @@ class Method(ABC):
         """The samples of `rows`, on the device."""
 
     def prepare(self, batch: Any) -> Any:
-        """What the groups share in this step (a teacher's solution, say), made without gradient."""
+        """Compute without gradient what the groups share in this step, such as the teacher's solution."""
         return batch
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Method(ABC):
         """Named scalar terms, means over the batch's rows; `group` minimises their sum."""
 
     limits: Mapping[str, float] = {}
-    """Measure of `evaluate` -> size beyond which it counts as drift and is warned of."""
+    """Measure of `evaluate` -> absolute value beyond which a warning of drift is printed."""
 
     def evaluate(self) -> dict[str, float]:
         """Measures on fixed samples, with the weights that would be kept now; empty: none."""

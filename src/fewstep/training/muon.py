@@ -1,7 +1,7 @@
 """Muon: momentum, orthogonalised (Jordan et al. 2024, "Muon: an optimizer for hidden layers").
 
-torch.optim.Muon takes matrices only; most weights of a U-Net are convolution kernels, which are matrices of
-one row per output channel here. Updates are scaled to AdamW's size (Liu et al. 2025, "Muon is scalable for
+torch.optim.Muon takes matrices only. Most weights of a U-Net are convolution kernels; here they are matrices
+with one row per output channel. Updates are scaled to AdamW's size (Liu et al. 2025, "Muon is scalable for
 LLM training", eq. 4), so a learning rate means the same for both.
 """
 
@@ -15,22 +15,23 @@ from torch import Tensor
 from fewstep.training.sharding import per_matrix
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration, chosen for speed: singular values end up about 0.7 to 1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration, chosen for speed: singular values end up about 0.7 to
+1.2."""
 ITERATIONS = 5
 RIDGE = 1e-6
 ADAMW_RMS = 0.2
 IN_A_BLOCK = re.compile(r"[./]\d+\.")
-"""Of a layer's name: an entry of a list of blocks, and a layer within it."""
+"""Matches the name of a layer within an entry of a list of blocks."""
 EMBEDDING = "embed"
-"""In the names of embedding layers that lie in a block."""
+"""Part of the names of embedding layers, to recognise those within a block."""
 ADAPTER = ".lora_"
-"""What PEFT puts between a layer's name and its adapter's matrices."""
+"""In PEFT's parameter names, the separator between a layer's name and its adapter's matrices."""
 
 
 class Muon(torch.optim.Optimizer):
-    """For hidden weights of two or more dimensions.
+    """Muon for hidden weights of two or more dimensions.
 
-    lr: as AdamW's. momentum: of the Nesterov average. weight_decay: decoupled.
+    lr: on AdamW's scale. momentum: of the Nesterov average. weight_decay: decoupled.
     """
 
     def __init__(
@@ -40,10 +41,10 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the gradients at hand."""
+        """Update every weight that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            # Weights of one shape go in one batch: small matrices cost mostly their calls.
+            # Weights of one shape are batched: with small matrices the kernel launches take most of the time.
             shapes: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
@@ -67,9 +68,9 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrices: Tensor) -> Tensor:
     """About `U V^T` of each `U S V^T`, `[k, m, n]`, by Newton-Schulz.
 
-    The iteration `X <- (a + b G + c G^2) X`, `G = X X^T`, only ever multiplies X from the left by polynomials
-    of its first Gram matrix, so it runs on the small square matrices and touches the large ones twice. That
-    takes float32: rounding that made a Gram matrix's eigenvalue negative would be amplified without bound.
+    The iteration `X <- (a + b G + c G^2) X`, `G = X X^T`, multiplies X from the left by polynomials of its
+    first Gram matrix. So it runs on the small square matrices and uses the large ones only twice. This needs
+    float32: an eigenvalue of a Gram matrix that rounding makes negative would be amplified without bound.
     """
     a, b, c = COEFFICIENTS
     wide = matrices.shape[1] <= matrices.shape[2]
@@ -85,12 +86,13 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
 
 def is_hidden(name: str, weight: Tensor) -> bool:
-    """Whether Muon is for this weight: the matrix or kernel of a layer that lies in a block.
+    """Whether Muon trains this weight: the matrix or kernel of a layer within a block.
 
-    name: "module/parameter", as `trained_weights` has it. First, last and embedding layers lie beside a
+    name: "module/parameter", as in `trained_weights`. First, last and embedding layers are outside a
     network's lists of blocks: `conv_in` and `conv_out` of a U-Net, `proj_out` and `norm_out.linear` of a
-    transformer, but not the `proj_out` of a U-Net's block. A table that is added, as `scale_shift_table`, is
-    no layer's. An adapter's matrices count as those of the layer that it is on. AdamW takes the rest.
+    transformer, but not the `proj_out` of a U-Net's block. A table that is added, such as
+    `scale_shift_table`, is not the weight of a layer. An adapter's matrices count as weights of the layer
+    that it adapts. AdamW trains the rest.
     """
     layer, _, kind = name.partition(ADAPTER) if ADAPTER in name else name.rpartition(".")
     in_a_block = IN_A_BLOCK.search(layer) is not None and EMBEDDING not in layer

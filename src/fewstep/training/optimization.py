@@ -67,7 +67,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def optimizer_state(
     optimizers: Sequence[torch.optim.Optimizer], weights: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The optimizers' tensors, and counts as tensors, under the names of the weights they belong to."""
+    """The optimizers' state tensors, and step counts as tensors, by the name of their weight."""
     names = {id(weight): name for name, weight in weights.items()}
     return {
         f"{names[id(weight)]}/{slot}": torch.as_tensor(value)
@@ -84,7 +84,7 @@ def restore_optimizers(
     slots: dict[str, dict[str, Tensor | int]] = {name: {} for name in weights}
     for key, value in tensors.items():
         name, slot = key.rsplit("/", 1)
-        # bitsandbytes counts its steps in plain numbers, torch in float tensors.
+        # bitsandbytes counts its steps in Python integers, torch in float tensors.
         is_count = value.ndim == 0 and value.dtype == torch.int64
         slots[name][slot] = int(value) if is_count else reshard(value, weights[name])
     names = {id(weight): name for name, weight in weights.items()}
@@ -95,7 +95,7 @@ def restore_optimizers(
 
 
 def scaler_state(scaler: torch.amp.GradScaler) -> Tensor:
-    """A gradient scaler's scale, and the steps since it last changed."""
+    """A gradient scaler's scale, and the number of steps since it last changed."""
     state = scaler.state_dict()
     return torch.tensor([state.get("scale", 1.0), state.get("_growth_tracker", 0)], dtype=torch.float64)
 

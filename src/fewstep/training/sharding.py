@@ -1,8 +1,8 @@
-"""A player's networks in shards: each process has its rows of every weight, gradient, average and momentum.
+"""FSDP-sharded networks of a group: each process has rows of every weight, gradient, average and momentum.
 
-torch's FSDP2 does it (Zhao et al. 2023, "PyTorch FSDP"; `fully_shard`): a block's weights are gathered when
-it runs and let go after it, its gradients are summed over processes where they arise. A tensor in shards is a
-DTensor; any other is left as it is by everything here, so that training need not know which it has.
+This uses torch's FSDP2 (Zhao et al. 2023, "PyTorch FSDP"; `fully_shard`). A block's weights are gathered when
+it runs and freed after it; its gradients are summed over processes during the backward pass. A sharded tensor
+is a DTensor. All functions here leave other tensors unchanged, so training code need not distinguish them.
 """
 
 import os
@@ -29,31 +29,32 @@ REFUSED = {
     "FSDP_ACTIVATION_CHECKPOINTING": "answer no in `accelerate config`, set FEWSTEP_CHECKPOINT_ACTIVATIONS=1",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "answer no to the parallelism config in `accelerate config`",
 }
-"""What the machine may ask for and shards cannot do; the way out."""
+"""Environment variable that FSDP-sharded networks do not support -> what to do instead."""
 
 
 def is_wanted() -> bool:
-    """Whether accelerate's config says FSDP, and there is more than one process."""
+    """Whether accelerate's config enables FSDP, and there is more than one process."""
     return parse_flag_from_env("ACCELERATE_USE_FSDP") and process().num_processes > 1
 
 
 def shard(net: nn.Module) -> Callable[[], None]:
-    """Spread a network over the processes, in place, where `is_wanted`; all call this at once.
+    """Shard a network over the processes, in place, where `is_wanted`; all processes call this together.
 
-    One block at a time is whole: what the network's class lists as not to be split (`_no_split_modules`, as
-    accelerate has it), and what is in none of these. Returns what makes it the ordinary network again, in
-    place, with the weights of that moment. Raises UserError where the machine asks for what shards cannot do.
+    Weights are gathered one block at a time. Blocks are the modules that the network's class lists in
+    `_no_split_modules` (as for accelerate); all weights outside of them form one more. Returns a function
+    that turns it into the ordinary network again, in place, with the weights of that moment. Raises UserError
+    where an environment variable of `REFUSED` is set.
     """
     if not is_wanted():
         return lambda: None
-    # Only here: they take longer to import than a short training takes, and most trainings have one process.
+    # Imported only here: the import takes longer than a short training; most trainings have one process.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
     for name, way_out in REFUSED.items():
         if os.environ.get(name, "").lower() not in ("", "0", "false"):
             raise UserError(f"{name} is set, which is not offered for networks in shards (FSDP): {way_out}")
-    # It would keep a half-precision copy of every block until the pass is over.
+    # The cache would keep a half-precision copy of every block until the pass is over.
     torch.set_autocast_cache_enabled(False)
     ordinary = without_weights(net)
     blocks = getattr(net, "_no_split_modules", None) or ()
@@ -62,7 +63,7 @@ def shard(net: nn.Module) -> Callable[[], None]:
     roots = [*net.children()] if hasattr(net, "encode") else [net]
     for module in reversed([*net.modules()]):
         if module in roots or type(module).__name__ in blocks:
-            # A root too: what stayed gathered would be found in the place of its shards.
+            # Roots are resharded too; otherwise gathered weights would be found instead of their shards.
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
             assert isinstance(module, FSDPModule)
             module.set_gradient_divide_factor(1.0)
@@ -78,7 +79,7 @@ def shard(net: nn.Module) -> Callable[[], None]:
 
 
 def unsharded_in_backward(net: nn.Module, layer: str, output: Tensor) -> None:
-    """Have the weights around a layer at hand when a gradient arrives at its output.
+    """Gather the weights of the modules around a layer when a gradient arrives at the layer's output.
 
     FSDP gathers a module's weights in the backward pass when the gradient of the module's own output arrives.
     That of a layer inside it may arrive alone. Where the network is not FSDP-sharded, nothing is done.
@@ -99,7 +100,7 @@ def unsharded_in_backward(net: nn.Module, layer: str, output: Tensor) -> None:
 
 
 def without_weights(net: M) -> M:
-    """A copy on no device; its buffers are the network's own."""
+    """A copy with its weights on the meta device; its buffers are shared with the network."""
     memo: dict[int, object] = {id(buffer): buffer for buffer in net.buffers()}
     for weight in net.parameters():
         memo[id(weight)] = nn.Parameter(torch.empty_like(weight, device="meta"), weight.requires_grad)
@@ -107,14 +108,14 @@ def without_weights(net: M) -> M:
 
 
 def is_sharded(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether each process holds a part of it."""
-    # Where the library was never imported, no tensor is one of its own.
+    """Whether each process holds a part of the tensor."""
+    # Where the library was never imported, there is no DTensor.
     library = sys.modules.get("torch.distributed.tensor")
     return library is not None and isinstance(tensor, library.DTensor)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor, in every process; all ask at once."""
+    """The full tensor, in every process; all processes call this together."""
     if not is_sharded(tensor):
         return tensor
     here = tensor.to(device())
@@ -123,20 +124,20 @@ def full_tensor(tensor: Tensor) -> Tensor:
 
 
 def reshard(tensor: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `full_tensor`, on the device of `like` and in its shards if it has its shape."""
+    """The inverse of `full_tensor`: on the device of `like`, and sharded like it where shapes are equal."""
     tensor = tensor.to(like.device)
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    # A clone, for a slice would keep all of it in memory.
+    # Cloned, because a slice would keep the full tensor in memory.
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None).clone()
 
 
 def per_matrix(f: Callable[[Tensor], Tensor], matrices: Tensor) -> Tensor:
-    """`f` of matrices `[k, m, n]`, of the same shape, each of which it needs whole.
+    """Apply `f`, which needs full matrices and keeps their shape, to matrices `[k, m, n]`.
 
-    Where processes hold rows of all matrices, each takes `f` of all rows of some.
+    Where each process holds some rows of all matrices, it applies `f` to all rows of some matrices instead.
     """
     if not is_sharded(matrices):
         return f(matrices)

@@ -1,4 +1,4 @@
-"""Everything that changes while a method trains, on disk and back."""
+"""Training state of a method: everything that a resumed step needs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +21,7 @@ from fewstep.training.sharding import full_tensor, shard
 class State:
     """Everything a resumed step needs, on this process's device.
 
-    folder: where whole states are kept.
+    folder: where complete states are saved.
     """
 
     def __init__(self, method: Method, folder: Path) -> None:
@@ -35,7 +35,7 @@ class State:
 
     @contextmanager
     def turn(self, label: str) -> Iterator[GroupState]:
-        """One group's turn: no gradient from before, and none for the weights of the other groups."""
+        """One group's update: starts without gradients; the weights of the other groups receive none."""
         with ExitStack() as others:
             for other, group in self.groups.items():
                 group.forget_gradients()
@@ -69,7 +69,7 @@ class State:
         return found
 
     def save(self) -> None:
-        """Write the state whole; the main process does, all call this at once."""
+        """Save the state atomically; the main process writes, all processes call this together."""
         found: dict[str, Tensor] = {}
         for name, value in self.tensors().items():
             gathered = full_tensor(value.detach())
@@ -79,7 +79,7 @@ class State:
             save_state(self.folder, self.step, found)
 
     def resume(self) -> None:
-        """Take up the newest state on disk, if there is one."""
+        """Restore the newest state on disk, if there is one."""
         found = load_state(self.folder)
         if found is None:
             return
@@ -90,7 +90,7 @@ class State:
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:
-        """The weights that would be kept now, in every group."""
+        """Swap in the weights that would be kept now, in every group."""
         with ExitStack() as groups:
             for group in self.groups.values():
                 groups.enter_context(group.kept_weights())

@@ -1,4 +1,4 @@
-"""Feature taps: what chosen layers of a network return, without a change of its forward pass."""
+"""Feature taps: outputs of chosen layers of a network, without a change of its forward pass."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -38,9 +38,9 @@ def tapped(net: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]
 
 
 def hidden_states(output: Tensor | tuple[Any, ...]) -> Tensor:
-    """The image's part of what a block of diffusers returns.
+    """The image's hidden states in the output of a diffusers block.
 
-    A U-Net's returns (hidden states, tuple of residuals), SD3's and Flux's (text's, image's).
+    A U-Net's block returns (hidden states, tuple of residuals), a block of SD3 or Flux (text's, image's).
     """
     if isinstance(output, Tensor):
         return output
