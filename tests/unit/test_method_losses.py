@@ -18,7 +18,9 @@ from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoiser, Prediction
 from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.diffusion.schedules import Cosine, RectifiedFlow
-from fewstep.methods import direct, halve, reflow
+from fewstep.methods import direct, halve, lcm, reflow
+from fewstep.students import guidance as guiding
+from fewstep.students import noising
 from fewstep.training.method import Rows
 
 BATCH, SIZE = 64, 3
@@ -167,26 +169,105 @@ def check_direct(module: ModuleType) -> None:
         assert losses(method, step=4) == latents | pixels
 
 
+def check_noising(module: ModuleType) -> None:
+    """`x_t = alpha x_0 + sigma eps` at `t = (i + 1) / steps`, i uniform, eps fresh."""
+    pairs, _ = samples()
+    found = module.noised(context(), Cosine(), range(BATCH), 3)
+    i = np.floor(Key(0, "model/step").uniform(range(BATCH))[:, 0] * 3)
+    eps = Key(0, "model/noise").normal(range(BATCH), (SIZE,)).astype(np.float64)
+    angle = np.pi / 2 * (i[:, None] + 1) / 3
+    assert found.i.tolist() == i.tolist() and torch.equal(
+        found.conditions["scale"], pairs.conditions["scale"]
+    )
+    expected = np.cos(angle) * pairs.x_0.numpy() + np.sin(angle) * eps
+    assert np.allclose(found.x_t.numpy(), expected, atol=1e-12)
+
+
+def check_guidance(module: ModuleType) -> None:
+    """`u + w (c - u)` where w is not 1 or each sample's own; a start with built-in guidance has no other."""
+    pairs, scale = samples()
+    own = torch.linspace(1, 5, BATCH, dtype=torch.float64)
+    for by_scale, w, by_condition in [
+        (True, 2.5, False),
+        (True, 1.0, False),
+        (True, 1.0, True),
+        (False, 1.0, True),
+    ]:
+        start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
+        start.sampling = TEACHERS if by_scale else STUDENTS
+        conditions = pairs.conditions | ({"guidance": own} if by_condition and by_scale else {})
+        found = module.guided_start(context(start), w, by_condition)
+        assert (found is start.denoiser) == (w == 1 and not (by_scale and by_condition))
+        x_0 = found(pairs.eps, torch.full((BATCH,), 0.5), conditions).x_0
+        scales = own[:, None].numpy() if "guidance" in conditions else w
+        k = UNCONDITIONAL + scales * (scale.numpy() - UNCONDITIONAL)
+        assert np.allclose(x_0.numpy(), k * pairs.eps.numpy(), atol=1e-6)
+
+
+def check_lcm(module: ModuleType) -> None:
+    """Luo et al. 2023, algorithm 1, with one segment and with two (Wang et al. 2024) of 6 teacher steps.
+
+    The student's estimate is `0.7 x + END e`, its average's `0.6 x + END e`, e the end of the segment.
+    """
+    pairs, scale = samples()
+    x_0, grid, positions = pairs.x_0.numpy(), 6, range(BATCH)
+    i = np.floor(Key(0, "model/step").uniform(positions)[:, :1] * grid)
+    eps = Key(0, "model/noise").normal(positions, (SIZE,)).astype(np.float64)
+    drawn = 1 + 3 * Key(0, "model/guidance").uniform(positions)[:, :1]
+
+    def ddim(x: np.ndarray, estimate: np.ndarray, t: np.ndarray, s: np.ndarray) -> np.ndarray:
+        rest = (x - np.cos(np.pi * t / 2) * estimate) / np.sin(np.pi * t / 2)
+        return np.cos(np.pi * s / 2) * estimate + np.sin(np.pi * s / 2) * rest
+
+    cases: list[tuple[int, Any]] = [(1, 1.0), (2, 2.5), (3, (1.0, 4.0))]
+    for segments, guidance in cases:
+        values = {
+            "method": "lcm",
+            "from": "teacher",
+            "training": TRAINING,
+            "grid": grid,
+            "segments": segments,
+        }
+        ranged = isinstance(guidance, tuple)
+        config = module.Config.model_validate(values | {"guidance": guidance, "guidance_embedding": ranged})
+        start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
+        student, average = (model(Scaled(k), Prediction.SAMPLE, Cosine()) for k in (0.7, 0.6))
+        backbone = SimpleNamespace(network=lambda net, inputs, average=average: average.denoiser.network)
+        method = module.METHOD(config, context(start, backbone=backbone), student)
+        assert method.groups["student"].decays == {"target": 0.95}
+        method.groups["student"].averages["target"] = {"net": average.net}
+        found = losses(method)
+        k = UNCONDITIONAL + (drawn if ranged else guidance) * (scale.numpy() - UNCONDITIONAL)
+        t, s, each = (i + 1) / grid, i / grid, grid // segments
+        end = np.floor(i / each) * each / grid
+        x_t = np.cos(np.pi * t / 2) * x_0 + np.sin(np.pi * t / 2) * eps
+        x_s = ddim(x_t, k * x_t, t, s)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            target = np.where(s == end, x_s, ddim(x_s, 0.6 * x_s + END * end, s, end))
+        error = ddim(x_t, 0.7 * x_t + END * end, t, end) - target
+        expected = (np.sqrt(error**2 + 1e-6) - 1e-3).mean()
+        assert found == {"consistency": pytest.approx(expected, rel=1e-5)}
+
+
 CHECKS: dict[ModuleType, Callable[[ModuleType], None]] = {
     halve: check_halve,
     reflow: check_reflow,
     direct: check_direct,
+    lcm: check_lcm,
+    noising: check_noising,
+    guiding: check_guidance,
 }
 MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
     halve: [
-        ("alpha_sigma((i + 1) / self.config.steps)", "alpha_sigma(i / self.config.steps + 0.1)"),
         ("t = (batch.i + 1) / self.config.steps", "t = (batch.i + 0.5) / self.config.steps"),
-        ("(uniform * self.config.steps).floor()", "(uniform * self.config.steps).round() * 0.9"),
-        ("expand_like(sigma, eps) * eps", "expand_like(alpha, eps) * eps"),
-        ("expand_like(alpha, x_0) * x_0", "expand_like(sigma, x_0) * x_0"),
         ("end = batch.i / self.config.steps", "end = t"),
         ("estimate.x_0 - batch.target", "estimate.eps - batch.target"),
         ("expand_like(weight, error) * error.square()", "error.square()"),
         ("expand_like(weight, error) * error.square()", "expand_like(weight, error) * error.abs()"),
         ("self.teacher, batch.x_t, batch.i, self.config.steps", "self.teacher, batch.x_t, batch.i, 4"),
-        ("context.unconditional(), config.guidance)", "context.unconditional(), 1.0)"),
-        ("if config.guidance != 1 or", "if"),
-        ("or (by_scale and config.guidance_embedding)", ""),
+        ("config.guidance, config.guidance_embedding)", "1.0, config.guidance_embedding)"),
+        ("config.guidance, config.guidance_embedding)", "config.guidance, False)"),
+        ("self.path, rows.positions, self.config.steps)", "self.path, rows.positions, 4)"),
         ('"truncated_snr": truncated_snr', '"truncated_snr": snr_plus_one'),
         ('"snr_plus_one": snr_plus_one', '"snr_plus_one": truncated_snr'),
     ],
@@ -215,6 +296,35 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ('if kind == "l2"', 'if kind == "l1"'),
         ('if kind == "log_l1"', 'if kind == "l1"'),
         ("each + NEAR", "each"),
+    ],
+    lcm: [
+        ("(batch.i + 1) / grid, batch.i / grid", "(batch.i + 1) / grid, (batch.i + 0.5) / grid"),
+        ("(batch.i / each).floor() * each", "0 * batch.i"),
+        ("asked(self.teacher, batch.x_t, t,", "asked(self.teacher, batch.x_t, s,"),
+        ("self.landed(self.average, x_s", "self.landed(self.denoiser, x_s"),
+        ("self.landed(self.average, x_s", "self.landed(self.average, batch.x_t"),
+        ("torch.where(expand_like(s == end, x_s).bool(), x_s, reached)", "reached.nan_to_num()"),
+        ("asked(denoise, x, t, end,", "asked(denoise, x, t, t,"),
+        ("predicted - batch.target", "predicted - batch.x_t"),
+        ("low + (high - low)", "high + (high - low)"),
+        ("scale, config.guidance_embedding)", "scale, False)"),
+        ("scale, config.guidance_embedding)", "1.0, config.guidance_embedding)"),
+        ("HUBER = 1e-3", "HUBER = 1e-1"),
+        ("rows.positions, self.config.grid)", "rows.positions, 5)"),
+    ],
+    noising: [
+        ("alpha_sigma((i + 1) / steps)", "alpha_sigma(i / steps + 0.1)"),
+        ("(uniform * steps).floor()", "(uniform * steps).round() * 0.9"),
+        ("expand_like(sigma, eps) * eps", "expand_like(alpha, eps) * eps"),
+        ("expand_like(alpha, x_0) * x_0", "expand_like(sigma, x_0) * x_0"),
+        ('context.key("noise")', 'context.key("other")'),
+        ('context.key("step")', 'context.key("other")'),
+    ],
+    guiding: [
+        ("context.unconditional(), scale)", "context.unconditional(), 1.0)"),
+        ("if scale != 1 or", "if"),
+        ("or (by_scale and by_condition)", ""),
+        ("(by_scale and by_condition)", "by_condition"),
     ],
 }  # fmt: skip
 

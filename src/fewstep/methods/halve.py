@@ -10,19 +10,18 @@ Fresh noise is kept because it works for every start model, and for real images,
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
 from fewstep.backbones.model import Model
-from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Denoise, expand_like, guided
+from fewstep.diffusion.denoiser import expand_like
 from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_snr
-from fewstep.diffusion.sampling import Guidance
 from fewstep.diffusion.solvers import asked
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
+from fewstep.students.guidance import guided_start
 from fewstep.students.method import StudentMethod
+from fewstep.students.noising import Noised, noised
 from fewstep.training.method import Group, Rows
 
 WEIGHTS = {"truncated_snr": truncated_snr, "snr_plus_one": snr_plus_one}
@@ -46,13 +45,10 @@ def student_of(config: Config, start: Model) -> Model:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """x_t `[B, ...]` at student step i `[B]`; target: the x_0 to be learned there, set by `prepare`."""
+class Batch(Noised):
+    """target: the x_0 `[B, ...]` to be learned at x_t."""
 
-    x_t: Tensor
-    i: Tensor
-    conditions: Conditions
-    target: Tensor | None = None
+    target: Tensor
 
 
 class Halve(StudentMethod):
@@ -64,30 +60,18 @@ class Halve(StudentMethod):
         self.path = student.denoiser.path
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (context.start.net,)
-        self.teacher: Denoise = context.start.denoiser
-        # With `guidance_embedding` each triplet has its own guidance scale.
-        by_scale = context.start.sampling.guidance is Guidance.SCALE
-        if config.guidance != 1 or (by_scale and config.guidance_embedding):
-            self.teacher = guided(self.teacher, context.unconditional(), config.guidance)
-        self.noise, self.choice = context.key("noise"), context.key("step")
+        self.teacher = guided_start(context, config.guidance, config.guidance_embedding)
 
-    def batch(self, rows: Rows) -> Batch:
-        x_0, conditions = self.context.clean_batch(rows.positions)
-        uniform = torch.from_numpy(self.choice.uniform(rows.positions)[:, 0]).to(device())
-        i = (uniform * self.config.steps).floor()
-        x_0 = x_0.double()
-        eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:])).to(x_0)
-        alpha, sigma = self.path.alpha_sigma((i + 1) / self.config.steps)
-        return Batch(expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps, i, conditions)
+    def batch(self, rows: Rows) -> Noised:
+        return noised(self.context, self.path, rows.positions, self.config.steps)
 
-    def prepare(self, batch: Batch) -> Batch:
+    def prepare(self, batch: Noised) -> Batch:
         target = halving_target(
             self.teacher, batch.x_t, batch.i, self.config.steps, batch.conditions, self.denoiser
         )
-        return replace(batch, target=target.float())
+        return Batch(batch.x_t, batch.i, batch.conditions, target.float())
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
-        assert batch.target is not None
         t = (batch.i + 1) / self.config.steps
         end = batch.i / self.config.steps
         estimate = asked(self.denoiser, batch.x_t.float(), t, end, batch.conditions)
