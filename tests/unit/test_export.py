@@ -24,8 +24,9 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
 from fewstep.core.paths import TEACHER
 from fewstep.diffusion.denoiser import Prediction
-from fewstep.diffusion.sampling import STUDENTS
+from fewstep.diffusion.sampling import STUDENTS, Guidance, Sampling
 from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.diffusion.solvers import Solver
 from fewstep.export.pipeline import export
 from fewstep.sampling.draw import Sampler
 from tests.miniature import imported
@@ -59,7 +60,8 @@ for place in sys.argv[1:]:
         if "clean_caption" in call:
             call["use_resolution_binning"] = False  # the miniature is smaller than any known size
         prompts = json.loads(folder.with_suffix(".prompts.json").read_text())
-        x = pipe(prompts, latents=given, output_type="latent", **call).images
+        generator = torch.manual_seed(7)  # the global one: not every pipeline gives its scheduler another
+        x = pipe(prompts, latents=given, output_type="latent", generator=generator, **call).images
     save_file({"latents": x.contiguous()}, folder.with_suffix(".stock.safetensors"))
 """
 
@@ -77,13 +79,20 @@ def teacher_of(family: str, folder: Path, **options: Any) -> Backbone:
     return open_backbone(folder)
 
 
-def student_of(backbone: Backbone, teacher: Path, folder: Path, steps: int, straight: bool = True) -> Model:
+def student_of(
+    backbone: Backbone,
+    teacher: Path,
+    folder: Path,
+    steps: int,
+    straight: bool = True,
+    sampling: Sampling = STUDENTS,
+) -> Model:
     """The teacher's own network as a student for `steps` steps, saved and opened again."""
     model = open_model(teacher, backbone)
     denoiser = model.denoiser.on(RectifiedFlow()) if straight else model.denoiser
     save_model(
         folder,
-        replace(model, name=folder.name, denoiser=denoiser, steps=steps, sampling=STUDENTS),
+        replace(model, name=folder.name, denoiser=denoiser, steps=steps, sampling=sampling),
         backbone,
         "reflow",
         {"teacher": teacher},
@@ -132,6 +141,55 @@ def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
         found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
         error = float((found - expected).abs().max() / expected.abs().max())
         assert error < 1e-4, f"{out.name}: {error}"
+
+
+def test_stock_diffusers_draws_the_chains_renoised_latents(tmp_path: Path) -> None:
+    """With the same fresh noise: the pipeline's generator draws it step by step."""
+    ours: dict[Path, torch.Tensor] = {}
+    renoised = Sampling(Solver.RENOISE, Guidance.BUILT_IN, {3: (1.0, 0.7, 0.2, 0.0)})
+    for family in ("sd", "sdxl", "pixart", "sd3", "sana"):
+        teacher_of(family, tmp_path / family)
+        for steps in (1, 3, 4):
+            backbone = open_backbone(tmp_path / family)
+            folder = tmp_path / "models" / f"{family}-{steps}"
+            model = student_of(backbone, tmp_path / family, folder, steps, straight=False, sampling=renoised)
+            out = tmp_path / "exports" / folder.name
+            export(out, model, folder, tmp_path / family, backbone)
+            noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+            generator = torch.Generator().manual_seed(7)
+            with torch.no_grad():
+                conditions = backbone.encode_prompts(CAPTIONS)
+            drawn = [torch.randn(noise.shape, generator=generator) for _ in range(steps)]
+            sampler = Sampler(model, backbone, SamplingConfig())
+            ours[out] = sampler.latents(conditions, noise, steps, drawn.__getitem__)
+            save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
+            out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
+    subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
+    for out, expected in ours.items():
+        found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
+        error = float((found - expected).abs().max() / expected.abs().max())
+        assert error < 1e-4, f"{out.name}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("solver", "times", "said"),
+    [
+        (
+            Solver.RENOISE,
+            {2: (1.0, 0.70012, 0.0)},
+            r"adds fresh noise at the times 1, 0\.70012 of DiscreteVP",
+        ),
+        (Solver.DDIM, {2: (1.0, 0.7, 0.0)}, "takes DDIM steps at the model's times"),
+    ],
+)
+def test_times_that_no_stock_scheduler_takes_are_refused(
+    solver: Solver, times: dict[int, tuple[float, ...]], said: str, tmp_path: Path
+) -> None:
+    backbone = teacher_of("sd", tmp_path / "t")
+    sampling = Sampling(solver, Guidance.BUILT_IN, times)
+    model = student_of(backbone, tmp_path / "t", tmp_path / "m" / "own", 2, False, sampling)
+    with pytest.raises(UserError, match=rf"export\.own: no scheduler of diffusers {said}"):
+        export(tmp_path / "out", model, tmp_path / "m" / "own", tmp_path / "t", backbone)
 
 
 def test_the_card_says_the_call_and_carries_the_licence(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def exports(chain: Chain, known: Known) -> Iterator[str]:
             yield f"export.{name}: runs at any number of steps; say how many in export.{name}.steps"
             continue
         try:
-            call = stock_sampling(name, model.denoiser, count, known.scheduler).call
+            call = stock_sampling(name, model.denoiser, model.sampling, count, known.scheduler).call
             demand_stock_pipeline(name, family(chain.teacher.backbone).pipeline_class, call, known.net)
         except UserError as error:
             yield str(error)

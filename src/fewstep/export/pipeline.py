@@ -46,7 +46,7 @@ def export(
             f"export.{model.name}: runs at any number of steps; say how many in export.{model.name}.steps"
         )
     config = backbone.parts["scheduler"]().config
-    sampling = stock_sampling(model.name, model.denoiser, steps, config)
+    sampling = stock_sampling(model.name, model.denoiser, model.sampling, steps, config)
     call = call_of(backbone, sampling)
     if model.takes_guidance:
         call["guidance_scale"] = (metrics.guidance if metrics else None) or 1.0

@@ -1,19 +1,26 @@
 """How stock diffusers draws what a model of the chain draws: a scheduler, and the arguments of the call."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchLCMScheduler,
+    LCMScheduler,
+)
 from torch import Tensor
 
 from fewstep.backbones.pipeline import is_flow
 from fewstep.core.errors import UserError
 from fewstep.diffusion.denoiser import END_TIME, Denoiser, Prediction
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
-from fewstep.diffusion.solvers import trailing
+from fewstep.diffusion.solvers import Solver, trailing
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,9 @@ class StockSampling:
     call: Mapping[str, Any]
 
 
-def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping[str, Any]) -> StockSampling:
+def stock_sampling(
+    name: str, denoiser: Denoiser, record: Sampling, steps: int, scheduler: Mapping[str, Any]
+) -> StockSampling:
     """The model's own steps by a stock scheduler; scheduler: configuration of its teacher's.
 
     - A flow on the straight path: Euler.
@@ -40,6 +49,10 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
     if END_TIME in denoiser.inputs:
         raise UserError(f"export.{name}: no pipeline of diffusers tells its network where a step ends")
     flow = is_flow(scheduler)
+    if record.solver is Solver.RENOISE and steps > 1:
+        return renoising(name, denoiser, record.grid(steps), scheduler, flow)
+    if record.times and record.grid(steps) != trailing(steps):
+        raise UserError(f"export.{name}: no scheduler of diffusers takes DDIM steps at the model's times")
     match denoiser.schedule, denoiser.path, denoiser.prediction:
         case RectifiedFlow(), RectifiedFlow(), Prediction.FLOW if flow:
             call = {"num_inference_steps": 1} if steps == 1 else {"sigmas": trailing(steps)[:-1]}
@@ -70,6 +83,30 @@ def stock_sampling(name: str, denoiser: Denoiser, steps: int, scheduler: Mapping
         f"export.{name}: no scheduler of diffusers draws with a {denoiser.prediction} network of "
         f"{type(denoiser.schedule).__name__} on {type(denoiser.path).__name__} in this family's pipeline; a "
         "network retrained as a velocity (`init: raw`) needs one of its own, `init: exact` does not"
+    )
+
+
+def renoising(
+    name: str, denoiser: Denoiser, times: Sequence[float], scheduler: Mapping[str, Any], flow: bool
+) -> StockSampling:
+    """Re-noising steps at these times: diffusers' LCM schedulers, which get the times explicitly.
+
+    `LCMScheduler` scales its outputs at the boundary, by less than 1e-4 at these times.
+    Raises UserError, with `name`, on another path than the network's own, or between entries of its table.
+    """
+    match denoiser.schedule, denoiser.prediction:
+        case RectifiedFlow(), Prediction.FLOW if flow and denoiser.path == denoiser.schedule:
+            return StockSampling(FlowMatchLCMScheduler(shift=1.0), {"sigmas": list(times[:-1])})
+        case DiscreteVP() as table, _ if denoiser.path == table:
+            entries = [t * len(table.alphas_cumprod) for t in times[:-1]]
+            if all(abs(entry - round(entry)) < 1e-6 for entry in entries):
+                own = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True}
+                timesteps = [round(entry) - 1 for entry in entries]
+                return StockSampling(LCMScheduler.from_config(scheduler, **own), {"timesteps": timesteps})
+    shown = ", ".join(f"{t:g}" for t in times[:-1])
+    raise UserError(
+        f"export.{name}: no scheduler of diffusers adds fresh noise at the times {shown} of "
+        f"{type(denoiser.path).__name__}; the steps must divide the table of the network's own path"
     )
 
 
