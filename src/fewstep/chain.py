@@ -147,14 +147,15 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
             yield f"{start}: no such model; there are {', '.join(known)}"
         elif name in ancestors(name, made):
             yield f"{start}: {name} would be made from itself"
-        if model.config.guidance_embedding and chain.triplets.guidance is None:
+        embeds = model.config.guidance_embedding and not model.config.draws_guidance
+        if embeds and chain.triplets.guidance is None:
             yield f"{model.place}.guidance_embedding: triplets.guidance is null, so there is but one"
         if model.config.data != "encoded":
             continue
         if "train" not in chain.encode_data:
             yield f"{model.place}.data = 'encoded': needs an entry `train` in encode_data"
         line = made.keys() & {name, *ancestors(name, made)}
-        if any(made[each].config.guidance_embedding for each in line):
+        if not model.config.draws_guidance and any(made[each].config.guidance_embedding for each in line):
             yield f"{model.place}.data = 'encoded': real images have no guidance for a guidance_embedding"
     for split in chain.encode_data.keys() - {"train", "heldout"}:
         yield f"encode_data.{split}: no such split; there are train, heldout"

@@ -48,6 +48,10 @@ class Config(MethodConfig):
     decay: float = Field(0.95, ge=0, lt=1)
     """Of the moving average that makes the targets."""
 
+    @property
+    def draws_guidance(self) -> bool:
+        return isinstance(self.guidance, tuple)
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.grid % self.segments:
@@ -56,7 +60,7 @@ class Config(MethodConfig):
             raise ValueError(
                 f"steps = {self.steps}: a student of {self.segments} segments takes as many steps"
             )
-        if isinstance(self.guidance, tuple) and not self.guidance_embedding:
+        if self.draws_guidance and not self.guidance_embedding:
             raise ValueError("guidance is a range: the student needs guidance_embedding to take it")
         if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:
             raise ValueError(f"guidance: expected low <= high, found {self.guidance}")

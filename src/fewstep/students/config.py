@@ -33,6 +33,11 @@ class MethodConfig(Section):
         return (*((GUIDANCE,) if self.guidance_embedding else ()), *self.takes)
 
     @property
+    def draws_guidance(self) -> bool:
+        """Whether the method draws each sample's guidance scale itself, so that its data need none."""
+        return False
+
+    @property
     def needs_feature_maps(self) -> bool:
         """Whether the loss compares feature maps of the network `features`."""
         return False
