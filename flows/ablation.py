@@ -1,9 +1,10 @@
-"""Variants of the chain side by side: each becomes an experiment of DVC, and what they share is made once.
+"""Runs variants of the chain: each becomes a DVC experiment, and shared stages run once.
 
     ablation(variants={"students.one_step.from": ["reflow", "halve-4"], "triplets.steps": [4, 8]})
 
-Every variant has a clone of the workspace under `.dvc/tmp/ablations`, all with the workspace's cache. A stage
-that is the same in several is run in the first; the others wait for it and take its result from the cache.
+Every variant has a clone of the workspace under `.dvc/tmp/ablations`. All clones use the workspace's cache. A
+stage that is the same in several variants runs in the first of them. The others wait for it and take its
+result from the cache.
 """
 
 import hashlib
@@ -37,8 +38,8 @@ CLONES = Path(".dvc/tmp/ablations")
 def ablation(variants: dict[str, list[Any]] | list[dict[str, Any]], targets: list[str] | None = None) -> None:
     """Run the chain once per variant and compare.
 
-    variants: a grid, dotted keys of params.yaml and the values of each, or a list of overrides. targets:
-    stages to end with; none: all.
+    variants: a grid (dotted keys of params.yaml -> list of values) or a list of overrides. targets: stages to
+    end with; none: all.
     """
     root = Path.cwd()
     chosen = spread(variants)
@@ -72,7 +73,7 @@ def ablation(variants: dict[str, list[Any]] | list[dict[str, Any]], targets: lis
 
 
 def spread(variants: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Name -> overrides; a grid becomes all its combinations. Raises UserError when there is none."""
+    """Name -> overrides; a grid becomes all its combinations. Raises UserError when nothing is overridden."""
     if isinstance(variants, Mapping):
         values = [value if isinstance(value, list) else [value] for value in variants.values()]
         listed = [dict(zip(variants, chosen, strict=True)) for chosen in itertools.product(*values)]
@@ -89,10 +90,10 @@ def spread(variants: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def clone(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
-    """The workspace as it is, committed or not, with the overrides in its params.yaml.
+    """Clone the workspace, with uncommitted changes, and write the overrides into the clone's params.yaml.
 
-    An earlier clone of this name is taken up again, with the states of its trainings. Raises UserError when
-    the workspace is no git repository with a commit, which experiments need.
+    An earlier clone of this name is reused, with the states of its trainings. Raises UserError when the
+    workspace is not a git repository with a commit, which experiments need.
     """
     folder = root / CLONES / name
     try:
@@ -100,7 +101,7 @@ def clone(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
             git(root, "clone", "-q", "--shared", str(root), str(folder))
         git(folder, "fetch", "-q", "origin", "HEAD")
         git(folder, "reset", "-q", "--hard", "FETCH_HEAD")
-        # Against the commit, not the index: what is staged counts too.
+        # Compared with the commit, not with the index, so that staged changes are included.
         changed = git(root, "diff", "-z", "--name-only", "--no-renames", "HEAD").split("\0")
         changed += git(root, "ls-files", "-z", "--others", "--exclude-standard").split("\0")
     except subprocess.CalledProcessError as error:
@@ -119,7 +120,7 @@ def clone(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
 
 
 def identities(root: Path, stages: Sequence[Stage]) -> dict[str, str]:
-    """What each stage does: its command, its params and what it comes from; equal ones have equal results."""
+    """Stage -> hash of its command, its params and its ancestors; equal hashes mean equal results."""
     found: dict[str, str] = {}
     with Repo(str(root)) as repo:
         known = {stage.name: stage for stage in repo.index.stages}
@@ -132,9 +133,9 @@ def identities(root: Path, stages: Sequence[Stage]) -> dict[str, str]:
 
 
 def save(root: Path, folder: Path, name: str, stages: Sequence[Stage]) -> None:
-    """Keep these stages of a clone as an experiment of the workspace: `dvc exp show` lists it.
+    """Save these stages of a clone as an experiment of the workspace, which `dvc exp show` lists.
 
-    Raises StageFailed with what DVC or git said.
+    Raises StageFailed with the error output of DVC or git.
     """
     names = [stage.name for stage in stages]
     try:
@@ -147,4 +148,4 @@ def save(root: Path, folder: Path, name: str, stages: Sequence[Stage]) -> None:
         )
         git(root, "fetch", "-q", str(folder), "+refs/exps/*:refs/exps/*")
     except subprocess.CalledProcessError as error:
-        raise StageFailed(f"{name}: not kept as an experiment: {error.stderr.strip()}") from None
+        raise StageFailed(f"{name}: not saved as an experiment: {error.stderr.strip()}") from None

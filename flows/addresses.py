@@ -13,7 +13,7 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def api_address(text: str) -> str:
-    """PREFECT_API_URL as it can be asked. Raises UserError with what is wrong about it."""
+    """PREFECT_API_URL, checked and without a final slash. Raises UserError with what is wrong with it."""
     url = text.strip()
     try:
         parts = urlsplit(url)
@@ -38,12 +38,12 @@ def api_address(text: str) -> str:
 
 
 def shown(url: str) -> str:
-    """An address without the password in it."""
+    """The address without its user name and password, for messages."""
     return CREDENTIALS.sub("...", url)
 
 
 def next_port(url: str) -> str:
-    """The address with another port, as an example to go by."""
+    """The address with another port, as an example in messages."""
     parts = urlsplit(url)
     port = parts.port or 4200
     host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
@@ -51,9 +51,9 @@ def next_port(url: str) -> str:
 
 
 def avoid_proxies_on_loopback(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let this process's clients, and those of its children, reach this machine without a proxy.
+    """Exempt the loopback addresses from proxies, for HTTP clients of this process and of its children.
 
-    Both spellings are read, the lower one first; by themselves clients ask the proxy for the loopback, too.
+    Otherwise clients use the proxy for the loopback too. `no_proxy` is read first, then `NO_PROXY`.
     """
     listed = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     hosts = [host.strip() for host in listed.split(",") if host.strip()]
@@ -63,7 +63,7 @@ def avoid_proxies_on_loopback(environment: MutableMapping[str, str] = os.environ
 
 
 def proxy_of(url: str) -> str | None:
-    """The variable and the proxy that requests to `url` take, "http_proxy=http://host:3128"; None: none."""
+    """Variable and proxy for requests to `url`, e.g. "http_proxy=http://host:3128"; None without a proxy."""
     parts = urlsplit(url)
     if proxy_bypass_environment(parts.hostname or ""):
         return None
@@ -76,5 +76,5 @@ def proxy_of(url: str) -> str | None:
 
 
 def proxies() -> str:
-    """The variables that name proxies."""
+    """Names of the environment variables that set proxies, for messages."""
     return ", ".join(sorted(f"{scheme}_proxy" for scheme in getproxies_environment() if scheme != "no"))

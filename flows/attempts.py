@@ -1,4 +1,4 @@
-"""One stage on this host, started again where what went wrong may pass."""
+"""Runs one stage on this host, and starts it again after a transient failure."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from flows.publish import following
 from flows.slots import Stopped, leased
 
 BACK_OFF = 5.0
-"""Seconds before a stage is started again; doubled each time."""
+"""Seconds before a stage is started again; doubled after each further failure."""
 
 
 def attempt(
@@ -24,10 +24,10 @@ def attempt(
     stop: threading.Event,
     then: Callable[[], None] = lambda: None,
 ) -> State:
-    """Lease what the stage asks for and run it; its end as a state.
+    """Lease the slots that the stage needs and run it; returns its final state.
 
-    arguments: of `dvc repro`. stop: set when it shall end. then: what belongs to a success; where it raises
-    MayPass, it is tried again with the stage.
+    arguments: of `dvc repro`. stop: set in order to end it. then: called after a success; where it raises
+    TransientFailure, it is retried together with the stage.
     """
     log = get_run_logger()
     environment: dict[str, str] = {}
@@ -39,7 +39,7 @@ def attempt(
                 command = ["repro", *arguments, stage.name]
                 ran = run_dvc(command, stage.name, root, stop, hear, lease, seconds, environment)
             then()
-            return Completed() if ran else Completed(name="Cached", message="DVC had it")
+            return Completed() if ran else Completed(name="Cached", message="DVC did not need to run it")
         except Stopped:
             return Cancelled(message="stopped; its state is kept, run it again to go on")
         except TransientFailure as error:
@@ -58,12 +58,12 @@ def attempt(
 
 
 def delay(failures: int) -> float:
-    """Seconds to wait after so many failures."""
+    """Seconds to wait after this number of failures."""
     return BACK_OFF * 2.0 ** (failures - 1)
 
 
 def halved(root: Path, stage: str) -> int | None:
-    """Half the samples that the stage's training takes at once; None where it trains nothing or takes one."""
+    """Half the micro-batch size of the stage's training; None where it trains nothing or the size is 1."""
     from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
 

@@ -1,4 +1,7 @@
-"""A Prefect server that outlives who began it; `prefect server stop` ends it."""
+"""A Prefect server in the background, which outlives the process that started it.
+
+`prefect server stop` ends it.
+"""
 
 import errno
 import os
@@ -19,21 +22,22 @@ from flows.addresses import EXAMPLE, next_port, shown
 from flows.probing import NothingThereError, version_of
 
 SECONDS = 120.0
-"""How long a new server may take until it answers."""
+"""Time limit for the first answer of a new server."""
 DEFAULT = "127.0.0.1"
 """Where Prefect listens when PREFECT_SERVER_API_HOST is not set."""
 EVERYWHERE = ("0.0.0.0", "::")
 BEGUN = "fewstep begins a server at"
-"""The first words of each start in the log."""
+"""First words of the log line that marks each start."""
 ERROR = re.compile(r"[\w.]*(Error|Exception): ")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def begin(url: str, reason: str) -> Path:
-    """Start a server for `url`, where nothing is (`reason`), and wait for it. Returns its log's path.
+    """Start a server for `url` and wait until it answers. Returns its log's path.
 
-    Not by `prefect server start --background`: its server writes into pipes that nobody reads, and ends with
-    the first line that it logs. Raises UserError when none can be started there.
+    reason: why nothing answers there now. `prefect server start --background` is not used: its server writes
+    into pipes that nobody reads, and ends with the first line that it logs. Raises UserError when no server
+    can be started there.
     """
     host, port = place_of(url)
     home = get_current_settings().home
@@ -54,7 +58,7 @@ def begin(url: str, reason: str) -> Path:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                start_new_session=True,  # Ctrl-C is for the worker.
+                start_new_session=True,  # Ctrl-C must only reach the worker.
             )
     except OSError as error:
         raise unwritable(error) from None
@@ -71,12 +75,12 @@ def begin(url: str, reason: str) -> Path:
 
 
 def unwritable(error: OSError) -> UserError:
-    """What to say when the home of Prefect takes no file."""
+    """The error when no file can be written to Prefect's home folder."""
     return UserError(f"PREFECT_HOME: cannot write {error.filename or 'the log'}: {error.strerror}")
 
 
 def place_of(url: str) -> tuple[str, int]:
-    """Host and port to listen at. Raises UserError when a server that is started here answers elsewhere."""
+    """Host and port to listen at. Raises UserError when a server started here cannot have this URL."""
     parts = urlsplit(url)
     base = get_current_settings().server.api.base_path or "/api"
     wrong = None
@@ -92,9 +96,9 @@ def place_of(url: str) -> tuple[str, int]:
 
 
 def running(pid: Path, port: int, url: str) -> psutil.Process | None:
-    """The server of the PID file, which is on its way to answer at `port`.
+    """The running server of the PID file, which is still starting up at `port`.
 
-    None where the file is left over. Raises UserError when that server is at another port.
+    None where the file is stale. Raises UserError when that server is at another port.
     """
     try:
         found = psutil.Process(int(pid.read_text()))
@@ -132,9 +136,9 @@ def require_place(url: str, host: str, port: int, reason: str) -> None:
 
 
 def listening_host(url: str, host: str) -> str:
-    """Where a server must listen to answer at `host` of this machine: PREFECT_SERVER_API_HOST.
+    """The host at which a server must listen to answer at `host` of this machine: PREFECT_SERVER_API_HOST.
 
-    Where that is Prefect's default, any name of the loopback will do. Raises UserError when they do not fit.
+    If that is Prefect's default and `host` is a loopback name, `host`. Raises UserError on other mismatches.
     """
     chosen = get_current_settings().server.api.host
     asked = addresses(host)
@@ -175,7 +179,7 @@ def await_answer(url: str, server: psutil.Process, log: Path) -> None:
 
 
 def alive(server: psutil.Process) -> bool:
-    """Whether a process is there and no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return bool(server.is_running()) and server.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -183,7 +187,7 @@ def alive(server: psutil.Process) -> bool:
 
 
 def stop(server: psutil.Process) -> None:
-    """End a server that is of no use."""
+    """End a server that failed to start."""
     try:
         server.terminate()
         server.wait(10)
@@ -194,7 +198,7 @@ def stop(server: psutil.Process) -> None:
 
 
 def last_error(log: Path) -> str:
-    """The last line of the newest start in the log that names an error, or the last one."""
+    """The last line that names an error since the newest start in the log; without one, the last line."""
     words = log.read_text(errors="replace").rpartition(BEGUN)[2]
     lines = [line.strip() for line in COLOUR.sub("", words).splitlines()[1:] if line.strip()]
     errors = [line for line in lines if ERROR.match(line)]

@@ -1,9 +1,9 @@
-"""The chain as a flow: one task per stage of dvc.yaml, as many at once as the host has room for.
+"""The chain as a flow: one task per stage of dvc.yaml, as many at once as the host has slots.
 
     python -m flows.chain          # no server needed
 
-A stage is run by `dvc repro -s`, so whatever a flow did is what `dvc repro` would have done: it may be broken
-off anywhere and gone on with by either.
+A stage is run by `dvc repro -s`, so a flow has the same results as `dvc repro`. Either can continue where the
+other was interrupted.
 """
 
 import fcntl
@@ -28,7 +28,7 @@ from flows.process import StageFailed
 from flows.publish import publish
 
 STOP = threading.Event()
-"""Set once the flow ends before its time; every task looks at it."""
+"""Set when the flow ends early; every task checks it."""
 THREADS: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=64)
 """Tasks that may wait for a slot at the same time."""
 
@@ -43,7 +43,7 @@ def chain(
     """Rebuild what changed.
 
     targets: stages to end with; none: all. overrides: dotted keys of params.yaml and their new values, which
-    are written there first. force: also what did not change. pull: take from the DVC remote what others made.
+    are written there first. force: also run unchanged stages. pull: use results of others on the DVC remote.
     """
     root = Path.cwd()
     with alone_in(root):
@@ -62,22 +62,22 @@ def chain(
 
 
 def look_outside(root: Path, stages: Sequence[Stage], tasks: dict[str, PrefectFuture[Any]]) -> None:
-    """Run the stages that look at what lies outside the project: only then is it known what changed."""
+    """Run the stages that hash inputs outside the project. Only then is it known which stages changed."""
     for stage in (each for each in stages if each.always):
         tasks[stage.name] = named(run, stage.name).submit(stage, root, False, [])
     wait(list(tasks.values()))
 
 
 def named(what: Task[Any, Any], name: str) -> Task[Any, Any]:
-    """The task under this name; before it starts, the page shows `name`, then `task_run_name`."""
+    """The task under this name. The UI shows `name` before the task starts, then `task_run_name`."""
     return what.with_options(name=name, task_run_name=name)
 
 
 @contextmanager
 def finish(tasks: Mapping[Any, PrefectFuture[Any]]) -> Iterator[None]:
-    """Wait for what is submitted inside; stopped meanwhile, see every task to its end first.
+    """Wait for the tasks that are submitted inside. If interrupted, stop every task and wait for its end.
 
-    Raises StageFailed with the words of each task that failed.
+    Raises StageFailed with the messages of all failed tasks.
     """
     STOP.clear()
     try:
@@ -94,7 +94,7 @@ def finish(tasks: Mapping[Any, PrefectFuture[Any]]) -> Iterator[None]:
 
 @task(cache_policy=NO_CACHE)
 def run(stage: Stage, root: Path, idle: bool, arguments: list[str]) -> State:
-    """One stage, its ancestors left alone."""
+    """Run one stage without its ancestors."""
     if idle:
         return Completed(name="Cached", message="nothing it depends on has changed")
     return attempt(stage, root, ["-s", *arguments], STOP)
@@ -102,7 +102,7 @@ def run(stage: Stage, root: Path, idle: bool, arguments: list[str]) -> State:
 
 @contextmanager
 def alone_in(root: Path, patient: bool = False) -> Iterator[None]:
-    """Hold the workspace for one flow. Raises UserError when another has it; patient: waits instead."""
+    """Lock the workspace for one flow. Raises UserError when another flow holds it; patient: wait instead."""
     place = root / ".dvc/tmp/flow.lock"
     place.parent.mkdir(parents=True, exist_ok=True)
     with place.open("w") as file:

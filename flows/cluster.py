@@ -1,10 +1,10 @@
-"""The chain on several hosts: every stage is a flow run of its own, taken by a worker that is free.
+"""The chain on several hosts: every stage is a separate flow run, taken by any free worker.
 
-    python -m flows.cluster          # in a clone of its own, with PREFECT_API_URL and a DVC remote set
+    python -m flows.cluster          # in a separate clone, with PREFECT_API_URL and a DVC remote set
 
-Each worker has a clone. What a stage made goes to the DVC remote with its entry in the run cache, and who
-needs it pulls it from there; no clone is shared and nothing is committed in between. At the end this clone
-has the results and the whole dvc.lock.
+Each worker has its own clone. A stage's outputs are pushed to the DVC remote with their entry in the run
+cache, and later stages pull them from there. No clone is shared and nothing is committed in between. At the
+end this clone has the results and the complete dvc.lock.
 """
 
 import json
@@ -37,16 +37,16 @@ from flows.process import run_dvc
 from flows.publish import publish
 
 DEPLOYMENT = "stage/stage"
-"""Of `on_worker`, from prefect.yaml; its workers are those of the pool `fewstep-stages`."""
+"""Deployment of `on_worker` in prefect.yaml; its workers are those of the pool `fewstep-stages`."""
 SEEN = "FEWSTEP_INPUTS"
-"""Switch of the stage `watch_inputs`."""
+"""Environment variable with the records that the stage `watch_inputs` writes on workers."""
 LOOK_EVERY = 1.0
-"""Seconds between two looks at a stage's run."""
+"""Seconds between two polls of a stage's run."""
 
 
 @flow(name="cluster", task_runner=THREADS)
 def cluster(targets: list[str] | None = None, overrides: dict[str, Any] | None = None) -> None:
-    """Rebuild what changed, each stage once in the whole cluster; targets and overrides as the chain's."""
+    """Rebuild what changed, each stage once in the whole cluster; targets and overrides as for `chain`."""
     root = Path.cwd()
     with alone_in(root):
         require_remote(root)
@@ -71,13 +71,13 @@ def cluster(targets: list[str] | None = None, overrides: dict[str, Any] | None =
 
 
 def seen(root: Path) -> str:
-    """What `watch_inputs` found on this host, as JSON."""
+    """The records of `watch_inputs` on this host, as JSON."""
     records = {file.stem: json.loads(file.read_text()) for file in sorted((root / INPUTS).glob("*.json"))}
     return json.dumps(records)
 
 
 def require_remote(root: Path) -> None:
-    """Raises UserError where results have no way from one clone to another."""
+    """Raises UserError where there is no DVC remote, by which clones exchange results."""
     with Repo(str(root)) as repo:
         if not repo.config["core"].get("remote"):
             raise UserError(f"{root}: clones exchange results by a DVC remote: `dvc remote add -d NAME URL`")
@@ -85,20 +85,20 @@ def require_remote(root: Path) -> None:
 
 @task(cache_policy=NO_CACHE)
 def share(root: Path, there: list[str]) -> None:
-    """What this clone has already goes to the remote, so that no worker makes it anew."""
+    """Push this clone's existing results to the remote, so that no worker makes them again."""
     if there:
         run_dvc(["push", "--run-cache", *there], "share", root, STOP, get_run_logger().info)
 
 
 @task(cache_policy=NO_CACHE)
 def gather(root: Path, targets: list[str]) -> None:
-    """What the workers made comes into this clone and its dvc.lock; what only shows it is made here."""
+    """Pull the workers' results into this clone and its dvc.lock, and run the stages without outputs here."""
     run_dvc(["repro", "--pull", *targets], "gather", root, STOP, get_run_logger().info)
 
 
 @task(cache_policy=NO_CACHE)
 def place(stage: Stage, idle: bool, params: str, commit: str, inputs: str) -> State:
-    """One stage, on some worker; on another when that one is lost."""
+    """Run one stage on any worker, and again on another when that one is lost."""
     if idle:
         return Completed(name="Cached", message="nothing it depends on has changed")
     failures = 0
@@ -119,7 +119,7 @@ def place(stage: Stage, idle: bool, params: str, commit: str, inputs: str) -> St
 
 
 def ended(run: UUID) -> State:
-    """Wait for a flow run's end, which is brought about once STOP is set."""
+    """Wait for a flow run's end, and cancel it once STOP is set. Returns its final state."""
     never, told = threading.Event(), False
     with get_client(sync_client=True) as client:
         while True:
@@ -137,9 +137,9 @@ def ended(run: UUID) -> State:
 
 @flow(name="stage", flow_run_name="{name}")
 def on_worker(name: str, params: str, commit: str, inputs: str) -> State:
-    """One stage in this worker's clone, with the code of `commit` and the text `params` of params.yaml.
+    """Run one stage in this worker's clone, with the code of `commit` and `params` as text of params.yaml.
 
-    inputs: what the first host saw outside the project; this one need not have it.
+    inputs: the first host's records of the inputs outside the project, which this host need not have.
     """
     root = Path.cwd()
     os.environ[SEEN] = inputs

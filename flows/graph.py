@@ -1,4 +1,4 @@
-"""The stages of dvc.yaml, their edges and what they ask of the machine, as DVC tells them."""
+"""The stages of dvc.yaml, their edges and the resources they need, as DVC reports them."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from fewstep.core.errors import UserError
 
 
 class Demands(Section):
-    """`meta:` of a stage in dvc.yaml."""
+    """Resources and limits of a stage: its `meta:` in dvc.yaml."""
 
     gpus: int = Field(0, ge=0)
-    """GPUs that it takes where there are any; a host without takes one CPU slot instead."""
+    """Number of GPUs. On a host without GPUs the stage takes one CPU slot instead."""
     hours: float | None = Field(None, gt=0)
-    """After so many it is stopped, with its state kept; none: never."""
+    """Time limit, after which it is stopped with its state saved; none: no limit."""
     retries: int = Field(1, ge=0)
-    """How often it is started again after what can pass (a killed process, a remote out of reach)."""
+    """How often it is started again after a transient failure (a killed process, an unreachable remote)."""
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage.
 
-    name: as `dvc repro -s` takes it. needs: what it waits for, without what that implies. makes: whether
-    anything comes of it that others may take; a rendering has no outs. always: it runs each time, for it
-    looks at what lies outside the project.
+    name: as `dvc repro -s` takes it. needs: the stages it waits for, without those that these wait for
+    (transitive reduction). makes: whether it has outputs that other stages can use. always: whether it runs
+    every time, because it checks inputs outside the project.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Stage:
 
 
 def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
-    """The stages of a workspace that the targets need (all: none given), each after what it needs.
+    """The targets and their ancestors in topological order; without targets, all stages of the workspace.
 
-    Raises UserError on a target that is no stage.
+    Raises UserError on a target that is not a stage.
     """
     with Repo(str(root)) as repo:
         graph = nx.relabel_nodes(repo.index.graph, lambda stage: stage.name)
@@ -68,9 +68,9 @@ def stages_of(root: Path, targets: Iterable[str] = ()) -> list[Stage]:
 
 
 def unchanged(root: Path, stages: Iterable[Stage]) -> set[str]:
-    """The stages that neither changed nor come after one that did: nothing of theirs would run.
+    """The stages that need no run: neither they nor their ancestors changed.
 
-    Those that run each time count as unchanged: they have run before this is asked.
+    Stages that run every time count as unchanged, because they have run before this call.
     """
     ordered = list(stages)
     with Repo(str(root)) as repo:

@@ -1,11 +1,11 @@
-"""Runs a command that ends when whoever started it wants it to, or is gone.
+"""Runs a command and ends it, with all its processes, when the parent process asks for it or dies.
 
     python flows/guard.py PIPE LEASES COMMAND ...
 
-PIPE is the number of one end of a pipe. Once the other is closed, by its owner or by its owner's death,
-everything the command has started is ended: SIGINT, with time to save a state, then SIGTERM, then SIGKILL.
-LEASES are numbers of descriptors, "7,8", that the command inherits. Nothing but the standard library is
-imported, for this waits beside every stage.
+PIPE is the descriptor of a pipe's read end. Once the parent closes the write end or dies, everything that the
+command has started is ended: SIGINT, with time to save a state, then SIGTERM, then SIGKILL. LEASES are
+descriptors, "7,8", that the command inherits. Only the standard library is imported, because a guard runs
+beside every stage.
 """
 
 import os
@@ -16,13 +16,13 @@ import threading
 import time
 
 SOFT, HARD = 6.0, 1.0
-"""Seconds for a training to save its state after SIGINT; after SIGTERM."""
+"""Seconds to wait after SIGINT, in which a training saves its state, and after SIGTERM or SIGKILL."""
 
 
 def main() -> int:
-    """The command's exit status, as a shell gives it."""
+    """Run the command. Returns its exit status as a shell reports it."""
     pipe, leases = int(sys.argv[1]), [int(number) for number in sys.argv[2].split(",") if number]
-    # A shell's background jobs ignore it, and so would all that is started here.
+    # Background jobs of a shell ignore SIGINT, and the command would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     child = subprocess.Popen(sys.argv[3:], start_new_session=True, pass_fds=leases)
     threading.Thread(target=end_with, args=(pipe, child), daemon=True).start()
@@ -38,7 +38,7 @@ def end_with(pipe: int, child: subprocess.Popen[bytes]) -> None:
 
 
 def end(child: subprocess.Popen[bytes]) -> None:
-    """See to it that nothing of the child's group is left."""
+    """End all processes of the child's group: SIGINT, SIGTERM, SIGKILL."""
     for number, patience in ((signal.SIGINT, SOFT), (signal.SIGTERM, HARD), (signal.SIGKILL, HARD)):
         limit = time.monotonic() + patience
         try:

@@ -1,4 +1,4 @@
-"""Parameters of a flow run that take the place of values in params.yaml, checked before they do."""
+"""Parameters of a flow run that replace values of params.yaml, validated before they are written."""
 
 import tempfile
 from collections.abc import Mapping
@@ -13,9 +13,9 @@ from fewstep.core.errors import UserError
 
 
 def override(root: Path, overrides: Mapping[str, Any]) -> Chain:
-    """Write `{"students.one_step.training.steps": 400, ...}` into params.yaml, its comments kept.
+    """Write `{"students.one_step.training.steps": 400, ...}` into params.yaml and keep its comments.
 
-    Returns the chain as it then is. Raises as `tried`; params.yaml is then as it was.
+    Returns the resulting chain. Raises as `tried` does, and then leaves params.yaml unchanged.
     """
     path = root / PARAMS
     chain = tried(path, overrides)
@@ -27,7 +27,10 @@ def override(root: Path, overrides: Mapping[str, Any]) -> Chain:
 
 
 def tried(path: Path, overrides: Mapping[str, Any]) -> Chain:
-    """The chain as it would be. Raises UserError on an unknown key, and on what `fewstep check` refuses."""
+    """The chain with the overrides; params.yaml stays unchanged.
+
+    Raises UserError on an unknown key, and on values that are invalid or contradict each other.
+    """
     values = load_yaml(str(path))
     for key, value in overrides.items():
         put(values, key, value)
@@ -41,10 +44,10 @@ def tried(path: Path, overrides: Mapping[str, Any]) -> Chain:
 
 
 def put(values: Any, key: str, value: Any) -> None:
-    """Set a dotted key that exists.
+    """Set the value of an existing dotted key.
 
-    Raises UserError, naming what there is, where it does not exist, and where an anchor of YAML makes it a
-    value of other keys too.
+    Raises UserError where the key does not exist, naming those that do, and where a YAML anchor shares the
+    value with other keys.
     """
     place, where = values, ""
     for part in key.split("."):
@@ -61,7 +64,7 @@ def put(values: Any, key: str, value: Any) -> None:
 
 
 def places(values: Any, wanted: Any, where: str = "") -> list[str]:
-    """Dotted keys of a mapping; several where an anchor repeats it."""
+    """Dotted keys at which the mapping `wanted` occurs; several where a YAML anchor repeats it."""
     found = [where] if values is wanted else []
     for key, value in values.items() if isinstance(values, Mapping) else ():
         found += places(value, wanted, f"{where}.{key}".lstrip("."))

@@ -16,17 +16,17 @@ from fewstep.core.errors import UserError
 from flows.addresses import LOOPBACK, next_port, proxies, proxy_of, shown
 
 SECONDS = 10.0
-"""How long an answer may take."""
+"""Time limit of an answer."""
 LARGEST = 4096
-"""Bytes of an answer that are read; those of Prefect are shorter."""
+"""Bytes of an answer after which reading stops; those of Prefect are shorter."""
 
 
 class NothingThereError(Exception):
-    """No connection is possible; the reason."""
+    """No connection is possible; the message is the reason."""
 
 
 class Answer(NamedTuple):
-    """Of a GET; location: where it sends on to, body: its beginning."""
+    """Answer to a GET. kind: content type. location: target of a redirect, or "". body: its first bytes."""
 
     status: int
     kind: str
@@ -61,9 +61,9 @@ def version_of(url: str) -> Version:
 
 
 def client_for(url: str) -> httpx.Client:
-    """A client with Prefect's own settings of certificates, passwords and headers.
+    """A client with Prefect's settings for certificates, passwords and headers.
 
-    Raises UserError when they, or a proxy of the environment, cannot be used.
+    Raises UserError when these settings, or a proxy of the environment, cannot be used.
     """
     settings = get_current_settings()
     headers = {name: str(value) for name, value in settings.client.custom_headers.items()}
@@ -79,7 +79,7 @@ def client_for(url: str) -> httpx.Client:
     try:
         return httpx.Client(timeout=SECONDS, headers=headers, verify=verify)
     except (ImportError, ValueError, httpx.InvalidURL) as error:
-        # httpx takes up all proxies of the environment, whatever is asked; Prefect's client does the same.
+        # httpx sets up all proxies of the environment, for any URL; Prefect's client does the same.
         raise UserError(f"{proxies()}: of no use to Prefect's client: {first_line(error)}") from None
 
 
@@ -89,7 +89,7 @@ def ask(client: httpx.Client, url: str, path: str) -> Answer:
     try:
         with client.stream("GET", url + path) as answer:
             body = b""
-            # It may be endless.
+            # The answer may be endless.
             for chunk in answer.iter_bytes():
                 body += chunk
                 if time.monotonic() > limit:
@@ -108,7 +108,7 @@ def ask(client: httpx.Client, url: str, path: str) -> Answer:
 
 
 def unconnected(url: str, reason: str) -> Exception:
-    """What a failed connection means: of a proxy, of TLS, or that nothing is there."""
+    """The error for a failed connection: of a proxy, of TLS, or NothingThereError."""
     if proxy := proxy_of(url):
         return UserError(f"the proxy of {proxy} cannot be reached ({reason}); {way_round(url)}")
     if "CERTIFICATE" in reason:
@@ -119,7 +119,7 @@ def unconnected(url: str, reason: str) -> Exception:
 
 
 def another(url: str, what: str) -> UserError:
-    """What to say of an address where something else than a Prefect server answers."""
+    """The error for an address at which something other than a Prefect server answers."""
     parts = urlsplit(url)
     if proxy := proxy_of(url):
         return UserError(
@@ -135,10 +135,10 @@ def another(url: str, what: str) -> UserError:
 
 
 def way_round(url: str) -> str:
-    """How a host is reached without the proxy."""
+    """Advice on how to reach the host without the proxy."""
     return f"if {urlsplit(url).hostname} is reached without it, add that to no_proxy"
 
 
 def first_line(error: Exception) -> str:
-    """An error's own words."""
+    """First line of an error's message; without one, the name of its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

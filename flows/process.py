@@ -1,4 +1,4 @@
-"""DVC as a group of processes of its own: followed line by line, stopped as a whole by its guard."""
+"""Runs DVC in a process group of its own, reads its output line by line, and stops the group by its guard."""
 
 import os
 import queue
@@ -17,21 +17,21 @@ from flows.slots import Lease, Stopped
 
 DVC = ("dvc", "--wait-for-lock")
 NOTHING = Lease({}, ())
-"""For what needs no place to compute."""
+"""Lease of a command that needs no GPU or CPU slot."""
 DIED = re.compile(r"exited with -\d+|exited with 1(2[89]|3\d|4\d)\b")
 PASSING = ("Connection", "connection", "timed out", "Temporary failure", "Service Unavailable")
 
 
 class StageFailed(Exception):
-    """A stage ended badly; the message is its own."""
+    """A stage failed; the message is the stage's error."""
 
 
 class TransientFailure(StageFailed):
-    """In a way that may not come again: a killed process, a remote out of reach."""
+    """A failure that a retry may avoid: a killed process, an unreachable remote."""
 
 
 class OutOfMemory(StageFailed):
-    """For want of memory on its device."""
+    """The stage's device ran out of memory."""
 
 
 def run_dvc(
@@ -44,10 +44,10 @@ def run_dvc(
     seconds: float | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> bool:
-    """A command of DVC, waiting where another is at work. Returns whether the stage `name` ran in it.
+    """Run a DVC command; it waits for DVC's lock. Returns whether the stage `name` ran in it.
 
-    hear: gets every line. seconds: until it is stopped. Raises StageFailed with the stage's own words, or
-    Stopped, after all its processes are gone.
+    hear: called with every line of output. seconds: time limit. Raises StageFailed with the stage's error, or
+    Stopped, after all its processes have ended.
     """
     ours = {"DVC_NO_ANALYTICS": "1", "PYTHONUNBUFFERED": "1", **lease.environment, **(environment or {})}
     heard, held = os.pipe()
@@ -89,7 +89,7 @@ def run_dvc(
 
 
 def drain(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:
-    """Hand over the child's lines, and None at their end."""
+    """Put the child's lines into the queue, and None after the last one."""
     assert child.stdout is not None
     for line in child.stdout:
         lines.put(line.rstrip("\n"))
@@ -97,7 +97,7 @@ def drain(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> Non
 
 
 def next_line(lines: "queue.Queue[str | None]", stop: threading.Event, limit: float | None) -> str | None:
-    """The next line, or None at the end. Raises Stopped, or StageFailed when the time is over."""
+    """The next line, or None at the end. Raises Stopped, or StageFailed after the time limit."""
     while True:
         if stop.is_set():
             raise Stopped
@@ -110,7 +110,7 @@ def next_line(lines: "queue.Queue[str | None]", stop: threading.Event, limit: fl
 
 
 def failure(name: str, said: Sequence[str], status: int = 1) -> StageFailed:
-    """What a failed stage said, as the error that says what to do next."""
+    """The exception for a failed stage, from its output: transient, out of memory, or any other failure."""
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     died = not errors and (128 < status < 192 or any(DIED.search(line) for line in said))
     unreachable = any(word in line for line in said[-5:] for word in PASSING)

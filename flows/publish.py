@@ -1,6 +1,6 @@
-"""What a flow run leaves on its page: progress, figures, images, the way to the report.
+"""Prefect artifacts of a flow run, shown on its page: progress, figures, images, a link to the report.
 
-A page is a convenience: where the server cannot be reached it stays empty, and nothing else happens.
+They are optional: where the server cannot be reached the page stays empty, and the flow continues.
 """
 
 import base64
@@ -31,13 +31,13 @@ from fewstep.evaluation.schema import Figures, Metrics, Reference
 
 COMPARISON = REPORT.with_name("ablation.html")
 PATIENCE = 5.0
-"""Seconds for the last progress to be shown."""
+"""Seconds to wait until the last progress is shown."""
 LINE = re.compile(r"^(?P<name>[^:]+):\s+(?P<percent>\d+) %")
 
 
 @contextmanager
 def unless_it_fails() -> Iterator[None]:
-    """Say what went wrong, and go on."""
+    """Log any error as a warning and continue."""
     try:
         yield
     except Exception as error:
@@ -45,16 +45,16 @@ def unless_it_fails() -> Iterator[None]:
 
 
 def key_of(text: str) -> str:
-    """As artifacts' keys must be: lower-case letters, digits and dashes."""
+    """A valid key of an artifact: lower-case letters, digits and dashes."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
 @contextmanager
 def following(stage: str) -> Iterator[Callable[[str], None]]:
-    """Takes the stage's lines: they are logged, and its progress is shown for each thing it goes through.
+    """Yields a function to call with each line of the stage: it logs the line and shows the progress in it.
 
-    That in a thread of its own: a server that is gone, or slow, holds up nobody. Of waiting lines the newest
-    counts.
+    The progress is sent from a separate thread, so that a slow or lost server does not delay the stage. Where
+    several lines are waiting, only the newest one of each progress bar is sent.
     """
     log = get_run_logger()
     lines: SimpleQueue[str | None] = SimpleQueue()
@@ -73,7 +73,7 @@ def following(stage: str) -> Iterator[Callable[[str], None]]:
 
 
 def show_progress(stage: str, lines: "SimpleQueue[str | None]") -> None:
-    """Until a None comes."""
+    """Send the progress of each loop of the stage to the server, until `lines` yields None."""
     begun: dict[str, object] = {}
     line: str | None = ""
     while line is not None:
@@ -96,7 +96,7 @@ def show_progress(stage: str, lines: "SimpleQueue[str | None]") -> None:
 
 
 def publish(root: Path, models: Mapping[str, Sequence[int]]) -> None:
-    """The chain's figures, images and report; models: which were evaluated, at which step counts."""
+    """Show the chain's figures, images and report. models: evaluated model -> step counts."""
     with unless_it_fails():
         about = "Every model on the same prompts and noise"
         create_table_artifact(rows_of(root, models), key="metrics", description=about)
@@ -115,9 +115,10 @@ def compare(
     overrides: Mapping[str, Mapping[str, Any]],
     evaluated: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> None:
-    """Variants of the chain: a table, their images, and a page in `root`, the workspace.
+    """Show variants of the chain: a table, their images, and a page in `root`, the workspace.
 
-    evaluated: variant -> as `publish`'s models.
+    clones: variant -> its clone. overrides: variant -> its overrides. evaluated: variant -> `models` of
+    `publish`.
     """
     with unless_it_fails():
         rows = [
@@ -132,7 +133,7 @@ def compare(
         about = "Columns share their prompt and noise"
         create_markdown_artifact("\n\n".join(page), key="comparison-pictures", description=about)
     with unless_it_fails():
-        # It draws with matplotlib, for which the other flows need not wait.
+        # Imported here because it loads matplotlib, which the other flows do not need.
         from fewstep.report.ablation import Variant
         from fewstep.report.variants import build
 
@@ -150,14 +151,14 @@ def compare(
 
 
 def setting(values: Any, key: str) -> str:
-    """The value at a dotted key of params.yaml, as it would stand there; null where there is none."""
+    """The value at a dotted key of params.yaml, as text; null where there is none."""
     for part in key.split("."):
         values = values.get(part) if isinstance(values, Mapping) else None
     return values if isinstance(values, str) else json.dumps(values)
 
 
 def rows_of(root: Path, models: Mapping[str, Sequence[int]]) -> list[dict[str, str]]:
-    """One row per model and step count, of those that are there; first the floor's, if there is one."""
+    """One row per evaluated model and step count, after the floor's row, if there is one."""
     file = root / EVALUATION_SET / "figures.json"
     floor = read_record(Reference, file).floor if file.is_file() else None
     rows = [row_of("real images", floor)] if floor else []
@@ -190,7 +191,7 @@ def row_of(name: str, found: Figures) -> dict[str, str]:
 
 
 def images_of(root: Path, models: Mapping[str, Sequence[int]]) -> str:
-    """The strips of images, one under the other, within the text."""
+    """A Markdown table with the strips of images, embedded in the text."""
     strips = {"real": root / EVALUATION_SET / "grid-real.png"} | {
         f"{model} {count}": root / EVALUATIONS / model / f"grid-{count}.png"
         for model, counts in models.items()

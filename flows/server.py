@@ -1,4 +1,4 @@
-"""A Prefect server to talk to: the one that is there, or a new one in the background.
+"""Makes sure that a Prefect server answers: uses the existing one, or starts one in the background.
 
 PREFECT_API_URL=http://127.0.0.1:4200/api python -m flows.server
 """
@@ -18,13 +18,13 @@ from fewstep.core.errors import UserError
 from flows.addresses import api_address, avoid_proxies_on_loopback, next_port, shown
 
 MISSED = 3
-"""Heartbeats that must be missing until a run is held for lost."""
+"""Number of missing heartbeats after which a run counts as lost."""
 
 
 def main() -> None:
-    """Return once a server answers at PREFECT_API_URL and minds lost runs.
+    """Return once a server answers at PREFECT_API_URL and detects lost runs.
 
-    Exit status 1, and one line, when none does and none can be started.
+    Exit status 1, with a one-line error, when none answers and none can be started.
     """
     try:
         avoid_proxies_on_loopback()
@@ -41,7 +41,7 @@ def main() -> None:
 def require_settings() -> None:
     """Read Prefect's settings. Raises UserError with what is wrong in them."""
     try:
-        # What it prints of them it raises, too, or `begin` does.
+        # Its printed warnings are dropped: the same problems are raised here, or by `begin`.
         with warnings.catch_warnings(action="ignore"), redirect_stderr(StringIO()):
             from prefect.settings import get_current_settings
 
@@ -53,8 +53,11 @@ def require_settings() -> None:
 
 
 def there(url: str) -> str:
-    """Find the server, or begin one. Returns what to tell of it; raises UserError when there can be none."""
-    # These read Prefect's settings when they are imported.
+    """Find the server, or start one. Returns a line about it for the user.
+
+    Raises UserError when none can be used or started.
+    """
+    # These modules read Prefect's settings when they are imported.
     from prefect import __version__
 
     from flows.background import begin
@@ -63,23 +66,23 @@ def there(url: str) -> str:
     try:
         version = version_of(url)
     except NothingThereError as error:
-        return f"a server at {shown(url)}; it writes {begin(url, str(error))}"
+        return f"started a server at {shown(url)}; its log: {begin(url, str(error))}"
     ours = Version(__version__)
     if version.major != ours.major:
         raise UserError(
             f"the server at {shown(url)} is Prefect {version}, this environment has {ours}: use one version, "
             f"or another port, PREFECT_API_URL={next_port(url)}"
         )
-    older = f"; it is Prefect {version}, older than {ours} here: better update it" if version < ours else ""
+    older = f"; it is Prefect {version}, older than {ours} here: please update it" if version < ours else ""
     return f"there is a server at {shown(url)}{older}"
 
 
 def mind_lost_runs(url: str) -> None:
-    """A run whose host is gone says no more: without heartbeats it has crashed.
+    """Create an automation that marks runs without heartbeats, whose host is lost, as crashed.
 
-    Raises UserError with the server's words when it does not take the automation.
+    Raises UserError with the server's error when it does not accept the automation.
     """
-    # They read the server's address when they are imported.
+    # These modules read the server's address when they are imported.
     from httpx import HTTPError
     from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
@@ -105,7 +108,7 @@ def mind_lost_runs(url: str) -> None:
             threshold=1,
             within=timedelta(seconds=MISSED * between),
         ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no sign of life: its worker is lost")],
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message="no heartbeat: its worker is lost")],
     )
     try:
         if not exists(name):
@@ -113,7 +116,7 @@ def mind_lost_runs(url: str) -> None:
     except (HTTPError, RuntimeError) as error:
         words = str(error).splitlines()[0]
         raise UserError(
-            f"the server at {shown(url)} does not take the automation {name!r}: {words}"
+            f"the server at {shown(url)} does not accept the automation {name!r}: {words}"
         ) from None
 
 

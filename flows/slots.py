@@ -1,7 +1,7 @@
-"""Who runs where: a GPU, or a share of the CPUs, is leased by a lock on a file.
+"""Leases of GPUs and CPU slots, by locks on files.
 
-The child that computes inherits the lock, so the lease ends with whoever dies last, however it dies; nothing
-must be swept. Leases are of the host: several workspaces share its GPUs.
+The stage's processes inherit the lock, so a lease ends with the last of them, however that process ends, and
+there are no stale leases to clean up. Leases are per host: several workspaces share its GPUs.
 """
 
 import fcntl
@@ -19,12 +19,14 @@ from typing import IO
 from fewstep.core.switches import count_of
 
 PATIENCE = 0.2
-"""Seconds between two looks."""
+"""Seconds between two attempts to take a lease."""
 
 
 @dataclass(frozen=True)
 class Lease:
-    """What a stage may use. environment: that tells it so. descriptors: to be inherited by its process."""
+    """What a stage may use. environment: variables that restrict its process to that. descriptors: of the
+    locks, which its process must inherit.
+    """
 
     environment: dict[str, str]
     descriptors: tuple[int, ...]
@@ -48,9 +50,9 @@ def gpus() -> list[str]:
 
 @contextmanager
 def leased(wanted: int, stop: threading.Event) -> Iterator[Lease]:
-    """Wait for `wanted` GPUs, or on a host without for one of FEWSTEP_SLOTS CPU slots, and hold them.
+    """Wait for `wanted` GPUs (on a host without GPUs: one of FEWSTEP_SLOTS CPU slots) and hold them.
 
-    Raises Stopped when `stop` is set meanwhile.
+    Raises Stopped when `stop` is set while it waits.
     """
     devices = gpus()
     count = min(wanted, len(devices))
@@ -68,7 +70,7 @@ def leased(wanted: int, stop: threading.Event) -> Iterator[Lease]:
 def take(
     folder: Path, names: list[str], count: int, stop: threading.Event, held: ExitStack
 ) -> list[tuple[str, IO[str]]]:
-    """Lock `count` of the names' files, all or none, so that two who wait do not block each other."""
+    """Lock `count` of the names' files, all or none, so that two waiting stages do not deadlock."""
     while not stop.is_set():
         with ExitStack() as attempt:
             taken: list[tuple[str, IO[str]]] = []

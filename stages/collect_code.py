@@ -1,4 +1,4 @@
-"""collect_code: the modules of the user's own model, looked up each time."""
+"""collect_code: copy the modules of the user's own model; runs every time, so that DVC sees changes."""
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.own_code import collect

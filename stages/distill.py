@@ -1,4 +1,4 @@
-"""distill: one few-step student, by the method its params name."""
+"""distill: train one few-step student, by the method that its params name."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""encode_data: the prepared images and captions as the teacher's latents and conditions, once for all."""
+"""encode_data: encode the prepared images and captions once, as the teacher's latents and conditioning."""
 
 import sys
 

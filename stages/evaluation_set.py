@@ -1,4 +1,4 @@
-"""evaluation_set: the prompts, noises and real images on which every model is measured."""
+"""evaluation_set: the prompts, noise samples and real images on which every model is measured."""
 
 from pathlib import Path
 

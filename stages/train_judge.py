@@ -1,4 +1,4 @@
-"""train_judge: the network that recognises the labelled images' attributes."""
+"""train_judge: the classifier that recognises the attributes of labelled images."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""train_teacher: a small Stable Diffusion, from nothing (autoencoder, then text encoder and U-Net)."""
+"""train_teacher: a small Stable Diffusion, from scratch (autoencoder, then text encoder and U-Net)."""
 
 from itertools import islice
 

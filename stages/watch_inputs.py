@@ -1,4 +1,4 @@
-"""watch_inputs: what lies outside the project, looked at each time, so that DVC sees when it changes."""
+"""watch_inputs: hash the inputs outside the project; runs every time, so that DVC sees changes."""
 
 import json
 from dataclasses import asdict
@@ -15,13 +15,13 @@ from fewstep.core.switches import switch
 from fewstep.sources.watched import look
 
 KNOWN = CHECKPOINTS / "watch_inputs"
-"""Hashes between two looks; each clone has its own."""
+"""Cached hashes of the files, kept between runs; each clone has its own."""
 
 
 def main() -> None:
-    """params.yaml `data.path`, `teacher.load` + what is there -> artifacts/inputs, one hash for each.
+    """params.yaml `data.path`, `teacher.load` + their content -> artifacts/inputs, one hash for each.
 
-    On a cluster's workers FEWSTEP_INPUTS holds what the first host saw, and only that counts.
+    On a cluster's workers FEWSTEP_INPUTS holds the records of the first host, which are written instead.
     """
     seen = json.loads(switch("INPUTS", "null")) or {
         name: asdict(look(places, KNOWN / f"{name}.sqlite")) for name, places in inputs().items()
@@ -31,13 +31,13 @@ def main() -> None:
 
 
 def inputs() -> dict[str, list[Path]]:
-    """What params.yaml names outside the project, by the stage that reads it."""
+    """`data`, `teacher` -> paths outside the project that params.yaml names for it."""
     data, teacher = read(DataConfig, "data"), read(TeacherConfig, "teacher")
     source = import_module(f"fewstep.sources.{data.source}")
     named = [*teacher.load]
     if teacher.load and (config := read(ImportTeacherConfig, "import_teacher").config):
         named.append(config)
-    # A hub id is no file: its revision tells what it is.
+    # A hub id is not a file; its revision identifies it.
     return {"data": source.inputs(data), "teacher": [Path(where) for where in named if Path(where).exists()]}
 
 

@@ -10,7 +10,7 @@ SRC = ROOT / "src"
 
 
 def module_file(name: str) -> Path | None:
-    """The file of one of our modules, None for anything else."""
+    """The file of a module of this project, None for any other module."""
     path = SRC.joinpath(*name.split("."))
     for candidate in (path.with_suffix(".py"), path / "__init__.py"):
         if candidate.is_file():
@@ -20,7 +20,7 @@ def module_file(name: str) -> Path | None:
 
 @cache
 def imported(file: Path) -> tuple[Path, ...]:
-    """Files of ours that `file` imports, wherever in it the import stands. Each file is parsed once."""
+    """Files of this project that `file` imports, at any depth of its code. Each file is parsed once."""
     return tuple(imports(file))
 
 
@@ -40,7 +40,7 @@ def imports(file: Path) -> Iterator[Path]:
 
 @cache
 def says_nothing(file: Path) -> bool:
-    """A package face that holds a docstring at most: it can change no result."""
+    """Whether the file is an `__init__.py` with a docstring at most, which can change no result."""
     body = ast.parse(file.read_text()).body
     return file.name == "__init__.py" and all(
         isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body
@@ -48,7 +48,7 @@ def says_nothing(file: Path) -> bool:
 
 
 def closure(*files: Path) -> set[Path]:
-    """The files and all that they import, transitively, without empty package faces."""
+    """The files and all that they import, transitively, without empty `__init__.py` files."""
     seen: set[Path] = set()
     waiting = list(files)
     while waiting:

@@ -1,4 +1,4 @@
-"""The whole of params.yaml, and what its sections demand of each other."""
+"""The whole of params.yaml, and the consistency checks between its sections."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,14 +23,14 @@ from fewstep.methods import halve, reflow
 from fewstep.students.learn import method_module
 
 RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample")
-"""No model may have these names: they stand before the slash in the names of other random streams."""
+"""Names that no model may have: they are the prefixes, before the slash, of other random streams' names."""
 
 
 class ClassifierSwitch(Section):
     """The `judge` section."""
 
     train: tuple[str, ...] = Field(max_length=1)
-    """[NAME]: train a classifier, as `train_judge` says; []: none, the data have no labels."""
+    """[NAME]: train a classifier, with the section `train_judge`; []: none, the data have no labels."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class ChainModel:
 
     @property
     def name(self) -> str:
-        """Its folder's; rounds of halving are called by the section too."""
+        """The name of its folder: the key, for rounds of halving with the prefix `halve-`."""
         return f"halve-{self.key}" if self.section == "halve" else self.key
 
     @property
@@ -61,7 +61,7 @@ class ChainModel:
 
 
 class Chain(Section):
-    """Every section, as written."""
+    """All sections of params.yaml."""
 
     seed: int = Field(ge=0)
     inputs: dict[str, Place] = Field(default_factory=dict)
@@ -111,7 +111,7 @@ class Chain(Section):
 
 
 def load_chain(path: Path = PARAMS) -> Chain:
-    """params.yaml, all of it valid and consistent. Raises UserError with one line per fault."""
+    """Read and validate params.yaml, with the checks between sections. Raises UserError, a line per fault."""
     params = load_params(path)
     inputs = validate(dict[str, str], params.get(INPUTS) or {}, INPUTS, path)
     chain = validate(Chain, params, "", path, inputs)
@@ -133,7 +133,7 @@ def load_chain(path: Path = PARAMS) -> Chain:
 
 
 def inconsistencies(chain: Chain) -> Iterator[str]:
-    """What is wrong between the sections, one line each."""
+    """Contradictions between the sections, one line each."""
     made = chain.models()
     known = ["teacher", *made]
     names = [*chain.reflow, *chain.students]
@@ -149,7 +149,7 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
             yield f"{start}: {name} would be made from itself"
         embeds = model.config.guidance_embedding and not model.config.draws_guidance
         if embeds and chain.triplets.guidance is None:
-            yield f"{model.place}.guidance_embedding: triplets.guidance is null, so there is but one"
+            yield f"{model.place}.guidance_embedding: triplets.guidance is null, so there is only one scale"
         if model.config.data != "encoded":
             continue
         if "train" not in chain.encode_data:
@@ -166,7 +166,7 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
         if name == "teacher":
             yield "export.teacher: the teacher is a pipeline already; export its students"
         elif name not in chain.evaluate.models:
-            yield f"export.{name}: an export's card tells its figures; evaluate.models has no {name}"
+            yield f"export.{name}: an export's card reports its figures; evaluate.models has no {name}"
     if chain.features == JUDGE and not chain.judge.train:
         yield f"features = {JUDGE}: judge.train is [], so there is none; use {TEACHER} or an Inception file"
     if not chain.evaluate.models:
@@ -185,7 +185,7 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
 
 
 def ancestors(name: str, models: Mapping[str, ChainModel]) -> set[str]:
-    """The models that `name` is made from, itself among them when they form a circle."""
+    """The models that `name` is made from, including itself when they form a cycle."""
     found: set[str] = set()
     while name in models and models[name].config.from_ not in found:
         name = models[name].config.from_

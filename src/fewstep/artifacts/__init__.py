@@ -1,1 +1,1 @@
-"""Folders that are written whole or not at all, and read strictly."""
+"""Artifact folders: written atomically, verified when they are read."""

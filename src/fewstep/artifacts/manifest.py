@@ -1,4 +1,4 @@
-"""`manifest.json`: what a folder holds and what it was made from; strict on the way in."""
+"""`manifest.json`: what a folder holds and what it was made from; verified when it is opened."""
 
 import hashlib
 from collections.abc import Mapping
@@ -68,10 +68,10 @@ class Manifest:
 
 
 def identity(path: Path) -> str:
-    """The SHA-256 of what describes an input.
+    """The SHA-256 that identifies an input.
 
-    That is a file itself, an artifact's manifest, a data set's index, and of any other folder (a foreign
-    network's) the names and contents of its files. Raises UserError when nothing is there.
+    A file: its content. An artifact: its manifest. A data set: its index. Any other folder (of a foreign
+    network): the names and contents of its files. Raises UserError when nothing is there.
     """
     if path.is_file():
         return sha256(path)
@@ -88,7 +88,7 @@ def identity(path: Path) -> str:
 
 
 def contents(folder: Path) -> list[Path]:
-    """Every file below `folder` but its own manifest, in a fixed order."""
+    """Every file below `folder` except its own manifest, in a fixed order."""
     return [file for file in sorted(folder.rglob("*")) if file.is_file() and file != folder / NAME]
 
 

@@ -1,9 +1,9 @@
 """Where a stage keeps unfinished work, and when that work may be resumed.
 
-Work lies in `.checkpoints/<stage>/<fingerprint>`. The fingerprint covers the params, the inputs and the
-source of every loaded module of ours, so work is only ever resumed under what it was begun with. Other work
-of the stage is reported and kept. FEWSTEP_RESUME=<fingerprint> resumes it in spite of the differences, which
-the artifact's manifest then records; `fewstep clean` deletes it.
+Work is kept in `.checkpoints/<stage>/<fingerprint>`. The fingerprint covers the params, the inputs and the
+source of every loaded module of this project. A stage therefore only resumes work that was started with the
+same params, inputs and code. Other work of the stage is reported and kept. FEWSTEP_RESUME=<fingerprint>
+resumes it despite the differences, which the artifact's manifest then records; `fewstep clean` deletes it.
 """
 
 import fcntl
@@ -26,9 +26,9 @@ from fewstep.core.processes import barrier, is_main_process
 from fewstep.core.switches import is_on, switch
 
 ORIGIN = "origin.json"
-"""In a folder of work: what it was begun with."""
+"""File in a folder of work: the `Origin` that it was started with."""
 LOCK = "lock"
-"""Locked by the stage that is at work in the folder."""
+"""File that the stage using the folder holds locked."""
 UNKNOWN = "made by an earlier version of fewstep"
 
 
@@ -36,7 +36,7 @@ UNKNOWN = "made by an earlier version of fewstep"
 class Origin:
     """What work depends on. params: as plain JSON. inputs: name -> identity. source: module -> SHA-256.
 
-    resumed: differences in spite of which the work was resumed, in order.
+    resumed: differences despite which the work was resumed, in order.
     """
 
     params: Mapping[str, Any]
@@ -46,20 +46,20 @@ class Origin:
 
     @classmethod
     def of(cls, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> Self:
-        """With the modules that are loaded now."""
+        """The origin with the modules that are loaded now."""
         plain = json.loads(json.dumps(params))
         return cls(plain, {name: identity(path) for name, path in inputs.items()}, loaded_source())
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """Of the work in a folder; None where it was made by an earlier version."""
+        """The origin of the work in a folder; None where an earlier version of fewstep made it."""
         if not (folder / ORIGIN).exists():
             return None
         facts = read_json(folder / ORIGIN)
         return cls(facts["params"], facts["inputs"], facts["source"], tuple(facts["resumed"]))
 
     def write(self, folder: Path) -> None:
-        """For `read`."""
+        """Write the file that `read` reads."""
         write_json(folder / ORIGIN, vars(self))
 
     @property
@@ -69,7 +69,7 @@ class Origin:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, then: Self | None) -> list[str]:
-        """What is different from another origin, a line each."""
+        """The differences from another origin, one line each."""
         if then is None:
             return [UNKNOWN]
         params, before = flat(self.params), flat(then.params)
@@ -84,14 +84,14 @@ class Origin:
 class Workspace:
     """The folder of a stage's unfinished work.
 
-    folder: where it lies. origin: what it depends on.
+    folder: its path. origin: what the work depends on.
     """
 
     def __init__(self, stage: str, params: Mapping[str, Any], inputs: Mapping[str, Path]) -> None:
-        """Find or make it; every process of the stage calls this once everything it trains with is open.
+        """Find or make the folder. Every process of the stage calls this after it has opened all its inputs.
 
-        Modules imported later would not be part of the fingerprint. Raises UserError where another process
-        is at work in what FEWSTEP_RESUME names.
+        Modules imported later are not part of the fingerprint. Raises UserError where another process uses
+        the work that FEWSTEP_RESUME names.
         """
         self.origin = Origin.of(params, inputs)
         self.folder = CHECKPOINTS / stage / self.origin.fingerprint
@@ -113,7 +113,7 @@ class Workspace:
         if not (self.folder / ORIGIN).exists():
             self.origin.write(self.folder)
         for other in others:
-            why = "; ".join(self.origin.differences(Origin.read(other.folder))) or "work that took its place"
+            why = "; ".join(self.origin.differences(Origin.read(other.folder))) or "work that replaced it"
             print(
                 f"{stage}: does not resume {other}, because of {why}. To resume it all the same, set "
                 f"FEWSTEP_RESUME={other.folder.name}; to delete it, `fewstep clean {stage}`",
@@ -121,12 +121,12 @@ class Workspace:
             )
 
     def _take_over(self, stage: str, other: "Unfinished") -> None:
-        """Make other work this stage's own. What was begun in its place since then is set aside."""
+        """Move other work to this stage's folder. Work that is already there is renamed and kept."""
         other.refuse_if_used()
         before = Origin.read(other.folder)
         differences = self.origin.differences(before)
         resumed = (*(before.resumed if before else ()), *differences)
-        message = f"{stage}: resumes {other}, in spite of {'; '.join(differences) or 'work in its place'}"
+        message = f"{stage}: resumes {other}, despite {'; '.join(differences) or 'other work in its place'}"
         if self.folder.exists():
             aside = self.folder.with_name(f"{self.folder.name}-{uuid4().hex[:8]}")
             Unfinished(stage, self.folder).refuse_if_used()
@@ -137,11 +137,11 @@ class Workspace:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """For the manifest of what was made here: nothing, or in spite of what work was resumed."""
+        """For the artifact's manifest: `resumed`, the differences despite which work was resumed, if any."""
         return {"resumed": list(self.origin.resumed)} if self.origin.resumed else {}
 
     def finish(self) -> None:
-        """Drop the work, whose artifact is written; with FEWSTEP_KEEP_STATE it stays."""
+        """Delete the work once its artifact is written; FEWSTEP_KEEP_STATE keeps it."""
         late = loaded_source().keys() - self.origin.source.keys()
         if late and not self.origin.resumed:
             print(f"warning: imported after the fingerprint was taken: {', '.join(sorted(late))}")
@@ -150,7 +150,7 @@ class Workspace:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def leave(self) -> None:
-        """Let others have the work; a process that ends does so by itself."""
+        """Release the lock; it is also released when the process ends."""
         os.close(self._lock)
 
 
@@ -163,17 +163,17 @@ class Unfinished:
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size on disk, bytes."""
         return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing was kept yet."""
+        """Whether nothing has been saved yet."""
         return all(file.name in (ORIGIN, LOCK) for file in self.folder.rglob("*") if file.is_file())
 
     @property
     def progress(self) -> str:
-        """How far it is."""
+        """Progress in words: the step of the newest state, or the number of finished parts."""
         states = sorted((state.stat().st_mtime, state) for state in self.folder.glob("*/step-*"))
         if states:
             newest = states[-1][1]
@@ -181,14 +181,14 @@ class Unfinished:
         return f"{len([*self.folder.glob('*.safetensors')])} finished parts"
 
     def refuse_if_used(self) -> None:
-        """Raises UserError where a stage is at work in it."""
+        """Raises UserError where a running stage uses it."""
         try:
             os.close(locked(self.folder / LOCK, fcntl.LOCK_EX | fcntl.LOCK_NB))
         except BlockingIOError:
             raise UserError(f"{self.folder}: a stage is at work here; stop it first") from None
 
     def delete(self) -> None:
-        """Raises UserError where a stage is at work in it."""
+        """Delete it. Raises UserError where a running stage uses it."""
         self.refuse_if_used()
         shutil.rmtree(self.folder)
 
@@ -197,7 +197,7 @@ class Unfinished:
 
 
 def unfinished(stage: str | None = None) -> Iterator[Unfinished]:
-    """Work on disk, of one stage or of all, oldest first; what was begun and kept nothing is left out."""
+    """Work on disk, of one stage or of all, oldest first, without folders in which nothing was saved."""
     folders = [*CHECKPOINTS.glob(f"{stage or '*'}/*")]
     for folder in sorted(folders, key=lambda each: each.stat().st_mtime):
         work = Unfinished(folder.parent.name, folder)
@@ -217,7 +217,7 @@ def locked(file: Path, how: int) -> int:
 
 
 def loaded_source() -> dict[str, str]:
-    """SHA-256 of every loaded module of ours, the stage's script among them."""
+    """SHA-256 of every loaded module of this project, including the stage's script."""
     ours = {n: m for n, m in sorted(sys.modules.items()) if n.split(".")[0] in ("fewstep", "__main__")}
     files = {name: getattr(module, "__file__", None) for name, module in ours.items()}
     return {name: sha256(Path(file)) for name, file in files.items() if file}

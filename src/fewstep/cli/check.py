@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Of the command."""
-    parser.add_argument("--seconds", type=float, default=30, help="for measuring steps; 0: forecast no time")
+    """Add the command's arguments."""
+    parser.add_argument("--seconds", type=float, default=30, help="for measuring steps; 0: no time forecast")
 
 
 def run(chosen: argparse.Namespace) -> None:
@@ -38,7 +38,7 @@ def run(chosen: argparse.Namespace) -> None:
         console.print(in_words(times))
     console.print(stages_table(chain, times))
     if denoiser is None:
-        console.print("memory of the trainings: unknown until the teacher is there")
+        console.print("memory of the trainings: unknown until the teacher exists")
     else:
         table, hints = memory_table(chain, denoiser)
         console.print(table, *hints, sep="\n", markup=False)
@@ -64,7 +64,7 @@ def stages_table(chain: "Chain", times: "Mapping[str, float | None]") -> "Table"
 
 
 def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]":
-    """Each training's memory, and what helps those that do not fit."""
+    """Each training's memory, and advice for those that do not fit."""
     from rich.filesize import decimal
     from rich.table import Table
 
@@ -72,7 +72,7 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
     from fewstep.checks.plan import trainings
 
     memory = available()
-    title = f"memory of the trainings, an estimate; there are {decimal(memory)}"
+    title = f"estimated memory of the trainings; available: {decimal(memory)}"
     columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "sum")
     table, hints = Table(*columns, title=title), []
     for name, setup in trainings(chain).items():

@@ -4,12 +4,12 @@ import argparse
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Of the command."""
-    parser.add_argument("stage", nargs="*", help="as DVC names it, e.g. train_teacher; default: all")
+    """Add the command's arguments."""
+    parser.add_argument("stage", nargs="*", help="its name in DVC, e.g. train_teacher; default: all")
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Delete and say what was deleted. Raises UserError where a stage is at work."""
+    """Delete, and print what was deleted. Raises UserError where a running stage uses it."""
     from rich.filesize import decimal
 
     from fewstep.artifacts.workspace import unfinished

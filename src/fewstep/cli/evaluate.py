@@ -9,16 +9,19 @@ from fewstep.core.errors import UserError
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """Of the command."""
+    """Add the command's arguments."""
     add = parser.add_argument
     add("--model", action="append", required=True, metavar="NAME:STEPS", help="e.g. one_step:1")
-    add("--images", "--pictures", dest="pictures", type=int, default=2000, help="how many of each")
-    seeds = "draws of prompts, noise and real images; several give the spread"
+    add("--images", "--pictures", dest="pictures", type=int, default=2000, help="per model and step count")
+    seeds = "number of draws of prompts, noise and real images; several give the spread"
     add("--seeds", type=int, default=1, help=seeds)
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Print a JSON object per model and one of the floor. Raises UserError on a malformed --model."""
+    """Print a JSON object per model and one of the floor: real images in place of generated ones.
+
+    Raises UserError on a malformed --model.
+    """
     from fewstep.evaluation.full import evaluate_fully
     from fewstep.evaluation.record import rounded
 

@@ -1,14 +1,14 @@
-"""fewstep report: write reports/index.html anew from what is there."""
+"""fewstep report: rewrite reports/index.html from the existing artifacts and metrics."""
 
 import argparse
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """The command has no arguments."""
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """By the stage's own script, so that there is one way to make the page."""
+    """Run the stage's script, which is the only code that makes the page."""
     import runpy
 
     runpy.run_path("stages/report.py", run_name="__main__")

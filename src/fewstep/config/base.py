@@ -1,4 +1,4 @@
-"""Reads a section of params.yaml into a frozen, typed record, or says which key is wrong."""
+"""Reads a section of params.yaml into a frozen, typed record; errors name the wrong key."""
 
 import re
 from collections.abc import Mapping
@@ -12,18 +12,19 @@ from fewstep.core.errors import UserError
 
 PARAMS = Path("params.yaml")
 INPUTS = "inputs"
-"""Section of params.yaml that names places of this machine; no stage depends on it, only on what is there."""
+"""Section of params.yaml that names paths and URLs of this machine. Stages depend on their content only."""
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+(?=@)")
-"""Of a URL: `user:password`, before the host."""
+"""`user:password` in a URL, before the host."""
 LONGEST_VALUE = 200
-"""Characters of a wrong value that a message still shows."""
+"""Longest wrong value that a message shows, characters."""
 T = TypeVar("T")
 
 
 def place(value: str, info: ValidationInfo) -> str:
-    """What a parameter that names a place means: a name of the section `inputs` is what stands there.
+    """Resolve a parameter that names a place: a name in the section `inputs` is replaced by its value there.
 
-    `~` is the home folder; a URL, a pipe and a hub id stay as they are. Raises ValueError where it has none.
+    `~` becomes the home folder; a URL, a pipe and a hub id stay as they are. Raises ValueError where `~user`
+    has no home folder.
     """
     inputs = info.context if isinstance(info.context, Mapping) else {}
     named = str(inputs.get(value, value))
@@ -36,14 +37,14 @@ def place(value: str, info: ValidationInfo) -> str:
 
 
 def project_path(value: Path) -> Path:
-    """A path that is a dependency in dvc.yaml. Raises ValueError where DVC would look elsewhere."""
+    """A path that is a dependency in dvc.yaml. Raises ValueError on `~`, which DVC does not expand."""
     if value.parts[:1] and value.parts[0].startswith("~"):
         raise ValueError("DVC reads this path as it stands; link or copy the file into the project")
     return value
 
 
 Place = Annotated[str, AfterValidator(place)]
-"""Type of a parameter that names a folder, file or URL of the user's: one rule for all who open it."""
+"""Type of a parameter that names a folder, file or URL of the user's, resolved by `place`."""
 ProjectPath = Annotated[Path, AfterValidator(project_path)]
 """Type of a parameter that dvc.yaml lists as a dependency."""
 
@@ -57,7 +58,7 @@ class Section(BaseModel):
 def load_params(path: Path = PARAMS) -> dict[str, Any]:
     """The whole of params.yaml as plain values.
 
-    Raises UserError when the file is missing or is no mapping.
+    Raises UserError when the file is missing or is not a mapping.
     """
     try:
         values = yaml.safe_load(path.read_text())
@@ -110,7 +111,7 @@ def describe(error: ValidationError, where: str) -> list[str]:
     for problem in error.errors():
         place = ".".join([where, *(str(part) for part in problem["loc"])]).strip(".")
         value = CREDENTIALS.sub("...", repr(problem["input"]))
-        # The input of a fault between keys is their whole section: too long to help.
+        # An error between keys has their whole section as its input, which is too long to be useful.
         shown = "" if problem["type"] == "missing" or len(value) > LONGEST_VALUE else f" = {value}"
         what = {"extra_forbidden": "no such parameter", "missing": "is missing"}.get(
             problem["type"], problem["msg"].removeprefix("Value error, ")

@@ -1,4 +1,4 @@
-"""`judge:` and `train_judge:` the network that measures labelled data."""
+"""`train_judge:` the attribute classifier for labelled data, whose artifact is named `judge`."""
 
 from pydantic import Field
 

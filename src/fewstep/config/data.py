@@ -1,4 +1,4 @@
-"""`data:` what the images are and which of them count."""
+"""`data:` where the images come from and which of them are used."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ class FilterConfig(Section):
     min_side: int = Field(default=1, ge=1)
     """Smallest accepted shorter side of the original image, pixels."""
     min_aesthetic: float | None = None
-    """Smallest accepted aesthetic score; null: not looked at."""
+    """Smallest accepted aesthetic score; null: no filter."""
     allow_missing_aesthetic: bool = False
     """Whether a sample without a score passes `min_aesthetic`."""
     caption_length: tuple[int, int] = (1, 1000)
@@ -37,9 +37,9 @@ class KeysConfig(Section):
     caption: str = "caption"
     aesthetic_score: str = "aesthetic_score"
     labels: str = "labels"
-    """Attribute -> value of what the caption says, on which a classifier can be trained."""
+    """Attribute -> value for attributes that the caption states; a classifier can be trained on them."""
     hidden: str = "hidden"
-    """Attribute -> value of what the caption does not say: a model's diversity is measured by it."""
+    """Attribute -> value for attributes that the caption does not state; they measure a model's diversity."""
 
 
 class DataConfig(Section):
@@ -47,19 +47,19 @@ class DataConfig(Section):
 
     source: Literal["shapes", "folder", "webdataset"]
     path: Place | None = None
-    """folder: the directory. webdataset: a tar, brace pattern (`{000..009}.tar`) or URL. May be a name of
-    `inputs`, which no stage depends on."""
+    """folder: the directory. webdataset: a tar, brace pattern (`{000..009}.tar`) or URL. May be a name in
+    `inputs`, a section that no stage depends on."""
     count: int | None = Field(default=None, ge=1)
-    """shapes: how many images. Others: the first so many; null: all."""
+    """shapes: number of images. Other sources: use only the first `count` samples; null: all."""
     resolution: int = Field(ge=8, le=4096, multiple_of=8)
     """Side of the prepared images, pixels."""
     heldout: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the samples that no training sees."""
+    """Share of the samples that is held out from all training."""
     split_by: Literal["caption", "image"] = "image"
-    """Whose hash decides the side: with `caption`, a held-out prompt was never trained on, but an image with
-    several captions may be on both sides."""
+    """What is hashed to assign a sample to a split. With `caption`, no held-out prompt is trained on, but an
+    image with several captions may be in both splits."""
     shard_size: int = Field(default=2000, ge=1)
-    """Samples per shard. A training holds two shards decoded: 6 x resolution^2 x shard_size bytes."""
+    """Samples per shard. Training keeps two decoded shards: 6 x resolution^2 x shard_size bytes."""
     filters: FilterConfig = FilterConfig()
     keys: KeysConfig = KeysConfig()
 

@@ -9,4 +9,4 @@ class EncodeConfig(Section):
     """One entry of `encode_data`, named by its split (`train`, `heldout`)."""
 
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type of latents and text embeddings on disk; half of it is plenty for Stable Diffusion's."""
+    """Type of latents and text embeddings on disk; half precision is enough for Stable Diffusion."""

@@ -1,4 +1,4 @@
-"""`evaluation_set:` and `evaluate:` what is measured, on what."""
+"""`evaluation_set:` and `evaluate:` the data of the evaluation, and the models it measures."""
 
 from pydantic import Field, field_validator
 
@@ -6,23 +6,23 @@ from fewstep.config.base import Section
 
 
 class DiversityConfig(Section):
-    """Images from different noise for the same prompt."""
+    """Images from different noise samples for the same prompt."""
 
     prompts: int = Field(64, ge=2)
-    """Prompts that get several images, at most."""
+    """Largest number of prompts with several images."""
     samples: int = Field(4, ge=2)
-    """Images of each; equal prompts of the set count."""
+    """Images per prompt, including those of the same prompt elsewhere in the set."""
 
 
 class EvaluationSetConfig(Section):
     """The `evaluation_set` section: the same prompts, noise and real images for every model."""
 
     pictures: int = Field(ge=2)
-    """Held-out prompts, each with its real image; as many images are drawn per model and step count."""
+    """Number of held-out prompts, each with its real image, and of images per model and step count."""
     reference: int = Field(ge=2)
-    """Real held-out images that the Frechet distance compares with, at most."""
+    """Largest number of real held-out images in the reference set of the Frechet distance."""
     training: int = Field(10000, ge=8)
-    """Training images among which copies are looked for, at most."""
+    """Largest number of training images that are searched for copies."""
     diversity: DiversityConfig = DiversityConfig()
     grid: int = Field(12, ge=1)
     """Images per row of the report's grid."""

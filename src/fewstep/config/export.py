@@ -1,4 +1,4 @@
-"""`export:` which models leave the chain, and at how many steps."""
+"""`export:` which models are exported as diffusers pipelines, and for how many steps."""
 
 from pydantic import Field
 
@@ -9,4 +9,4 @@ class ExportConfig(Section):
     """One entry of `export`, named by its model."""
 
     steps: int | None = Field(None, ge=1)
-    """Steps the pipeline is set up for; null: what the model was made for."""
+    """Step count of the pipeline; null: the one the model was trained for."""

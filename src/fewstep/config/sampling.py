@@ -1,4 +1,4 @@
-"""`sampling:` how the teacher's ODE is solved, wherever the teacher is asked for an image."""
+"""`sampling:` how the teacher's ODE is solved, wherever an image is drawn from the teacher."""
 
 from typing import Annotated
 
@@ -15,7 +15,7 @@ class SamplingConfig(Section):
     solver: Solver = Solver.DPM_SOLVER_PP_2M
     steps: int = Field(32, ge=1)
     time_power: float = Field(1.0, gt=0)
-    """The family's times in [0, 1], each raised to this power; 1: as in diffusers. Below 1, more of the steps
+    """Exponent applied to each of the model family's times in [0, 1]; 1: as in diffusers. Below 1, more steps
     are taken at high noise, where the composition is decided (docs/sampling.md has measurements)."""
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance scale w; 1: none."""
@@ -25,5 +25,5 @@ class SamplingConfig(Section):
     @classmethod
     def _ode(cls, solver: Solver) -> Solver:
         if solver is Solver.RENOISE:
-            raise ValueError("renoise solves no ODE; some students are drawn with it, as their manifests say")
+            raise ValueError("renoise solves no ODE; it samples only students whose manifest names it")
         return solver

@@ -25,14 +25,14 @@ class TeacherConfig(Section):
     backbone: str
     """Model family, a file of src/fewstep/backbones."""
     train: tuple[str, ...] = ()
-    """[NAME]: train it here, as `train_teacher` says."""
+    """[NAME]: train it here, with the section `train_teacher`."""
     load: tuple[Place, ...] = ()
-    """[WHERE]: a diffusers folder, hub id or .safetensors checkpoint to import instead. May be a name of
-    `inputs`, so that no stage is called by a path of this machine."""
+    """[WHERE]: a diffusers folder, hub id or .safetensors checkpoint to import instead. May be a name in
+    `inputs`, so that no stage's name contains a path of this machine."""
     adopt: tuple[Annotated[str, AfterValidator(factory_name)], ...] = ()
-    """[package.module:factory]: a model of one's own instead; its backbone is `custom`.
+    """[package.module:factory]: a model of your own instead; its backbone is `custom`.
 
-    The module lies below the project's root or is installed; `factory(trained: bool)` returns a
+    The module is below the project's root or installed; `factory(trained: bool)` returns a
     `fewstep.backbones.custom.CustomModel`, see docs/custom_model.md.
     """
 
@@ -51,7 +51,7 @@ class VaeConfig(Section):
     """AutoencoderKL."""
 
     channels: tuple[int, ...]
-    """Widths from full resolution down; each further level halves the side."""
+    """Widths per level, from full resolution down; each further level halves the side."""
     layers: int = Field(1, ge=1)
     """Residual blocks per level."""
     latent_channels: int = Field(ge=1)
@@ -73,7 +73,7 @@ class TextConfig(Section):
     length: int = Field(77, ge=4)
     """Tokens per prompt."""
     vocabulary: int = Field(1000, ge=514)
-    """Largest number of tokens; 514 are single bytes and marks."""
+    """Largest number of tokens; 514 are single bytes and special tokens."""
 
 
 class NetConfig(Section):
@@ -81,7 +81,7 @@ class NetConfig(Section):
 
     channels: tuple[int, ...]
     attention: tuple[bool, ...]
-    """Whether a level attends to the text."""
+    """Whether a level has cross-attention to the text."""
     layers: int = Field(1, ge=1)
     head_channels: int = Field(32, ge=4)
     """Channels per attention head."""
@@ -96,17 +96,17 @@ class NetConfig(Section):
 
 
 class TrainTeacherConfig(Section):
-    """The `train_teacher` section: a small latent diffusion model of Stable Diffusion's anatomy."""
+    """The `train_teacher` section: a small latent diffusion model with Stable Diffusion's architecture."""
 
     vae: VaeConfig
     text: TextConfig
     net: NetConfig
     noise_bias: float = Field(1.0, gt=0)
-    """Times are drawn with density `b t^(b - 1)`: 1 is uniform, 2 trains on noisy images twice as much."""
+    """Times are drawn with density `b t^(b - 1)`: 1 is uniform; 2 doubles the density at pure noise."""
     caption_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of training captions replaced by the empty prompt, for guidance."""
     word_dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of words left out of the other captions, so that each word's meaning is learned by itself."""
+    """Share of words left out of the other captions, so that each word's meaning is learned separately."""
     training: TrainingConfig
 
 
@@ -118,14 +118,14 @@ class ImportTeacherConfig(Section):
     variant: str | None = None
     """Weights variant of a diffusers folder, e.g. `fp16`, `non_ema`."""
     weights: Literal["plain", "ema"] = "plain"
-    """Of a single file that holds both: the trained weights, or their running average."""
+    """For a single file with both: `plain` takes the trained weights, `ema` their moving average."""
     prediction: Literal["epsilon", "v_prediction"] | None = None
-    """What the network predicts, where the teacher's own configuration or marks are wrong or silent."""
+    """What the network predicts, where the teacher's configuration or metadata is wrong or missing."""
     without: tuple[str, ...] = ()
-    """Parts to leave out, which their family can do without: SD3's `text_encoder_3` (T5)."""
+    """Parts to leave out that are optional in their model family: SD3's `text_encoder_3` (T5)."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type in which the weights are kept on disk; they are computed with as the machine says."""
+    """Type of the weights on disk; the precision of the computation is a setting of the machine."""
     config: Place | None = None
-    """For a single file: folder or hub id of a pipeline of the same kind, where the weights do not tell."""
+    """For a single file whose weights do not identify its pipeline: folder or hub id of a similar one."""
     local_files_only: bool = False
     """Take a hub repository from the local cache only."""

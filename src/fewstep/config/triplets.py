@@ -20,14 +20,14 @@ class TripletsConfig(Section):
     time_power: float | None = Field(None, gt=0)
     """See `sampling.time_power`; null: the same."""
     prompts: ProjectPath
-    """A data set, whose training captions are taken, or a text file with a prompt on each line."""
+    """A data set, whose training captions are used, or a text file with one prompt per line."""
     guidance: tuple[float, float] | None = None
-    """Each triplet's own, uniform between the two; null: `sampling.guidance` for all."""
+    """Range of each triplet's guidance scale, drawn uniformly; null: `sampling.guidance` for all."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    """Type of latents and text embeddings on disk; half of it is plenty for Stable Diffusion's."""
+    """Type of latents and text embeddings on disk; half precision is enough for Stable Diffusion."""
 
     def sampling(self, teachers: SamplingConfig) -> SamplingConfig:
-        """How triplets are drawn. teachers: the section `sampling`."""
+        """Sampling settings of the triplets. teachers: the section `sampling`."""
         power = teachers.time_power if self.time_power is None else self.time_power
         return teachers.model_copy(update={"steps": self.steps, "time_power": power})
 

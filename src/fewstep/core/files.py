@@ -1,4 +1,4 @@
-"""Atomic writes: nothing half-written is ever found under its final name."""
+"""Atomic writes: a file or folder gets its final name only when it is complete."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Flush a file or folder to the disk, so that a rename cannot overtake its content."""
+    """Flush a file or folder to the disk, so that a later rename is not stored before its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -61,7 +61,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def friendly_disk_errors(path: Path) -> Iterator[None]:
-    """Turn "no space left" into a message that says where and what to do."""
+    """Turn "no space left" into a UserError with the path and what to do."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -73,7 +73,7 @@ def friendly_disk_errors(path: Path) -> Iterator[None]:
 
 
 def is_full(error: OSError | SafetensorError) -> bool:
-    """Whether there was no place left; safetensors tells the system's number in words only."""
+    """Whether the disk or quota is full; safetensors reports the errno only in its message."""
     full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
         return error.errno in full
@@ -87,7 +87,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object. Raises UserError naming the file when it is missing, broken or no object."""
+    """A JSON object. Raises UserError naming the file when it is missing, broken or not an object."""
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:

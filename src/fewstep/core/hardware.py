@@ -1,7 +1,7 @@
-"""Where, how fast and in how much memory. Chosen by the machine, never by params.yaml.
+"""Device, precision, memory layout and batch sizes: settings of the machine, never of params.yaml.
 
-`accelerate config` or ACCELERATE_MIXED_PRECISION decides where set. Otherwise: the GPU where there is one,
-and bfloat16 where that is faster. The switches FEWSTEP_* are told in docs/machine.md.
+`accelerate config` and ACCELERATE_MIXED_PRECISION decide where they are set. The default is the GPU if there
+is one, and bfloat16 if it is faster. docs/machine.md lists the switches FEWSTEP_*.
 """
 
 import os
@@ -19,7 +19,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.precision import bfloat16_pays
 from fewstep.core.switches import count_of, is_on, switch
 
-# Read at the first allocation: of huge pages, an autoencoder's activations cost a sixth less time on CPUs.
+# Read at the first allocation. With huge pages an autoencoder's activations take a sixth less time on CPUs.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 M = TypeVar("M", bound=nn.Module)
@@ -29,9 +29,9 @@ DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def process() -> PartialState:
-    """This process among those that run the stage; the first call joins them.
+    """accelerate's state of this process: rank, world size, device. The first call joins the process group.
 
-    accelerate has to know of CPUs: otherwise each rank sees a world size of 1.
+    `cpu` must be set for a run on CPUs: otherwise each rank sees a world size of 1.
     """
     return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
 
@@ -39,7 +39,7 @@ def process() -> PartialState:
 def device() -> torch.device:
     """The device of this process."""
     found = torch.device(process().device)
-    # Several processes' "cpu:0" is a name that safetensors refuses.
+    # With several processes the device is named "cpu:0", which safetensors refuses.
     return torch.device("cpu") if found.type == "cpu" else found
 
 
@@ -65,10 +65,10 @@ def autocast() -> Iterator[None]:
 
 @contextmanager
 def attention() -> Iterator[None]:
-    """The kernel of attention, also where activations are recomputed in the backward pass.
+    """Choose the attention kernel, also where activations are recomputed in the backward pass.
 
-    On CPUs the fused one is faster without gradients, a third on the default chain's U-Net, and many times
-    slower in a bfloat16 backward pass, which takes the unfused one.
+    On CPUs the fused kernel is faster without gradients (by a third on the default chain's U-Net), but many
+    times slower in a bfloat16 backward pass. With gradients, CPUs therefore use the unfused kernel.
     """
     unfused = device().type == "cpu" and torch.is_grad_enabled()
     with sdpa_kernel(SDPBackend.MATH) if unfused else nullcontext():
@@ -77,22 +77,22 @@ def attention() -> Iterator[None]:
 
 @contextmanager
 def full_precision(wanted: bool = True) -> Iterator[None]:
-    """Float32 inside `autocast()`, where `wanted`: for networks whose activations overflow or coarsen."""
+    """Float32 inside `autocast()` if `wanted`: for networks whose activations overflow or lose precision."""
     with torch.autocast(device().type, enabled=False) if wanted else nullcontext():
         yield
 
 
 def deterministic() -> None:
-    """Same inputs, same bytes: on one machine every kernel gives one answer."""
+    """Use deterministic kernels: on one machine the same inputs give the same bytes."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # The above also fills every new tensor, for programs that read what they have not written.
+    # The call above also fills every new tensor, which only matters for reads of uninitialised memory.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
 
 
 def to_device(net: M) -> M:
-    """A network on the device, in place; laid out and compiled as FEWSTEP_CHANNELS_LAST, _COMPILE say."""
+    """Move a network to the device, in place; FEWSTEP_CHANNELS_LAST and FEWSTEP_COMPILE apply."""
     net = net.to(device())
     if is_on("CHANNELS_LAST"):
         net = net.to(memory_format=torch.channels_last)
@@ -102,7 +102,7 @@ def to_device(net: M) -> M:
 
 
 def checkpointed(net: M) -> M:
-    """A network with gradient checkpointing on, where FEWSTEP_CHECKPOINT_ACTIVATIONS is set."""
+    """Enable gradient checkpointing, in place, if FEWSTEP_CHECKPOINT_ACTIVATIONS is set."""
     enable = getattr(net, "enable_gradient_checkpointing", None)
     if enable is not None and is_on("CHECKPOINT_ACTIVATIONS"):
         enable()
@@ -110,7 +110,7 @@ def checkpointed(net: M) -> M:
 
 
 def as_saved(net: M) -> M:
-    """Undo `to_device` and `checkpointed`, except for the device: a network as it is saved."""
+    """Undo `to_device` and `checkpointed`, except for the device, so that the network can be saved."""
     disable = getattr(net, "disable_gradient_checkpointing", None)
     if disable is not None:
         disable()
@@ -118,12 +118,15 @@ def as_saved(net: M) -> M:
 
 
 def images_at_once() -> int:
-    """How many are drawn, encoded or evaluated together: FEWSTEP_BATCH."""
+    """Number of images that are drawn, encoded or evaluated in one batch: FEWSTEP_BATCH."""
     return count_of("BATCH", 256)
 
 
 def micro_batches(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """A process's rows of one step in parts of at most FEWSTEP_MICRO_BATCH, whose gradients are added up."""
+    """A process's rows of one step, in micro-batches of at most FEWSTEP_MICRO_BATCH rows.
+
+    Their gradients are accumulated.
+    """
     return in_parts(rows, count_of("MICRO_BATCH", len(rows)))
 
 

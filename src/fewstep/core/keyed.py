@@ -1,9 +1,9 @@
-"""Randomness as a function of its key.
+"""Random numbers as a function of a key.
 
-Everything random in the project is drawn here: the value for `(seed, stream, index)` is the same
-whatever the batch size, the process, the order of the calls or the moment of a resume. The
-generator is the counter-based Philox-4x64 (Salmon et al. 2011, "Parallel random numbers: as easy
-as 1, 2, 3"), of which NumPy keeps the streams.
+All random numbers of the project are drawn here. The value for `(seed, stream, index)` depends neither on
+the batch size, the process or the order of the calls, nor on where a run was resumed. The generator is the
+counter-based Philox-4x64 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"), whose bit
+stream NumPy guarantees to keep.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Key:
-    """A family of random streams: `seed` is the run's, `stream` names what is drawn."""
+    """A family of random streams. seed: of the run. stream: name of what is drawn."""
 
     seed: int
     stream: str
@@ -39,8 +39,8 @@ class Key:
     def stratified(self, positions: Sequence[int], batch_size: int) -> np.ndarray:
         """Uniform draws in [0, 1), float64 `[len(positions)]`, spread evenly over each batch.
 
-        Position p is row p mod batch_size of step p // batch_size; the rows of a step are one random shift of
-        an even grid, which lowers the variance of what is averaged over them.
+        Position p is row p mod batch_size of step p // batch_size. The rows of a step are an even grid with
+        one random shift, which lowers the variance of an average over the batch.
         """
         places = np.asarray(positions)
         shifts = {step: self.generator(step).random() for step in np.unique(places // batch_size)}
@@ -48,9 +48,9 @@ class Key:
         return ((places % batch_size) / batch_size + shift) % 1.0
 
     def permutation(self, index: int, length: int) -> np.ndarray:
-        """A permutation of `range(length)`, int64 `[length]`; `index` is the epoch, say."""
+        """A permutation of `range(length)`, int64 `[length]`; `index` is, for example, the epoch."""
         return self.generator(index).permutation(length)
 
     def seed32(self, index: int) -> int:
-        """A seed below 2^32 for a foreign generator (dropout inside a network, say)."""
+        """A seed below 2^32 for another library's generator (for example, dropout in a network)."""
         return int(self.generator(index).integers(2**32))

@@ -1,4 +1,4 @@
-"""Where things lie, relative to the project's root."""
+"""Paths of all artifacts and outputs, relative to the project's root."""
 
 from pathlib import Path
 

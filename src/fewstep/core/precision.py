@@ -1,7 +1,7 @@
-"""Which precision this CPU computes fastest in: measured once, and remembered.
+"""Whether this CPU computes faster in bfloat16 than in float32: measured once, and cached.
 
-A CPU's flags do not say. With AMX bfloat16 is several times faster than float32; with AVX512-BF16 about 1.4
-times; a CPU with neither emulates it.
+The CPU's flags alone do not decide it. With AMX bfloat16 is several times faster than float32, with
+AVX512-BF16 about 1.4 times; a CPU with neither emulates it.
 """
 
 import json
@@ -18,7 +18,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import whole_file
 
 MARGIN = 1.15
-"""bfloat16 must be so much faster: it is coarser, and near equality the choice would be chance."""
+"""Smallest speed-up for which bfloat16 is chosen. It is less precise, and near 1 the choice is random."""
 ROUNDS = 5
 
 
@@ -40,11 +40,11 @@ def bfloat16_pays(remembered: Path | None = None) -> bool:
 
 
 def ratio(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of a training step in float32 over that in bfloat16; the best of ROUNDS each, taken in turn."""
+    """Time of a training step in float32 over that in bfloat16: minima of ROUNDS each, run alternately."""
     layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
     x = torch.rand(32, 64, 16, 16)
     best = {False: float("inf"), True: float("inf")}
-    for _ in range(1 + ROUNDS):  # the first one warms up, which the minimum leaves out
+    for _ in range(1 + ROUNDS):  # the first is a warm-up; it is slower, so the minimum ignores it
         for half in best:
             begun = clock()
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -65,7 +65,7 @@ def processor() -> str:
 
 
 def recall(file: Path) -> dict[str, bool]:
-    """What was measured before; nothing where the file is missing or damaged."""
+    """Machine -> earlier result; empty where the file is missing or damaged."""
     try:
         known = json.loads(file.read_text())
     except (OSError, ValueError):
@@ -74,7 +74,7 @@ def recall(file: Path) -> dict[str, bool]:
 
 
 def remember(file: Path, known: dict[str, bool]) -> None:
-    """Write it, where the folder can be written to."""
+    """Write the results; does nothing where the folder is not writable."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(file) as staging:

@@ -1,9 +1,9 @@
-"""A stage in several processes: who writes, who waits, and what they agree on.
+"""Several processes per stage: barrier, collectives, and each process's share of the work.
 
-Each process has its own rows of a batch, and copies of the networks unless training/sharding.py shards them.
-Copies' gradients are summed here, and not by DistributedDataParallel: that takes plain means over processes,
-wrong where a batch divides unevenly, and sees only what goes through `forward`, as an autoencoder's `encode`
-does not.
+Each process has its own rows of a batch, and replicas of the networks unless training/sharding.py shards
+them. The replicas' gradients are summed here and not by DistributedDataParallel, for two reasons. It averages
+over processes with equal weights, which is wrong where a batch divides unevenly. And it only sees calls of
+`forward`, not, for example, those of an autoencoder's `encode`.
 """
 
 from collections.abc import Sequence
@@ -29,23 +29,23 @@ KINDS = {
 
 
 def is_main_process() -> bool:
-    """Whether this is the one process that writes what all share."""
+    """Whether this is rank 0, the only process that writes shared files."""
     return bool(process().is_main_process)
 
 
 def barrier() -> None:
-    """Go on when every process is here."""
+    """Wait until every process has reached this call."""
     process().wait_for_everyone()
 
 
 def local_slice(things: Sequence[T]) -> Sequence[T]:
-    """This process's part; the parts of all processes are disjoint and make the whole."""
+    """This process's part; the parts of all processes are disjoint and complete."""
     state = process()
     return things[state.process_index :: state.num_processes]
 
 
 def require(kind: DistributedType, processes: int, batch_size: int) -> None:
-    """Raises UserError where this many processes of this kind could not train as one process does."""
+    """Raises UserError where so many processes of this kind cannot train as a single process would."""
     if kind not in KINDS:
         raise UserError(
             f"accelerate's config asks for {kind}, which is not offered: answer no to it in "
@@ -68,7 +68,7 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(*here: bool) -> list[bool]:
-    """Whether each is so in any process: the same answers in all."""
+    """For each flag, whether it is true in any process; every process gets the same result."""
     flags = torch.tensor(here, dtype=torch.float32, device=device())
     all_reduce_sum([flags])
     return [bool(flag) for flag in flags.tolist()]

@@ -1,4 +1,4 @@
-"""One progress bar on a terminal, one line every few per cent anywhere else."""
+"""A progress bar on a terminal, one line every few per cent anywhere else."""
 
 import sys
 import time
@@ -9,12 +9,12 @@ from typing import Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-LINES = 20  # of a whole run
-UNKNOWN = 10_000  # units per line where the end is not known
+LINES = 20  # per run
+UNKNOWN = 10_000  # units per line where the total is unknown
 
 
 class Report(Protocol):
-    """Called after every unit of work with how many are done and what to say beside them."""
+    """Called after every unit of work with the number done and a note to show beside it."""
 
     def __call__(self, done: int, note: str = "") -> None: ...
 

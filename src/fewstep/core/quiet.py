@@ -1,4 +1,4 @@
-"""Stages and commands say their own lines; what libraries say beside them is left out."""
+"""Silences libraries, so that stages and commands print only their own lines."""
 
 import logging
 import os
@@ -9,34 +9,34 @@ from functools import partial, partialmethod
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 LEVELS = {
-    # A line per batch whose prompts are cut, which the chain counts once; but not of what is loaded.
+    # Pipelines warn of truncated prompts in every batch; the chain counts them once. Loading may still warn.
     "diffusers.pipelines": logging.ERROR,
     "diffusers.pipelines.pipeline_utils": logging.WARNING,
     "diffusers.pipelines.pipeline_loading_utils": logging.WARNING,
-    # A compiler for GPUs on a machine without one.
+    # It warns of a missing GPU compiler on machines without a GPU.
     "torch.utils.cpp_extension": logging.ERROR,
 }
-"""Logger -> the least that it says."""
+"""Logger -> lowest level that it prints."""
 NOISE = {
-    "transformers.tokenization_utils_base": "sequence length is longer",  # cut prompts are counted here
+    "transformers.tokenization_utils_base": "sequence length is longer",  # the chain counts truncated prompts
     "diffusers.models.modeling_utils": "should be kept in float32",
     "diffusers.pipelines.pipeline_utils": "cannot be saved",  # parts that are None
-    "diffusers.loaders.single_file_utils": "only the non-EMA weights are extracted",  # the import says which
+    "diffusers.loaders.single_file_utils": "only the non-EMA weights are extracted",  # the import reports it
 }
-"""Logger -> what it says although nothing is wrong."""
+"""Logger -> phrase of a warning that it prints although nothing is wrong."""
 
 
 def quiet() -> None:
     """Turn off what libraries print, whether they are imported already or not; call it once, at the start.
 
-    Progress bars: all that do not decide for themselves. Those of downloads do, and show on a terminal.
-    Warnings: deprecations, which are for who writes code. Telemetry of libraries that phone home.
+    Progress bars: all that do not set `disable` themselves. Downloads set it, and show theirs on a terminal.
+    Warnings: deprecations, which concern developers only. Telemetry: that of libraries which send any.
     """
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     if constants := sys.modules.get("huggingface_hub.constants"):
         constants.HF_HUB_DISABLE_TELEMETRY = True  # type: ignore[attr-defined]
-    # tqdm reads TQDM_DISABLE when it is imported, which may be over: the default itself is changed, too.
+    # tqdm reads TQDM_DISABLE at import, which may have happened already, so its default is changed too.
     os.environ.setdefault("TQDM_DISABLE", "1")
     tqdm.__init__ = partialmethod(tqdm.__init__, disable=True)
     if not sys.warnoptions:
@@ -49,5 +49,5 @@ def quiet() -> None:
 
 
 def says_else(phrase: str, record: logging.LogRecord) -> bool:
-    """Whether a logger says something else than this."""
+    """Whether a log record does not contain the phrase."""
     return phrase not in str(record.msg)

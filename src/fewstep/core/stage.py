@@ -1,4 +1,4 @@
-"""What every stage script has in common: quiet libraries, readable failures, honest exit codes."""
+"""What every stage script has in common: quiet libraries, readable errors, exit codes, the launcher."""
 
 import os
 import shlex
@@ -14,26 +14,26 @@ from fewstep.core.switches import switch
 OUT_OF_MEMORY = "the device is out of memory"
 WAY_OUT = "see FEWSTEP_MICRO_BATCH and FEWSTEP_BATCH in docs/machine.md; `fewstep check` estimates"
 LAUNCHED = "FEWSTEP_LAUNCHED"
-"""Set once a launcher was started: what it starts must not start it again."""
+"""Environment variable, set before a launcher starts, so that its processes do not start it again."""
 
 
 def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     """Run a stage's `main`, which makes `writes`.
 
-    several: it may run in several processes; where the machine is set up for them, they are started here.
+    several: it can run in several processes; they are started here if the machine is set up for them.
 
     Exit status: 0 done; 1 a UserError or too little memory, printed without a traceback; 130 interrupted
     (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
     quiet()
     for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
-        # The libraries would read weights in the first process only, and leave them empty in the others.
+        # Otherwise the libraries read weights in rank 0 only, and leave them empty in the other ranks.
         os.environ[name] = "false"
     launched = "LOCAL_RANK" in os.environ
     if several and not launched and LAUNCHED not in os.environ:
         start_several(launcher())
     if launched and os.environ.get("RANK", "0") != "0":
-        # One process speaks for all; errors go to stderr.
+        # Only rank 0 prints to stdout; errors of every rank go to stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     print(f"{Path(sys.argv[0]).stem}: writes {writes}", flush=True)
@@ -43,7 +43,7 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except RuntimeError as error:
-        # torch.OutOfMemoryError of accelerators; of the host, whose type says nothing.
+        # Accelerators raise torch.OutOfMemoryError; the host raises a plain RuntimeError with this message.
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
         said = str(error).strip().splitlines()[0]
@@ -55,9 +55,9 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
 
 
 def launcher() -> list[str]:
-    """The command that starts a script in several processes; empty: this machine is to use one.
+    """The command that starts a script in several processes; an empty list: use one process.
 
-    FEWSTEP_LAUNCH decides where set (empty: one process), else whether accelerate's own config names several.
+    FEWSTEP_LAUNCH decides if it is set (empty: one process), else `num_processes` in accelerate's config.
     """
     chosen = switch("LAUNCH", "auto")
     if chosen != "auto":
@@ -71,7 +71,7 @@ def launcher() -> list[str]:
 
 
 def start_several(command: list[str]) -> None:
-    """Become `command` with this script and its arguments, if there is a command."""
+    """Replace this process by `command` with this script and its arguments; an empty command does nothing."""
     if not command:
         return
     os.environ[LAUNCHED] = "1"

@@ -8,7 +8,7 @@ from fewstep.core.errors import UserError
 def switch(name: str, default: str) -> str:
     """A setting of *where and how* to run: environment variable `FEWSTEP_<NAME>`.
 
-    Such settings change no result and therefore live in no params file.
+    Such settings change no result and therefore are not in params.yaml.
     """
     return os.environ.get(f"FEWSTEP_{name}", default)
 
@@ -19,7 +19,7 @@ def is_on(name: str) -> bool:
 
 
 def count_of(name: str, default: int) -> int:
-    """A switch that is a number, 1 or more. Raises UserError on another."""
+    """A switch that is a whole number, 1 or more. Raises UserError on any other value."""
     value = switch(name, "") or str(default)
     if not value.isdecimal() or int(value) < 1:
         raise UserError(f"FEWSTEP_{name}={value}: expected a number, 1 or more")

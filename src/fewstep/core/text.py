@@ -10,7 +10,7 @@ def normalised(text: str) -> str:
     """`text` as it is stored and encoded: no byte-order mark, `\\n` line ends, Unicode form NFC, stripped.
 
     Captions, prompts of a file or of the command line, and negative prompts all pass through here, so that
-    two spellings of one text are one prompt.
+    equivalent encodings of a text are the same prompt.
     """
     lines = text.replace(BYTE_ORDER_MARK, "").replace("\r\n", "\n").replace("\r", "\n")
     return unicodedata.normalize("NFC", lines).strip()
