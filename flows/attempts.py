@@ -1,8 +1,9 @@
 """Runs one stage on this host, and starts it again after a transient failure."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
@@ -63,7 +64,7 @@ def delay(failures: int) -> float:
 
 
 def halved(root: Path, stage: str) -> int | None:
-    """Half the micro-batch size of the stage's training; None where it trains nothing or the size is 1."""
+    """Half the micro-batch size of the stage's largest training; None where it trains nothing or it is 1."""
     from dvc.dependency.param import ParamsDependency  # type: ignore[import-untyped]
     from dvc.repo import Repo  # type: ignore[import-untyped]
 
@@ -72,11 +73,17 @@ def halved(root: Path, stage: str) -> int | None:
     with Repo(str(root)) as repo:
         (found,) = (each for each in repo.index.stages if each.name == stage)
         params = [dep.read_params() for dep in found.deps if isinstance(dep, ParamsDependency)]
-    sizes = [
-        section["training"]["batch_size"]
-        for values in params
-        for section in values.values()
-        if isinstance(section, dict) and "training" in section
-    ]
-    half = count_of("MICRO_BATCH", sizes[0]) // 2 if sizes else 0
+    sizes = [size for values in params for size in batch_sizes(values)]
+    half = count_of("MICRO_BATCH", max(sizes)) // 2 if sizes else 0
     return half or None
+
+
+def batch_sizes(params: Any) -> Iterator[int]:
+    """Batch sizes of all trainings in a stage's parameters, at any depth."""
+    if not isinstance(params, dict):
+        return
+    for key, value in params.items():
+        if key == "training" and isinstance(value, dict):
+            yield value["batch_size"]
+        else:
+            yield from batch_sizes(value)

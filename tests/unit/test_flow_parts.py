@@ -8,6 +8,7 @@ import pytest
 import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
 from flows.ablation import clone, spread
+from flows.attempts import batch_sizes
 from flows.code import git
 from flows.graph import stages_of
 from flows.overrides import override
@@ -160,3 +161,11 @@ def test_a_grid_is_all_combinations_and_a_list_is_itself() -> None:
     for nothing in nothings:
         with pytest.raises(UserError, match="variants: nothing to vary"):
             spread(nothing)
+
+
+def test_the_largest_training_of_a_stage_is_found_at_any_depth() -> None:
+    sections = {
+        "train_teacher": {"training": {"batch_size": 96}, "vae": {"training": {"batch_size": 128}}, "x": 1},
+        "seed": 0,
+    }
+    assert sorted(batch_sizes(sections)) == [96, 128]

@@ -117,7 +117,7 @@ class Root(Method):
     def __init__(self, start: float, stop: int | None = None) -> None:
         self.net, self.stop = nn.Linear(1, 1, bias=False), stop
         nn.init.constant_(self.net.weight, start)
-        self.training = StudentTrainingConfig(steps=20, batch_size=2, learning_rate=0.1)
+        self.training = StudentTrainingConfig(steps=20, batch_size=2, learning_rate=0.1, ema=0.9)
         self.groups = {"root": Group({"net": self.net}, self.training)}
 
     def batch(self, rows: Rows) -> Tensor:
@@ -141,11 +141,13 @@ def half(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_overflow_changes_no_weight_and_ends_no_training(half: None, tmp_path: Path) -> None:
     root = Root(4.0)
     state = State(root, tmp_path)
-    scales, weights = [], []
+    scales, weights, averaged = [], [], []
     for _ in range(4):
         advance(state, "root", 0, 2)
+        averaged.append(state.groups["root"].averages["ema"].updates)
         scales.append(state.groups["root"].scaler.get_scale())
         weights.append(root.net.weight.item())
+    assert averaged == [0, 0, 1, 2]
     assert scales == [2.0**17, 2.0**16, 2.0**16, 2.0**16]
     assert weights[:2] == [4.0, 4.0] and weights[2] > weights[3] and weights[2] < 4.0
 

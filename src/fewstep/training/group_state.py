@@ -78,19 +78,20 @@ class GroupState:
         norm = full_tensor(clip_grad_norm_(list(self.weights.values()), self.config.clip))
         return float(norm), self.scaler.get_scale() > 1 and not bool(norm.isfinite())
 
-    def update(self, rate: float) -> None:
+    def update(self, rate: float, overflown: bool = False) -> None:
         """Step the optimizers at this learning rate, then the averages.
 
-        Where gradients overflowed in float16, no weight changes, the gradient scale is halved and training
-        continues.
+        Where gradients overflowed in float16, no weight and no average changes, the gradient scale is halved
+        and training continues.
         """
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
             self.scaler.step(optimizer)
         self.scaler.update()
-        for average in self.averages.values():
-            average.update(self.weights)
+        if not overflown:
+            for average in self.averages.values():
+                average.update(self.weights)
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:

@@ -127,7 +127,7 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
             if not overflown:
                 state.guard(f"{label} gradient norm", norm, positions)
             rate = learning_rate(group.config, step, method.training.steps)
-            group.update(rate)
+            group.update(rate, overflown)
         logged |= {f"{label}/{term}": value for term, value in terms.items()} | {
             f"{label}/loss": losses[label],
             f"{label}/gradient_norm": norm,
