@@ -178,7 +178,7 @@ def test_a_network_learns_to_heed_the_end_of_a_step_and_keeps_its_guidance(famil
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     sampler = Sampler(opened, backbone, SamplingConfig(guidance=2.0))
     assert not torch.equal(sampler.latents(PROMPTS, noise, 1), sampler.latents(PROMPTS, noise, 2))
-    with pytest.raises(UserError, match=r"export\.b: no pipeline of diffusers tells its network where"):
+    with pytest.raises(UserError, match=r"export\.b: no diffusers pipeline passes its network the end"):
         stock_sampling("b", opened.denoiser, opened.sampling, 1, {})
 
 

@@ -1,4 +1,4 @@
-"""A network in a folder that says itself what it is, so that no other network's sizes are assumed of it."""
+"""Saves and opens networks whose folder describes their architecture, independent of the teacher's."""
 
 import importlib
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ CONFIG, ARCHITECTURE, WEIGHTS = "config.json", "architecture.json", "weights.saf
 
 
 def save_network(net: nn.Module, folder: Path) -> None:
-    """A network of diffusers or transformers in its library's format; any other as `save_own` has it."""
+    """Save a diffusers or transformers network in its library's format, any other with `save_own`."""
     if hasattr(net, "save_pretrained"):
         net.save_pretrained(folder)  # type: ignore[operator]
         forget_origin(folder)
@@ -26,7 +26,7 @@ def save_network(net: nn.Module, folder: Path) -> None:
 
 
 def open_network(folder: Path) -> nn.Module:
-    """A network of `save_network`, on the device, in evaluation mode. Raises UserError naming the folder."""
+    """Open a `save_network` folder, on the device, in evaluation mode. Raises UserError naming the folder."""
     if not (folder / CONFIG).exists():
         return open_own(folder, untrained(folder))
     config = read_json(folder / CONFIG)
@@ -37,9 +37,9 @@ def open_network(folder: Path) -> nn.Module:
 
 
 def save_own(net: nn.Module, folder: Path) -> None:
-    """Weights, and beside them the class and the arguments that make the network: its attribute `config`.
+    """Save the weights, and beside them the network's class and constructor arguments (attribute `config`).
 
-    Without that attribute, whoever opens it has to know how to make it.
+    For a network without that attribute, the caller of `open_own` has to construct the network.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config = getattr(net, "config", None)
@@ -66,7 +66,7 @@ def untrained(folder: Path) -> nn.Module:
 
 
 def open_own(folder: Path, net: nn.Module) -> nn.Module:
-    """The network with the folder's weights, strict. Raises UserError where they do not fit."""
+    """Load the folder's weights into the network, strictly. Raises UserError if they do not fit."""
     try:
         load_model(net, folder / WEIGHTS, device=str(device()))
     except (OSError, RuntimeError) as error:

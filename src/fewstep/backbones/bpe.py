@@ -1,4 +1,4 @@
-"""Learns a CLIP tokenizer from captions, the same one every time.
+"""Trains a CLIP tokenizer (byte-pair encoding) on captions, deterministically.
 
 The trainer of the tokenizers library numbers symbols in the order of a randomly seeded hash map, so two
 runs give two vocabularies; the merges are therefore learned here (Sennrich et al. 2016, algorithm 1), and
@@ -30,7 +30,7 @@ def new_tokenizer(captions: Iterable[str], size: int, length: int) -> CLIPTokeni
 
 
 def words_of(captions: Iterable[str]) -> Counter[Word]:
-    """How often each word occurs, as CLIP splits and spells it: one symbol per byte, the last one marked."""
+    """How often each word occurs, as CLIP splits text: one symbol per byte, the last one marked."""
     pipeline = CLIPTokenizer(vocab={token: i for i, token in enumerate(SPECIAL)}, merges=[]).backend_tokenizer
     counts: Counter[Word] = Counter()
     for caption in captions:
@@ -41,7 +41,7 @@ def words_of(captions: Iterable[str]) -> Counter[Word]:
 
 
 def learn_merges(words: Counter[Word], count: int) -> list[tuple[str, str]]:
-    """At most `count` merges, the most frequent pair first, equals in alphabetical order."""
+    """At most `count` merges, the most frequent pair first, ties in alphabetical order."""
     merges: list[tuple[str, str]] = []
     while len(merges) < count:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -60,7 +60,7 @@ def learn_merges(words: Counter[Word], count: int) -> list[tuple[str, str]]:
 
 
 def joined(word: Word, pair: tuple[str, str]) -> Word:
-    """The word with every occurrence of the pair made one symbol."""
+    """The word with every occurrence of the pair merged into one symbol."""
     symbols: list[str] = []
     for symbol in word:
         if symbols and (symbols[-1], symbol) == pair:

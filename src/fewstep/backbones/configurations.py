@@ -1,4 +1,4 @@
-"""The JSON configurations of a teacher's folder, read without its weights and without a traceback."""
+"""Reads the JSON configurations of a teacher's folder, without its weights; errors name file and key."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -16,13 +16,13 @@ REPAIR = "the file is damaged; fetch it again"
 
 
 def fault(file: Path, key: str, value: Any, why: str) -> str:
-    """One line: what key of what file is not understood, and what to do."""
+    """One line: the file, the key, its value, and why it is refused or what to do."""
     shown = json.dumps(value) if not isinstance(value, str) else repr(value)
     return f"{file}: {key} = {shown if len(shown) < 60 else shown[:56] + ' ...'}: {why}"
 
 
 def read_object(file: Path) -> dict[str, Any]:
-    """A JSON object of a user's folder. Raises UserError naming the file when it is missing or is none."""
+    """A JSON object of a user's folder. Raises UserError naming the file if it is missing or no object."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -36,7 +36,7 @@ def read_object(file: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Configurations:
-    """Of a folder as diffusers writes it. without: parts that the user leaves out."""
+    """Configurations of a diffusers pipeline folder. without: parts that the user leaves out."""
 
     folder: Path
     without: tuple[str, ...] = ()
@@ -60,9 +60,9 @@ class Configurations:
         return read_object(self.file(part))
 
     def number(self, part: str, key: str, default: int | None = None) -> int | None:
-        """A whole number of a part's configuration; None where the part or the number is not there.
+        """An integer setting of a part; None if the part or the setting is absent, or it is no integer.
 
-        default: of the part's class, where the file leaves the key out.
+        default: the default of the part's class, for a file that omits the key.
         """
         try:
             value = self.of(part).get(key, default)
@@ -74,7 +74,7 @@ class Configurations:
 def must_be(
     configurations: Configurations, part: str, key: str, wanted: int | None, why: str
 ) -> Iterator[str]:
-    """A fault where a part's number is known and another than wanted; None: unknown, no fault."""
+    """A fault if a part's number differs from the wanted one; none if either is unknown (None)."""
     found = configurations.number(part, key)
     if None not in (found, wanted) and found != wanted:
         yield fault(configurations.file(part), key, found, f"{why}, which is {wanted}")
@@ -84,17 +84,17 @@ def square(configurations: Configurations, part: str) -> Iterator[str]:
     """A part's `sample_size` must be one number."""
     size = configurations.of(part).get("sample_size")
     if not isinstance(size, int) or size < 1:
-        why = "expected one number, the side of what it was trained on"
+        why = "expected one number, the side length that it was trained at"
         yield fault(configurations.file(part), "sample_size", size, why)
 
 
 def channels(
     configurations: Configurations, part: str, tokens: int = 1, variance: bool = False
 ) -> Iterator[str]:
-    """The denoiser's channels must be the autoencoder's.
+    """The denoiser's channels must match the autoencoder's.
 
-    tokens: pixels that the network sees as one. variance: whether it may give as many again, a learned
-    variance, which the family's adapter drops.
+    tokens: latent pixels per token. variance: whether the network may have twice as many output channels:
+    half of them a learned variance, which the family's adapter drops.
     """
     latent = configurations.number("vae", "latent_channels")
     wanted = latent * tokens if latent else None

@@ -1,4 +1,4 @@
-"""A model of one's own, from a module of its user; docs/custom_model.md walks through an example."""
+"""Custom models, defined in a module of the user; docs/custom_model.md walks through an example."""
 
 import importlib
 import shutil
@@ -23,17 +23,17 @@ CODE, FACTORY = "code", "factory.json"
 
 
 class CustomModel:
-    """What the user's factory returns; methods are overridden where the model differs. See `base.Backbone`.
+    """What the user's factory returns; override methods where the model differs. See `protocol.Backbone`.
 
     net: the denoising network. latent_shape: of one sample, e.g. (3, 32, 32). schedule: its noise schedule.
-    prediction: what its output means. As it stands: a network called as `net(x, time)`, on images
-    themselves, without conditions.
+    prediction: what the network predicts. By default, the network works in pixel space, takes no conditions
+    and is called as `net(x, time)`.
     """
 
     lora_targets: Sequence[str] = ()
-    """Ends of the names of the layers for low-rank students; none: params must name them."""
+    """Name suffixes of the layers that low-rank students adapt; empty: params must name them."""
     net_part = "net"
-    """What the network is called in a low-rank student's adapter."""
+    """Name of the network in a low-rank student's adapter."""
 
     def __init__(
         self, net: nn.Module, latent_shape: tuple[int, ...], schedule: Schedule, prediction: Prediction
@@ -51,11 +51,11 @@ class CustomModel:
         return {}
 
     def too_long(self, prompts: Sequence[str]) -> int:
-        """How many prompts have an end that the text encoder does not read."""
+        """Number of prompts that the text encoder truncates."""
         return 0
 
     def unconditional(self, negative_prompt: str = "") -> Conditions:
-        """The other side of guidance, batch size 1."""
+        """Conditions of guidance's unconditional branch, batch size 1."""
         return self.encode_prompts([negative_prompt])
 
     def encode(self, images: Tensor) -> Tensor:
@@ -63,11 +63,11 @@ class CustomModel:
         return images
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
-        """Latents as images; decoder: a model's own, in the place of this one."""
+        """Latents as images; decoder: replaces this model's decoder."""
         return latents if decoder is None else decoder(latents)
 
     def decoder(self) -> nn.Module:
-        """What `decode` runs."""
+        """The module that `decode` runs."""
         return nn.Identity()
 
     def times(self, steps: int) -> list[float]:
@@ -75,26 +75,26 @@ class CustomModel:
         return trailing(steps)
 
     def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        """How a network of this kind is called; it finds its further inputs among the conditions."""
+        """Wrap a network of this kind as a callable; `conditions` also hold its further inputs."""
         return lambda x, time, conditions: self.call(net, x, time, conditions)
 
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
-        """A copy of a network that also takes the condition `name [B]`; none as it stands."""
+        """A copy of a network that also takes the condition `name [B]`; an error by default."""
         raise UserError(f"{name}: this custom model has no `with_input` of its own")
 
     def load_net(self, folder: Path) -> nn.Module:
-        """A network saved by `save_net`; strict. One without `config` is made like the teacher's."""
+        """A network saved by `save_net`; strict. Without `config`, it has the teacher's architecture."""
         described = (folder / ARCHITECTURE).exists()
         return open_own(folder, untrained(folder) if described else deepcopy(self.net))
 
     def save_net(self, net: nn.Module, folder: Path) -> None:
-        """Write the weights, and how the network is made where its attribute `config` tells."""
+        """Write the weights, and the class and arguments of a network with the attribute `config`."""
         save_own(net, folder)
 
     @classmethod
     def open(cls, folder: Path) -> "CustomModel":
-        """A teacher written by `adopt`: its own copies of the user's modules and of the weights."""
-        sys.dont_write_bytecode = True  # beside the modules: an artifact stays as it is
+        """Open a teacher written by `adopt`, from its copies of the user's modules and of the weights."""
+        sys.dont_write_bytecode = True  # bytecode would change the artifact
         forget(folder / CODE)
         model = factory_in(folder / CODE, read_json(folder / FACTORY)["factory"])(False)
         model.net = model.load_net(folder / "net")
@@ -107,8 +107,8 @@ Adapter = CustomModel
 def adopt(name: str, code: Path, folder: Path) -> CustomModel:
     """Write the model that the user's factory makes into `folder`.
 
-    name: `package.module:factory`, imported as any program in the working folder does. code: copies of its
-    modules. Raises UserError when it makes no model.
+    name: `package.module:factory`, imported from the working folder or the installed packages. code: folder
+    with copies of its modules. Raises UserError if the factory returns no `CustomModel`.
     """
     model = factory_in(Path.cwd(), name)(True)
     if not isinstance(model, CustomModel):
@@ -123,10 +123,10 @@ def adopt(name: str, code: Path, folder: Path) -> CustomModel:
 
 
 def factory_in(root: Path, name: str) -> Callable[[bool], Any]:
-    """The factory `package.module:factory`; its module is looked for in `root` before anywhere else.
+    """The factory `package.module:factory`; `root` is searched first for its module.
 
-    It is called as `factory(trained)`: with True once, to bring the trained weights; with False whenever
-    the chain puts its own copy of them into the network that was made.
+    It is called as `factory(trained)`: once with True, to load the trained weights; with False whenever the
+    chain loads its own copy of the weights into the new network.
     """
     module, _, function = name.partition(":")
     sys.path.insert(0, str(root.resolve()))
@@ -138,7 +138,7 @@ def factory_in(root: Path, name: str) -> Callable[[bool], Any]:
 
 
 def forget(code: Path) -> None:
-    """Drop what was imported by the names of the modules in `code`, so that these are imported next."""
+    """Drop imported modules that have the names of those in `code`, so that these are imported next."""
     for file in code.rglob("*.py"):
         parts = file.relative_to(code).with_suffix("").parts
         for depth in range(len(parts)):

@@ -16,15 +16,16 @@ from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
 
 DISTILLED_GUIDANCE = 3.5
-"""What dev, which takes guidance as an input of its own, is asked at: its stock pipeline's default."""
+"""Guidance scale that dev receives as an input of the network: its stock pipeline's default."""
 
 
 class Flux(DiffusersBackbone):
-    """See `base.Backbone`.
+    """See `protocol.Backbone`.
 
-    Conditions: `text [B, L, D]` of T5; `pooled [B, P]` of CLIP. Latents are as the autoencoder has them; the
-    network sees them packed, a token for every 2 x 2. Their side is that of the images the autoencoder was
-    trained on. `sampling.guidance` is true guidance, in two evaluations; dev needs none.
+    Conditions: `text [B, L, D]` of T5; `pooled [B, P]` of CLIP. Latents have the autoencoder's layout; the
+    network receives them packed, one token per 2 x 2 patch. Their size follows from the image size that the
+    autoencoder was trained on. `sampling.guidance` is classifier-free guidance, with two evaluations; dev
+    needs none.
     """
 
     pipeline_class = "FluxPipeline"
@@ -96,7 +97,7 @@ class Flux(DiffusersBackbone):
         return {"text": text.float(), "pooled": pooled.float()}
 
     def times(self, steps: int) -> list[float]:
-        """As the teacher's own scheduler spaces them, shifted by the number of tokens."""
+        """Times with the spacing of the teacher's scheduler, shifted according to the number of tokens."""
         scheduler = self.parts["scheduler"]()
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
         shift = calculate_shift((self.latent_shape[1] // 2) ** 2, *(scheduler.config[name] for name in names))

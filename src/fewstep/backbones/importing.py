@@ -1,4 +1,4 @@
-"""Brings a foreign teacher into the chain: a diffusers folder, hub repository or single-file checkpoint."""
+"""Imports a teacher trained elsewhere: a diffusers folder, hub repository or single-file checkpoint."""
 
 import gc
 from pathlib import Path
@@ -25,11 +25,12 @@ CARD = "README.md"
 
 
 def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folder: Path) -> dict[str, Any]:
-    """Write the teacher into `folder`. Returns its manifest's facts.
+    """Write the teacher into `folder`. Returns the metadata for its manifest.
 
-    The folder holds no trace of the place it came from: a teacher's hash is its content's. Of a hub
-    repository the facts keep the id and the commit. The teacher encodes and draws once before it is taken.
-    Raises UserError with the way out when it cannot be had, is not understood or does not draw.
+    The folder does not record where it came from: a teacher's hash depends on its content only. For a hub
+    repository, the metadata hold the id and the commit. Before it is accepted, the teacher has to encode,
+    decode and take one sampling step, see proof.py. Raises UserError with a remedy if it cannot be loaded, is
+    not supported or fails that test.
     """
     known = family(backbone)
     source, origin = locate(where, config)
@@ -40,7 +41,7 @@ def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folde
         raise UserError("\n".join(line.replace(str(folder), str(source)) for line in faults))
     opened = adopted.open(folder)
     weights = config.weights if source.is_file() else config.variant or "plain"
-    other = "; it also has averages, import_teacher.weights: ema" if marks.averages else ""
+    other = "; it also has EMA weights, import_teacher.weights: ema" if marks.averages else ""
     by = f" ({marks.source})" if marks.source else ""
     print(
         f"weights: {weights}{other if weights == 'plain' else ''}; prediction: {opened.prediction}{by}; "
@@ -54,9 +55,9 @@ def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folde
 def write(
     source: Path, known: type[DiffusersBackbone], config: ImportTeacherConfig, folder: Path
 ) -> tuple[type[DiffusersBackbone], Marks]:
-    """Load the pipeline and save it. Returns its adapter and what a single file says of itself.
+    """Load the pipeline and save it. Returns its adapter, and what user and file state about its training.
 
-    The weights are let go of before anything else is loaded.
+    The weights are freed before anything else is loaded.
     """
     if source.is_dir():
         adopted = known.of(read_object(source / INDEX).get("_class_name"))
@@ -75,7 +76,7 @@ def write(
 
 
 def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str] | None]:
-    """The local folder or file, and what identifies it where it is on the hub."""
+    """The local folder or file, and the hub repository and commit that it came from, if any."""
     local = Path(where)
     if local.exists():
         return local, None
@@ -103,13 +104,13 @@ def locate(where: str, config: ImportTeacherConfig) -> tuple[Path, dict[str, str
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise refused(
-            where, f"{reason}; fetch it where there is a network with `hf download {where}`"
+            where, f"{reason}; fetch it on a machine with network access: `hf download {where}`"
         ) from error
     return snapshot, {"repository": where, "revision": snapshot.name}
 
 
 def refused(where: str, way_out: str) -> UserError:
-    """What to say of a repository that cannot be had."""
+    """The error for a repository that cannot be loaded, with a remedy."""
     return UserError(f"params.yaml: teacher.load = [{where}]: cannot be loaded: {way_out}")
 
 

@@ -1,4 +1,4 @@
-"""Loads foreign pipelines part by part, strictly: safetensors only, and every weight must be there."""
+"""Loads imported pipelines part by part, strictly: safetensors only, and no weight may be missing."""
 
 import importlib
 from pathlib import Path
@@ -20,7 +20,7 @@ HOLES = "some of its weights are missing; it is cut, or import_teacher.config na
 
 
 def load_folder(adapter: type[DiffusersBackbone], folder: Path, config: ImportTeacherConfig) -> Any:
-    """The pipeline in a folder that `config_faults` has nothing against. Raises UserError naming the part."""
+    """Load the pipeline in a folder that has no `config_faults`. Raises UserError naming the part."""
     kind = getattr(diffusers, adapter.pipeline_class)
     names = component_names(kind)
     left_out = {*LEFT_OUT, *without(adapter, config)}
@@ -38,7 +38,7 @@ def load_folder(adapter: type[DiffusersBackbone], folder: Path, config: ImportTe
 
 
 def load_part(library: str, class_name: str, folder: Path, config: ImportTeacherConfig) -> Any:
-    """A part of a folder. Raises UserError naming it, also where weights of it are missing."""
+    """Load a part of a folder. Raises UserError naming it, also for missing or unexpected weights."""
     try:
         kind = getattr(importlib.import_module(library), class_name)
         if not issubclass(kind, nn.Module):
@@ -53,14 +53,14 @@ def load_part(library: str, class_name: str, folder: Path, config: ImportTeacher
         )
     except MemoryError:
         raise
-    except Exception as error:  # the loaders raise whatever comes from a file that is not as they expect
+    except Exception as error:  # the loaders raise errors of any type on a malformed file
         if is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: cannot be loaded as a {class_name}: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise UserError(
             f"{folder}: {len(missing)} weights that {class_name} needs are in none of its files, "
-            f"{missing[0]} first; its config.json is another model's, or the files are not whole"
+            f"{missing[0]} first; its config.json is another model's, or the files are incomplete"
         )
     if isinstance(part, diffusers.ModelMixin) and (extra := sorted(found["unexpected_keys"])):
         raise UserError(
@@ -71,7 +71,7 @@ def load_part(library: str, class_name: str, folder: Path, config: ImportTeacher
 
 
 def load_single_file(adapter: type[DiffusersBackbone], file: Path, config: ImportTeacherConfig) -> Any:
-    """The pipeline in a single file. Raises UserError naming the file and what is missing."""
+    """Load the pipeline in a single file. Raises UserError naming the file and what is missing."""
     kind = getattr(diffusers, adapter.pipeline_class)
     options: dict[str, Any] = {
         "config": config.config,
@@ -87,29 +87,29 @@ def load_single_file(adapter: type[DiffusersBackbone], file: Path, config: Impor
         pipeline = kind.from_single_file(str(file), **options, **parts)
     except MemoryError:
         raise
-    except Exception as error:  # diffusers raises whatever comes from a file that is not as it expects
+    except Exception as error:  # diffusers raises errors of any type on a malformed file
         if is_out_of_memory(error):
             raise
         reason = HOLES if "meta tensor" in str(error) else first_line(error)
         raise UserError(f"{file}: cannot be loaded as a {kind.__name__}: {reason}") from error
     for name, part in pipeline.components.items():
-        # The loader of text encoders leaves what it did not find without memory; that of others fails.
+        # The loader of text encoders leaves missing weights on the meta device; other loaders raise.
         empty = [key for key, value in part.named_parameters() if value.is_meta] if is_network(part) else []
         if empty:
             raise UserError(
                 f"{file}: cannot be loaded as a {kind.__name__}: {HOLES} ({name}: {empty[0]} is the first)"
             )
-    # Asked for while loading, a type would be given to weights that are not there, and fail on them.
+    # Cast after loading: the loader would also cast missing (meta) weights, and fail.
     return pipeline.to(getattr(torch, config.dtype))
 
 
 def without(adapter: type[DiffusersBackbone], config: ImportTeacherConfig) -> list[str]:
-    """The parts that `import_teacher.without` names, and what goes with them."""
+    """The parts that `import_teacher.without` names, and those left out with them."""
     return [name for part in config.without for name in (part, *adapter.optional_parts.get(part, ()))]
 
 
 def set_prediction(pipeline: Any, prediction: str | None, zero_snr: bool) -> None:
-    """Have the pipeline's scheduler say what the user or the file itself says of the network."""
+    """Set the scheduler's prediction type and zero terminal SNR as the user or the file states them."""
     if prediction is None and not zero_snr:
         return
     changes: dict[str, Any] = {"prediction_type": str(prediction)} if prediction else {}
@@ -126,11 +126,11 @@ def is_network(part: Any) -> bool:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the stage should speak of memory, not of the file."""
+    """Whether memory ran out, so that the file is not at fault."""
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def first_line(error: Exception) -> str:
-    """An exception in one line, also where it has no text."""
+    """First line of an exception's message; its class name if it has none."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -17,7 +17,7 @@ from fewstep.diffusion.schedules import schedule_facts, schedule_from_facts
 
 
 def teacher_facts(name: str, backbone: Backbone) -> dict[str, Any]:
-    """What a teacher's manifest says of it; name: of its family."""
+    """Metadata of a teacher for its manifest; name: its model family."""
     return {
         "backbone": name,
         "schedule": schedule_facts(backbone.schedule),
@@ -29,11 +29,11 @@ def teacher_facts(name: str, backbone: Backbone) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Model:
-    """A denoising network of the chain, ready to be asked.
+    """A denoising network of the chain, ready to be evaluated.
 
-    name: its folder's. net: the network. denoiser: the network on the path its samples travel.
-    steps: the step count it was made for; None for any. sampling: how images are drawn with it. parts: its
-    further networks by name, each of an architecture of its own; `decoder`: in the place of the teacher's.
+    name: name of its folder. net: the network. denoiser: the network evaluated on the path of its samples.
+    steps: the step count it was made for; None for any. sampling: how images are sampled with it. parts:
+    further networks by name, each with its own architecture; `decoder` replaces the teacher's decoder.
     """
 
     name: str
@@ -55,16 +55,16 @@ class Model:
 
     @property
     def has_flow(self) -> bool:
-        """Whether it has a velocity between noise and data, as straightness needs.
+        """Whether its network defines a velocity between noise and data, which straightness needs.
 
-        A model made for one step was trained at t = 1 alone; what its network says at other times means
-        nothing. One made for N steps was trained at the N times `trailing(N)` before 0.
+        A model made for one step was trained at t = 1 only; its output at other times is meaningless. A
+        model made for N steps was trained at the N times of `trailing(N)` before 0.
         """
         return self.steps != 1
 
 
 def open_model(folder: Path, backbone: Backbone) -> Model:
-    """Any model of the chain, the teacher too. Raises UserError when the artifact is not whole."""
+    """Any model of the chain, the teacher too. Raises UserError when the artifact is incomplete."""
     kind = read_json(folder / NAME).get("kind")
     if kind == "teacher":
         sampling = Sampling.from_facts(Manifest.open(folder, "teacher").facts["sampling"])
@@ -97,9 +97,9 @@ def save_model(
 ) -> None:
     """Write a model of the chain as an artifact: `net/` in diffusers' format, its parts and a manifest.
 
-    method: the file of `methods/` that made it. inputs: name -> folder of every artifact that went in.
-    adapter: what alone was trained, merged in the network already; written beside it, in `lora/`. curve:
-    what was measured during training. metadata: more for the manifest.
+    method: the file of `methods/` that made it. inputs: name -> folder of every input artifact. adapter: the
+    low-rank adapter, if only that was trained. It is already merged into the network, and is also written to
+    `lora/`. curve: measurements during training. metadata: further entries of the manifest.
     """
     with whole_folder(folder) as staging:
         backbone.save_net(model.net, staging / "net")

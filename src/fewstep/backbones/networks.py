@@ -1,7 +1,7 @@
-"""Which settings of diffusers' networks the adapters understand: what is not listed here is refused.
+"""Settings of diffusers' networks that the adapters support; a setting that is not listed is refused.
 
-A setting is free where the network itself does what it says, whatever its value. It is fixed where another
-value makes the network take an input that the adapter does not feed, or give an output that it does not read.
+A setting is free if the network implements any value of it by itself. It is fixed if another value makes the
+network take an input that the adapter does not feed, or return an output that it does not read.
 """
 
 import json
@@ -13,9 +13,10 @@ from fewstep.backbones.configurations import fault
 
 
 class Settings(NamedTuple):
-    """free: settings with any value. fixed: setting -> what it must be; missing or null also means the first.
+    """Supported settings of a network class. free: settings with any value. fixed: setting -> allowed values.
 
-    why: setting -> what another value would mean.
+    A fixed setting may be missing: the first value is the class's default. why: setting -> what another value
+    would mean.
     """
 
     free: frozenset[str]
@@ -48,7 +49,7 @@ INSTRUCTED = {
     "encoder_hid_dim_type": f"{EXTRA_INPUT}, or text of another kind (Kandinsky, Kolors, IP-Adapter)",
     "encoder_hid_dim": "text of another width is projected (Kolors, DeepFloyd)",
     "addition_embed_type": f"{EXTRA_INPUT}, or lacks one of this family's",
-    "time_embedding_type": "the network takes its time in other units",
+    "time_embedding_type": "the network takes time in other units",
     "time_cond_proj_dim": (
         "the network takes guidance as an input, as a latent consistency model's does; take the model that "
         "it was distilled from"
@@ -128,8 +129,8 @@ NETWORKS: Mapping[str, Settings] = {
             "latents_std": (None,),
         },
         {
-            "latents_mean": "latents with a mean of each channel (Playground 2.5) are not read",
-            "latents_std": "latents with a scale of each channel (Playground 2.5) are not read",
+            "latents_mean": "latents with a mean per channel (Playground 2.5) are not supported",
+            "latents_std": "latents with a scale per channel (Playground 2.5) are not supported",
             "shift_factor": "this family's stock pipeline does not shift latents",
         },
     ),
@@ -146,15 +147,16 @@ NETWORKS: Mapping[str, Settings] = {
 }
 """Class in diffusers -> its settings."""
 OLD_NAMES = {"Transformer2DModel": "PixArtTransformer2DModel"}
-"""Class names in published folders -> what diffusers loads in their place."""
+"""Class names in published folders -> the class that diffusers loads instead."""
 
 
 def network_faults(
     config: Mapping[str, Any], wanted: str, fixed: Mapping[str, tuple[Any, ...]], file: Path
 ) -> Iterator[str]:
-    """What of a network's configuration its adapter does not understand.
+    """Faults of a network's configuration: its class, and settings that its adapter does not support.
 
     wanted: class that the family takes. fixed: the family's own settings, in addition to those of the class.
+    A missing one is a fault unless None is allowed.
     """
     name = config.get("_class_name")
     if OLD_NAMES.get(str(name), name) != wanted:
@@ -174,7 +176,7 @@ def network_faults(
                 file,
                 key,
                 value,
-                f"no setting of {wanted} that is understood; remove it if it changes nothing",
+                f"not a supported setting of {wanted}; remove it if it changes nothing",
             )
     for key, values in fixed.items():
         if key not in config and None not in values:

@@ -1,4 +1,4 @@
-"""A user's module and what it imports of its own package: found by name, copied, not run."""
+"""Copies a user's module and its imports from the same package, which are found by parsing the code."""
 
 import ast
 import importlib.util
@@ -12,7 +12,7 @@ from fewstep.core.errors import UserError
 
 
 def collect(factory: str, folder: Path) -> None:
-    """Copy the modules that `package.module:factory` needs into `folder`, laid out as their names say.
+    """Copy the modules that `package.module:factory` needs into `folder`, in their package's layout.
 
     Raises UserError when there is no such module.
     """
@@ -24,10 +24,10 @@ def collect(factory: str, folder: Path) -> None:
 
 
 def own_modules(module: str) -> dict[str, Path]:
-    """Name -> file of the module and, however far down, of what it imports of its top-level package.
+    """Name -> file of the module and, recursively, of its imports from its top-level package.
 
-    Looked for in the working folder, then among what is installed; a package may lack its `__init__.py`, and
-    one that has it is imported. Raises UserError when there is no such module, or one is not Python.
+    The working folder is searched first, then the installed packages. A package may lack its `__init__.py`; a
+    package that has one is imported. Raises UserError if there is no such module, or one is not valid Python.
     """
     sys.path.insert(0, str(Path.cwd()))
     top, _, _ = module.partition(".")
@@ -51,7 +51,7 @@ def own_modules(module: str) -> dict[str, Path]:
 
 
 def spec_of(name: str) -> ModuleSpec | None:
-    """Where a module is, None where nowhere; only the packages that it is in are imported."""
+    """Import spec of a module, or None if there is none; only its parent packages are imported."""
     package = name.rpartition(".")[0]
     if package:
         above = spec_of(package)
@@ -61,7 +61,7 @@ def spec_of(name: str) -> ModuleSpec | None:
 
 
 def imported(file: Path, package: str) -> Iterator[str]:
-    """What a file of this package may import, wherever in it the import stands: modules, or names in them."""
+    """Modules, or names in modules, that a file of this package imports anywhere in its code."""
     try:
         tree = ast.parse(file.read_text())
     except SyntaxError as error:

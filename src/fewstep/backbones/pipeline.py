@@ -1,4 +1,4 @@
-"""What all pipelines of diffusers share: a folder of parts, each loaded when it is first used."""
+"""Base class of the families in diffusers: a pipeline folder whose parts are loaded on first use."""
 
 import importlib
 import json
@@ -25,7 +25,7 @@ from fewstep.diffusion.schedules import DiscreteVP, Schedule
 from fewstep.diffusion.solvers import trailing
 
 INPUTS_WIDTH, INPUT_WIDTH = "time_cond_proj_dim", 256
-"""Of a network's configuration; and how wide latent consistency models embed a number."""
+"""Config key of the total width of embedded inputs; width per input, as in latent consistency models."""
 CLIP_LENGTH = 77
 """Tokens that CLIP's text encoders read."""
 ANY_TOKENIZER = ("AutoTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
@@ -33,18 +33,17 @@ CLIP_TOKENIZERS = ("CLIPTokenizer", *ANY_TOKENIZER)
 T5_TOKENIZERS = ("T5Tokenizer", *ANY_TOKENIZER)
 LIBRARIES = ("diffusers", "transformers")
 LEFT_OUT = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of stock pipelines that draw nothing from a prompt."""
+"""Parts of stock pipelines that are not needed to sample from a prompt."""
 
 Parts = Mapping[str, Callable[[], Any]]
-"""Name of a pipeline folder's part -> how to get it."""
+"""Name of a pipeline folder's part -> function that loads it."""
 
 
 class DiffusersBackbone:
-    """The part of `base.Backbone` that does not differ between families.
+    """The part of `protocol.Backbone` that does not differ between families.
 
-    A part is made, put on the device and into evaluation mode when it is first used, so a stage holds in
-    memory what it needs and no more. A family says how prompts become conditions and how its network is
-    called with them.
+    A part is loaded, moved to the device and put into evaluation mode when it is first used, so a stage holds
+    only what it needs in memory. A family implements at least `encode_prompts` and `network`.
     """
 
     pipeline_class: ClassVar[str]
@@ -56,40 +55,40 @@ class DiffusersBackbone:
     net_class: ClassVar[str] = "UNet2DConditionModel"
     """Its class in diffusers."""
     tokenizer_part: ClassVar[str] = "tokenizer"
-    """Name of the tokenizer whose text encoder reads furthest."""
+    """Name of the tokenizer whose text encoder reads the most tokens."""
     lora_targets: Sequence[str] = ("to_q", "to_k", "to_v", "to_out.0")
     vae_class: ClassVar[str] = "AutoencoderKL"
-    """The autoencoder's class in diffusers; empty for a family without."""
+    """The autoencoder's class in diffusers; empty for a family without an autoencoder."""
     text_classes: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     """Further parts, text encoders and tokenizers -> the classes of transformers that they may be."""
     optional_parts: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-    """Parts that `import_teacher.without` may name -> what goes with them."""
+    """Parts that `import_teacher.without` may name -> parts that are left out with them."""
     schedulers: ClassVar[tuple[str, ...]] = VP_SCHEDULERS
-    """Classes of diffusers' that describe a schedule of this family's; see schedulers.py."""
+    """Scheduler classes of diffusers that this family supports; see schedulers.py."""
     dynamic_shifting: ClassVar[bool] = False
-    """Whether the stock pipeline shifts its times by the size of the image, where its scheduler says so."""
+    """Whether the stock pipeline shifts its times by image size if its scheduler's config asks for it."""
     net_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Settings of the denoiser -> what they must be in this family, beside those in networks.py."""
+    """Settings of the denoiser -> allowed values in this family, in addition to those in networks.py."""
     vae_values: ClassVar[Mapping[str, tuple[Any, ...]]] = {"shift_factor": (None, 0.0)}
     """The same for the autoencoder."""
     learned_variance: ClassVar[bool] = False
-    """Whether the network may give a variance beside its prediction, which the adapter drops."""
+    """Whether the network may also predict a variance, which the adapter drops."""
     single_file_parts: ClassVar[Mapping[str, str]] = {}
-    """Part -> how its weights' names begin in a single file; empty: this family is read from folders only."""
+    """Part -> prefix of its weights' names in a single file; empty: this family is read from folders only."""
     settings: Mapping[str, Any] = {}
-    """What the pipeline's index says beside its parts."""
+    """Entries of the pipeline's index other than its parts."""
 
     def __init__(self, parts: Parts, schedule: Schedule, prediction: Prediction) -> None:
         self.parts, self.schedule, self.prediction = parts, schedule, prediction
 
     @classmethod
     def of(cls, pipeline: str | None) -> type[Self]:
-        """The family's adapter to pipelines of this class; None, or one it does not know: its usual one."""
+        """The family's adapter for pipelines of this class; for None or an unknown class, its default."""
         return cls
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """A teacher's folder, which is a pipeline's as diffusers writes it."""
+        """Open a teacher's folder, which is a diffusers pipeline folder."""
         parts = parts_of(folder)
         opened = cls.of(class_in(folder))(parts, *schedule_of(parts["scheduler"]().config))
         opened.settings = {k: v for k, v in read_json(folder / INDEX).items() if not isinstance(v, list)}
@@ -103,7 +102,7 @@ class DiffusersBackbone:
 
     @classmethod
     def part_classes(cls) -> dict[str, tuple[str, ...]]:
-        """Every part of the pipeline that is read -> the classes that it may be, without `Fast`."""
+        """Every part of the pipeline that is used -> its allowed classes, without the suffix `Fast`."""
         vae = {"vae": (cls.vae_class,)} if cls.vae_class else {}
         return {"scheduler": cls.schedulers, cls.net_part: (cls.net_class,), **vae, **cls.text_classes}
 
@@ -129,7 +128,7 @@ class DiffusersBackbone:
 
     @cached_property
     def prompter(self) -> Any:
-        """The pipeline without its denoiser and autoencoder: diffusers' own way from prompts to tensors."""
+        """The stock pipeline without its denoiser and autoencoder; encodes prompts."""
         import diffusers
 
         idle = (self.net_part, "vae", "scheduler", *LEFT_OUT)
@@ -144,10 +143,10 @@ class DiffusersBackbone:
         return config.in_channels, config.sample_size, config.sample_size
 
     def times(self, steps: int) -> list[float]:
-        """Equally spaced, moved to the nearest time of the network's table: stock `trailing` spacing.
+        """Equally spaced times, rounded to the network's table: stock `trailing` spacing.
 
         The expression is diffusers', because another one rounds halves differently. For some step counts its
-        `arange` has one element too many, which stock schedulers take for a last time -1; it is left out.
+        `arange` has one element too many, which stock schedulers use as a last timestep -1; it is dropped.
         """
         if not isinstance(self.schedule, DiscreteVP):
             return trailing(steps)
@@ -160,11 +159,11 @@ class DiffusersBackbone:
 
     @property
     def stock_call(self) -> dict[str, Any]:
-        """Arguments with which the stock pipeline asks the network as this adapter does, without guidance."""
+        """Arguments that make the stock pipeline call the network as this adapter does, without guidance."""
         return {"guidance_scale": 0.0}
 
     def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
-        """What the family's stock pipeline draws from this noise; call: its prompt and further arguments."""
+        """Latents that the stock pipeline samples from this noise; call: its prompt and further arguments."""
         drawn: Tensor = pipeline(
             latents=noise.clone(),
             num_inference_steps=steps,
@@ -174,12 +173,12 @@ class DiffusersBackbone:
         return drawn
 
     def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
-        """Conditions as arguments of the stock pipeline, in the place of a prompt."""
+        """Conditions as arguments of the stock pipeline, instead of a prompt."""
         return {"prompt_embeds": conditions["text"]}
 
     @property
     def smallest_latent(self) -> tuple[int, ...]:
-        """Shape of the smallest latent that the network takes, no larger than its own."""
+        """Shape of the smallest latent that the network takes, at most its default size."""
         count, side, _ = self.latent_shape
         levels = len(self.net.config.get("block_out_channels", [1]))
         side = min(side, max(8, 2 ** (levels - 1)))
@@ -187,7 +186,7 @@ class DiffusersBackbone:
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The tokenizer whose tokens count."""
+        """The tokenizer that prompt lengths are measured with."""
         return self.parts[self.tokenizer_part]()
 
     @property
@@ -219,9 +218,10 @@ class DiffusersBackbone:
         return self.vae
 
     def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions | None:
-        """Zeros in the shapes of `encode_prompts`, from its configuration alone; see checks/memory.py.
+        """Zeros in the shapes of `encode_prompts`, from the net's configuration alone; see checks/memory.py.
 
-        length: tokens of a prompt; None: the family's usual. None where the configuration does not tell.
+        length: tokens of a prompt; None: the family's default. Returns None if the configuration does not
+        determine the shapes.
         """
         return None
 
@@ -229,7 +229,7 @@ class DiffusersBackbone:
         raise NotImplementedError
 
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
-        """As latent consistency models take guidance (Luo et al. 2023, section 4.2)."""
+        """Adds the input as latent consistency models add guidance (Luo et al. 2023, section 4.2)."""
         kind: Any = type(net)
         if INPUTS_WIDTH not in net.config:  # type: ignore[operator]
             raise UserError(f"{name}: a {kind.__name__} has no place for it; sd's and sdxl's networks have")
@@ -259,7 +259,7 @@ def shift(vae: Any) -> float:
 def embedded(inputs: Sequence[str], conditions: Conditions) -> Tensor | None:
     """The conditions of these names as the network's `timestep_cond` `[B, W]`; None where it takes none.
 
-    Sines and cosines: of guidance beyond 1, as stock pipelines have them, and of a time as networks do.
+    Sinusoidal embeddings: of guidance minus 1, as in stock pipelines; of a time, as in the networks.
     """
     if not inputs:
         return None
@@ -267,25 +267,25 @@ def embedded(inputs: Sequence[str], conditions: Conditions) -> Tensor | None:
 
 
 def embedded_number(name: str, value: Tensor) -> Tensor:
-    """`[B, INPUT_WIDTH]` of a condition `[B]`."""
+    """Sinusoidal embedding `[B, INPUT_WIDTH]` of a condition `[B]`."""
     if name == GUIDANCE:
         return get_timestep_embedding(1000 * (value - 1), INPUT_WIDTH, downscale_freq_shift=1)
     return get_timestep_embedding(value, INPUT_WIDTH, downscale_freq_shift=0)
 
 
 def component_names(kind: type) -> list[str]:
-    """The parts a pipeline class is made of, those it can do without left out."""
+    """The required parts of a pipeline class."""
     expected, optional = kind._get_signature_keys(kind)  # type: ignore[attr-defined]
     return sorted(set(expected) - set(optional))
 
 
 def class_in(folder: Path) -> str | None:
-    """The class of the pipeline that lies there; None where none does."""
+    """Class name of the pipeline in the folder; None if it holds no pipeline."""
     return read_json(folder / INDEX).get("_class_name") if (folder / INDEX).is_file() else None
 
 
 def parts_of(folder: Path) -> dict[str, Callable[[], Any]]:
-    """The parts that the folder's index lists. Raises UserError on one whose code is not a library's."""
+    """The parts that the folder's index lists. Raises UserError if one is not a library's class."""
     parts: dict[str, Callable[[], Any]] = {}
     for name, entry in read_json(folder / INDEX).items():
         if not isinstance(entry, list) or entry[0] is None or name in LEFT_OUT:
@@ -298,12 +298,12 @@ def parts_of(folder: Path) -> dict[str, Callable[[], Any]]:
 
 
 def load_part(library: str, kind: str, folder: Path) -> Any:
-    """A part by its class's name; the library is imported only now. Weights are read as float32."""
+    """Load a part by its class name; imports the library on demand. Weights are read as float32."""
     return load(getattr(importlib.import_module(library), kind), folder)
 
 
 def load(kind: Any, folder: Path) -> Any:
-    """`kind.from_pretrained`, from this folder alone. Raises UserError naming the folder."""
+    """`kind.from_pretrained`, from local files only. Raises UserError naming the folder."""
     weights = {"dtype": torch.float32, "use_safetensors": True} if issubclass(kind, nn.Module) else {}
     try:
         return kind.from_pretrained(folder, local_files_only=True, **weights)
@@ -312,9 +312,9 @@ def load(kind: Any, folder: Path) -> Any:
 
 
 def forget_origin(folder: Path) -> None:
-    """Take the paths that diffusers notes in the JSON of a pipeline or part out again.
+    """Remove the paths that diffusers writes into the JSON files of a pipeline or part.
 
-    Hashed files name no place.
+    Hashed files must not contain paths.
     """
     for name in (INDEX, "config.json", "scheduler_config.json"):
         for path in (folder / name, *folder.glob(f"*/{name}")):

@@ -15,10 +15,10 @@ VAE_FACTOR = 8
 
 
 class PixArt(DiffusersBackbone):
-    """See `base.Backbone`.
+    """See `protocol.Backbone`.
 
     Conditions: `text [B, L, D]` and its `mask [B, L]`; for 1024-pixel models also `resolution [B, 2]` in
-    pixels and `aspect_ratio [B, 1]` (Chen et al. 2023). Captions are taken as they are, without the cleaning
+    pixels and `aspect_ratio [B, 1]` (Chen et al. 2023). Captions are used as they are, without the cleaning
     that stock pipelines do by default. A learned variance is dropped.
     """
 
@@ -48,7 +48,7 @@ class PixArt(DiffusersBackbone):
         return {**super().stock_call, "clean_caption": False}
 
     def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
-        # Binning would replace the size that the network is told by one of a list.
+        # Binning would replace the size that the network receives with one from a list.
         return super().stock_latents(pipeline, noise, steps, use_resolution_binning=False, **call)
 
     def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:

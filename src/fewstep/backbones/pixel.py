@@ -1,7 +1,7 @@
-"""Diffusion on pixels: `UNet2DModel` without autoencoder or text, unconditional or by class.
+"""Pixel-space diffusion: `UNet2DModel` without autoencoder or text, unconditional or class-conditional.
 
-The classic case of progressive distillation (Salimans & Ho 2022). A class-conditional model's prompts are its
-classes' numbers.
+The classic case of progressive distillation (Salimans & Ho 2022). The prompts of a
+class-conditional model are class indices.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,9 +18,9 @@ from fewstep.diffusion.denoiser import Conditions, Network
 
 
 class Pixel(DiffusersBackbone):
-    """See `base.Backbone`. Conditions: `label [B]`, the class's number; none for unconditional models.
+    """See `protocol.Backbone`. Conditions: `label [B]`, the class index; none for unconditional models.
 
-    Latents are the images themselves, or their mean over colours for a network of one channel.
+    Latents are the images themselves, or their mean over colours for a one-channel network.
     """
 
     pipeline_class = "DDPMPipeline"
@@ -40,7 +40,7 @@ class Pixel(DiffusersBackbone):
             yield from must_be(configurations, "unet", "out_channels", count, "must be in_channels")
 
     def stock_latents(self, pipeline: Any, noise: Tensor, steps: int, **call: Any) -> Tensor:
-        """As DDIMPipeline draws, which has no noise of the caller's, and no classes."""
+        """Sample as DDIMPipeline does, which takes neither initial noise nor classes from its caller."""
         scheduler, x = pipeline.scheduler, noise
         scheduler.set_timesteps(steps)
         for t in scheduler.timesteps:

@@ -1,4 +1,4 @@
-"""Prompts as conditions, each distinct one encoded once."""
+"""Encodes prompts to conditions, each distinct prompt once."""
 
 from collections.abc import Sequence
 
@@ -14,8 +14,8 @@ from fewstep.diffusion.denoiser import Conditions
 def encode_distinct(backbone: Backbone, prompts: Sequence[str]) -> tuple[Conditions, Tensor]:
     """Each distinct prompt encoded once: conditions `[P, ...]` and, per prompt, its row `[len(prompts)]`.
 
-    Both on the host: many long prompts do not fit a GPU. Says how many are cut because the text encoder
-    reads no further.
+    Both are in host memory: many long prompts do not fit a GPU. Prints how many prompts the text encoder
+    truncates.
     """
     distinct = sorted(set(prompts))
     if cut := backbone.too_long(distinct):

@@ -1,4 +1,4 @@
-"""Proof that a teacher's artifact works: it encodes, decodes, and draws a step as its stock pipeline does."""
+"""Proof that a teacher's artifact works: it encodes, decodes, and its step equals its stock pipeline's."""
 
 import gc
 from pathlib import Path
@@ -17,16 +17,20 @@ from fewstep.diffusion.solvers import Solver, solve
 
 PROMPT, CLASS = "a red star", "0"
 TOLERANCE = 1e-4
-"""Of the largest latent. Both sides round in float32, and the step to x_0 multiplies that by 15 or so."""
+"""Largest allowed difference, relative to the largest latent.
+
+Both sides round in float32, and the step to x_0 amplifies the rounding error by about 15.
+"""
 TRAILING = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1}
 
 
 @torch.no_grad()
 def prove(backbone: DiffusersBackbone, source: Path) -> str:
-    """Draw one step without guidance from fixed noise, of the smallest size that the network takes.
+    """Compare one sampling step without guidance, from fixed noise, with the stock pipeline's step.
 
-    Computed in float32. Returns the outcome in words. Raises UserError, naming source and numbers, where the
-    chain's latents differ from the stock pipeline's or anything is not finite.
+    Computed in float32 at the smallest size that the network takes. Returns the outcome as text. Raises
+    UserError, naming source and numbers, if the chain's latents differ from the stock pipeline's or anything
+    is not finite.
     """
     conditions = encoded_prompt(backbone)
     noise = torch.randn(1, *backbone.smallest_latent, generator=torch.Generator().manual_seed(0)).to(device())
@@ -53,7 +57,7 @@ def prove(backbone: DiffusersBackbone, source: Path) -> str:
 
 
 def encoded_prompt(backbone: DiffusersBackbone) -> Conditions:
-    """A prompt's conditions; the text encoders are let go of."""
+    """Conditions of a test prompt; frees the text encoders."""
     conditions = backbone.encode_prompts([PROMPT if backbone.prompt_length else CLASS])
     backbone.__dict__.pop("prompter", None)
     gc.collect()
@@ -68,7 +72,7 @@ def one_step(backbone: DiffusersBackbone, conditions: Conditions, noise: Tensor)
 
 
 def stock_step(backbone: DiffusersBackbone, conditions: Conditions, noise: Tensor) -> Tensor:
-    """The stock pipeline's latents of the same network, with a scheduler that steps as the chain does."""
+    """Latents of the stock pipeline with the same network and a scheduler that takes the chain's steps."""
     kind: Any = getattr(diffusers, backbone.pipeline_class)
     parts = {backbone.net_part: backbone.net, "scheduler": stock_scheduler(backbone.parts["scheduler"]())}
     if backbone.vae_class:
@@ -91,10 +95,10 @@ def stock_scheduler(own: Any) -> Any:
 
 
 def finite(source: Path, **values: Tensor) -> None:
-    """Raises UserError naming what is not."""
+    """Raises UserError naming the first tensor that is not finite."""
     for name, value in values.items():
         if not value.isfinite().all():
             raise UserError(
-                f"{source}: the {name} of a proof drawing is not finite; the weights are damaged, or "
-                "overflow in the type that they were saved in"
+                f"{source}: the {name} of a test sample is not finite; the weights are damaged, or "
+                "overflow in the dtype that they were saved in"
             )

@@ -1,4 +1,4 @@
-"""What the chain asks of a model family."""
+"""Interface between a model family and the chain."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ class Backbone(Protocol):
     """
 
     schedule: Schedule
-    """The schedule the teacher was made for."""
+    """The noise schedule that the teacher was trained with."""
     prediction: Prediction
     """What the teacher's network predicts."""
     lora_targets: Sequence[str]
-    """Ends of the names of the layers that this family's adapters usually are on."""
+    """Name suffixes of the layers that low-rank adapters of this family usually target."""
 
     @property
     def net_part(self) -> str:
@@ -42,22 +42,24 @@ class Backbone(Protocol):
         """Prompts as conditioning tensors `[B, ...]`; empty for a model that takes none."""
 
     def too_long(self, prompts: Sequence[str]) -> int:
-        """How many prompts have an end that the text encoder does not read."""
+        """Number of prompts that the text encoder truncates."""
 
     def unconditional(self, negative_prompt: str = "") -> Conditions:
-        """The other side of guidance, batch size 1: as the family's own pipeline has it."""
+        """Conditions of guidance's unconditional branch, batch size 1, as in the family's stock pipeline."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Images as latents."""
 
     def decode(self, latents: Tensor, decoder: nn.Module | None = None) -> Tensor:
-        """Latents as images, about in [-1, 1], unclipped; decoder: a model's own, in the family's place."""
+        """Latents as images, about in [-1, 1], unclipped; decoder: replaces the family's decoder."""
 
     def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        """How a denoising network of this family is called; inputs: see `Denoiser.inputs`."""
+        """Wrap a denoising network of this family as a callable; inputs: see `Denoiser.inputs`."""
 
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
-        """A copy that also takes the condition `name [B]`, after those it takes, and does not heed it yet.
+        """A copy of the network that also takes the condition `name [B]`, after its present inputs.
+
+        The output of the copy does not depend on the new input before training.
 
         Raises UserError when networks of this family have no place for it.
         """
@@ -69,7 +71,7 @@ class Backbone(Protocol):
         """Write the network in diffusers' format."""
 
     def decoder(self) -> nn.Module:
-        """What `decode` runs, for a loss that differentiates through it."""
+        """The module that `decode` runs, for a loss that differentiates through it."""
 
 
 class LowRankAdapter(Protocol):
@@ -77,7 +79,7 @@ class LowRankAdapter(Protocol):
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What a manifest says of it: rank, alpha, targets, number of trained parameters."""
+        """Metadata for a manifest: rank, alpha, targets, number of trained parameters."""
 
     def save(self, folder: Path, part: str) -> None:
-        """Write it in diffusers' format; part: of the pipeline that it is for."""
+        """Write it in diffusers' format; part: name of the network in its pipeline."""

@@ -10,14 +10,14 @@ from fewstep.core.errors import UserError
 
 
 def open_backbone(teacher: Path) -> Backbone:
-    """The adapter of a teacher artifact, loaded. Raises UserError when the artifact is not whole."""
+    """Load the adapter of a teacher artifact. Raises UserError when the artifact is incomplete."""
     facts = Manifest.open(teacher, "teacher").facts
     backbone: Backbone = family(facts["backbone"]).open(teacher)
     return backbone
 
 
 def family(name: str) -> Any:
-    """The class `Adapter` of `fewstep.backbones.<name>`; imported only when asked for."""
+    """The class `Adapter` of `fewstep.backbones.<name>`; imported on demand."""
     try:
         return importlib.import_module(f"fewstep.backbones.{name}").Adapter
     except (ModuleNotFoundError, AttributeError):

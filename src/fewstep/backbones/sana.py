@@ -16,10 +16,10 @@ VAE_FACTOR = 32
 
 
 class Sana(DiffusersBackbone):
-    """See `base.Backbone`.
+    """See `protocol.Backbone`.
 
-    Conditions: `text [B, L, D]` and its `mask [B, L]`. Prompts are taken without the instruction to rewrite
-    them that the stock pipeline puts before; like it, in lower case.
+    Conditions: `text [B, L, D]` and its `mask [B, L]`. Prompts are encoded without the rewriting
+    instruction that the stock pipeline prepends. They are converted to lower case, as in the stock pipeline.
     """
 
     pipeline_class = "SanaPipeline"
@@ -66,7 +66,7 @@ class Sana(DiffusersBackbone):
         return {"text": text, "mask": torch.zeros(batch, length)}
 
     def times(self, steps: int) -> list[float]:
-        """As the teacher's own scheduler spaces them, but from pure noise."""
+        """Times with the spacing of the teacher's scheduler, except that the first is pure noise."""
         return flow_times(self.parts["scheduler"](), steps)
 
     def encode(self, images: Tensor) -> Tensor:

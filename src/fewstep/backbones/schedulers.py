@@ -1,4 +1,4 @@
-"""Which schedulers of diffusers, and which of their settings, the chain reads as a schedule."""
+"""Converts diffusers' schedulers to noise schedules; lists the schedulers and settings that are supported."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -29,21 +29,21 @@ VP_SCHEDULERS = (
     "DDPMParallelScheduler",
     "SASolverScheduler",
 )
-"""Solvers of one and the same thing: a table of betas."""
+"""Solvers that share one kind of noise schedule: a table of betas."""
 FLOW_MATCH = "FlowMatchEulerDiscreteScheduler"
 FLOW_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler")
-"""Solve a rectified flow with `use_flow_sigmas`."""
+"""Schedulers that solve a rectified flow if `use_flow_sigmas` is set."""
 VP_PREDICTIONS = (Prediction.EPSILON, Prediction.SAMPLE, Prediction.V)
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-"""Those that every scheduler of diffusers computes alike."""
+"""Beta schedules that every scheduler of diffusers computes alike."""
 OBSOLETE = ("tensor_format", "timestep_values", "predict_epsilon")
 """Keys of old files that no scheduler reads any more."""
 OTHER_MODELS = {
-    "EDM": "its network takes time and input as Karras et al. 2022 scale them",
-    "LCM": "a consistency model has no path for a student to follow; take the model it was distilled from",
-    "TCD": "a consistency model has no path for a student to follow; take the model it was distilled from",
-    "VQ": "diffusion of discrete tokens is another method",
-    "ScoreSde": "an exploding variance is another schedule",
+    "EDM": "its network takes time and input scaled as in Karras et al. 2022",
+    "LCM": "a consistency model has no ODE for a student to follow; take the model it was distilled from",
+    "TCD": "a consistency model has no ODE for a student to follow; take the model it was distilled from",
+    "VQ": "diffusion of discrete tokens is not supported",
+    "ScoreSde": "variance-exploding schedules are not supported",
     "FlowMatch": "a rectified flow does not fit this family's stock pipeline",
 }
 
@@ -54,7 +54,7 @@ def is_flow(scheduler: Mapping[str, Any]) -> bool:
 
 
 def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
-    """What a diffusers scheduler's configuration says its network was trained with.
+    """The noise schedule and prediction type in a diffusers scheduler's configuration.
 
     Raises ValueError for one that `scheduler_faults` refuses.
     """
@@ -67,10 +67,10 @@ def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
 
 
 def flow_times(scheduler: Any, steps: int, shift: float | None = None) -> list[float]:
-    """`steps + 1` times as a rectified flow's scheduler spaces them, but from pure noise.
+    """`steps + 1` times spaced by a rectified flow's scheduler, except that the first is pure noise, 1.
 
-    Stock DPM-Solver starts at 0.9997, and truncates what the network is told to whole 1/1000. shift: `mu` of
-    a scheduler with dynamic shifting.
+    Stock DPM-Solver starts at 0.9997, and truncates the time that the network receives to multiples of
+    1/1000. shift: `mu` of a scheduler with dynamic shifting.
     """
     dynamic = scheduler.config.get("use_dynamic_shifting") and shift is not None
     scheduler.set_timesteps(steps, **({"mu": shift} if dynamic else {}))
@@ -80,9 +80,9 @@ def flow_times(scheduler: Any, steps: int, shift: float | None = None) -> list[f
 def scheduler_faults(
     scheduler: Mapping[str, Any], allowed: tuple[str, ...], dynamic: bool, file: Path
 ) -> Iterator[str]:
-    """What of a scheduler's configuration cannot be taken over.
+    """Faults of a scheduler's configuration: its class, and settings that are not supported.
 
-    allowed: scheduler classes of the family. dynamic: whether its stock pipeline shifts by the image's size.
+    allowed: scheduler classes of the family. dynamic: whether its stock pipeline shifts times by image size.
     """
     name = scheduler.get("_class_name")
     if name not in allowed:
@@ -104,7 +104,7 @@ def scheduler_faults(
 
 
 def unknown_keys(scheduler: Mapping[str, Any], allowed: tuple[str, ...], file: Path) -> Iterator[str]:
-    """Settings that no scheduler of the family reads; files carry those of their neighbours, without harm."""
+    """Settings that no supported scheduler reads; those of another supported scheduler are harmless."""
     import diffusers
 
     kinds = [getattr(diffusers, name) for name in {*allowed, *VP_SCHEDULERS}]
@@ -121,10 +121,10 @@ def unknown_keys(scheduler: Mapping[str, Any], allowed: tuple[str, ...], file: P
 
 
 def flow_faults(scheduler: Mapping[str, Any], dynamic: bool, file: Path) -> Iterator[str]:
-    """Settings of a rectified flow: `shift` and the spacings of sigma are read, others are not."""
+    """Faults of a rectified flow's settings; `shift` and the sigma spacings are supported."""
     fixed: dict[str, tuple[Any, str]] = {
-        "num_train_timesteps": (1000, "the network is told 1000 times the time"),
-        "invert_sigmas": (False, "time runs the other way"),
+        "num_train_timesteps": (1000, "the network receives 1000 times the time"),
+        "invert_sigmas": (False, "time would run in the opposite direction"),
         "stochastic_sampling": (False, "students follow an ODE; set false"),
         "shift_terminal": (None, "the path would not end at an image; set null"),
     }
@@ -145,12 +145,12 @@ def flow_faults(scheduler: Mapping[str, Any], dynamic: bool, file: Path) -> Iter
 
 
 def table_faults(scheduler: Mapping[str, Any], file: Path) -> Iterator[str]:
-    """Settings of a table of betas and of what the network predicts."""
+    """Faults of the settings of a table of betas, and of the prediction type."""
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in VP_PREDICTIONS:
         yield fault(file, "prediction_type", prediction, f"expected one of {', '.join(VP_PREDICTIONS)}")
     if scheduler.get("timestep_type", "discrete") != "discrete":
-        yield fault(file, "timestep_type", scheduler["timestep_type"], "the network takes another time")
+        yield fault(file, "timestep_type", scheduler["timestep_type"], "the network takes another time unit")
     betas, count = scheduler.get("trained_betas"), scheduler.get("num_train_timesteps", 1000)
     if betas is None and scheduler.get("beta_schedule", "linear") not in BETA_SCHEDULES:
         known = ", ".join(BETA_SCHEDULES)
@@ -171,8 +171,8 @@ def table_faults(scheduler: Mapping[str, Any], file: Path) -> Iterator[str]:
         yield fault(file, at, scheduler.get(at), "these betas make no schedule: not all are finite")
     elif schedule.alphas_cumprod[-1] == 0 and prediction == Prediction.EPSILON:
         at = "rescale_betas_zero_snr" if scheduler.get("rescale_betas_zero_snr") else at
-        why = "an epsilon-prediction says nothing of the image at pure noise"
-        remedy = "set it to false, or say import_teacher.prediction: v_prediction if that is what it predicts"
+        why = "an epsilon-prediction does not determine the image at pure noise"
+        remedy = "set it to false, or set import_teacher.prediction: v_prediction if that is what it predicts"
         yield fault(file, at, scheduler.get(at), f"{why}; {remedy}")
 
 

@@ -13,7 +13,7 @@ from fewstep.diffusion.denoiser import Conditions, Network
 
 
 class StableDiffusion(DiffusersBackbone):
-    """See `base.Backbone`. Conditions: `text [B, L, D]`, the text encoder's last hidden state."""
+    """See `protocol.Backbone`. Conditions: `text [B, L, D]`, the text encoder's last hidden state."""
 
     pipeline_class = "StableDiffusionPipeline"
     pipeline_options: ClassVar = {"requires_safety_checker": False}

@@ -19,7 +19,10 @@ CLIP_AND_T5_LENGTH = 77 + 256
 
 
 class StableDiffusion3(DiffusersBackbone):
-    """See `base.Backbone`. Conditions: `text [B, L, D]` of all encoders; `pooled [B, P]` of the first two."""
+    """See `protocol.Backbone`.
+
+    Conditions: `text [B, L, D]` of all encoders; `pooled [B, P]` of the first two.
+    """
 
     pipeline_class = "StableDiffusion3Pipeline"
     net_part = "transformer"
@@ -55,7 +58,7 @@ class StableDiffusion3(DiffusersBackbone):
         widths = [number(part, "projection_dim") for part in ("text_encoder", "text_encoder_2")]
         pooled = sum(width for width in widths if width) if None not in widths else None
         rules = (
-            ("pooled_projection_dim", pooled, "must be the CLIP encoders' projection_dim together"),
+            ("pooled_projection_dim", pooled, "must be the sum of the CLIP encoders' projection_dim"),
             ("joint_attention_dim", number("text_encoder_3", "d_model"), "must be T5's d_model"),
         )
         for key, value, why in rules:
@@ -63,7 +66,7 @@ class StableDiffusion3(DiffusersBackbone):
 
     @cached_property
     def prompter(self) -> Any:
-        """Without T5 the stock pipeline takes zeros of the width that its transformer reads."""
+        """Without T5 the stock pipeline uses zeros, whose width it reads from its transformer's config."""
         pipeline = super().prompter
         if pipeline.text_encoder_3 is None:
             pipeline.transformer = SimpleNamespace(config=self.net.config)
@@ -79,7 +82,7 @@ class StableDiffusion3(DiffusersBackbone):
         return {"text": text.float(), "pooled": pooled.float()}
 
     def times(self, steps: int) -> list[float]:
-        """As the teacher's own scheduler spaces them, which is denser where there is more noise."""
+        """Times with the spacing of the teacher's scheduler, which is denser at high noise levels."""
         scheduler = self.parts["scheduler"]()
         if not scheduler.config.get("use_dynamic_shifting"):
             return flow_times(scheduler, steps)

@@ -1,4 +1,4 @@
-"""An untrained Stable Diffusion of any size, from params."""
+"""An untrained Stable Diffusion pipeline of any size, configured by params."""
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property, partial
@@ -24,7 +24,7 @@ from fewstep.diffusion.schedules import DiscreteVP
 
 
 class NewStableDiffusion(StableDiffusion):
-    """One whose text encoder is trained too."""
+    """Stable Diffusion whose text encoder is trained too."""
 
     @cached_property
     def text_encoder(self) -> CLIPTextModel:
@@ -49,7 +49,7 @@ def new_vae(config: VaeConfig) -> AutoencoderKL:
         norm_num_groups=8,
         mid_block_add_attention=False,
     )
-    # Latents start almost noiseless: with unit noise the decoder would first have to learn to see through it.
+    # Start with almost noiseless latents: at unit variance the decoder would first have to learn to denoise.
     torch.nn.init.constant_(vae.quant_conv.bias[config.latent_channels :], -6.0)
     return vae
 
@@ -85,7 +85,7 @@ def new_net(config: NetConfig, side: int, latent_channels: int, text_width: int)
         block_out_channels=config.channels,
         layers_per_block=config.layers,
         cross_attention_dim=text_width,
-        # diffusers keeps the number of heads under this name.
+        # In diffusers this argument is the number of heads.
         attention_head_dim=tuple(max(1, width // config.head_channels) for width in config.channels),
         norm_num_groups=config.groups,
     )
@@ -94,7 +94,7 @@ def new_net(config: NetConfig, side: int, latent_channels: int, text_width: int)
 def new_stable_diffusion(
     config: TrainTeacherConfig, resolution: int, captions: Iterable[str], seed: int
 ) -> NewStableDiffusion:
-    """All the parts, weights keyed by the seed; v-prediction on diffusers' cosine schedule."""
+    """All the parts, with weights drawn from the seed; v-prediction on diffusers' cosine schedule."""
     torch.manual_seed(Key(seed, "teacher/init").seed32(0))
     tokenizer = new_tokenizer(captions, config.text.vocabulary, config.text.length)
     side = resolution >> (len(config.vae.channels) - 1)
@@ -114,13 +114,13 @@ def new_scheduler() -> DPMSolverMultistepScheduler:
         beta_schedule="squaredcos_cap_v2",
         prediction_type="v_prediction",
         timestep_spacing="trailing",
-        steps_offset=1,  # of another spacing; the stock pipeline warns of any other value
+        steps_offset=1,  # unused by `trailing` spacing; the stock pipeline warns about other values
     )
 
 
 def save_pipeline(backbone: NewStableDiffusion, folder: Path) -> None:
     """Write a folder that `StableDiffusionPipeline.from_pretrained` loads."""
-    # It would tell how it was last called.
+    # Otherwise the saved tokenizer would record the truncation and padding of its last call.
     backbone.tokenizer.backend_tokenizer.no_truncation()
     backbone.tokenizer.backend_tokenizer.no_padding()
     StableDiffusionPipeline(

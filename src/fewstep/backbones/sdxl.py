@@ -17,7 +17,7 @@ SIZE_IDS = 6
 
 
 class StableDiffusionXL(DiffusersBackbone):
-    """See `base.Backbone`.
+    """See `protocol.Backbone`.
 
     Conditions: `text [B, L, D]`, both encoders' hidden states side by side; `pooled [B, P]`, of the second
     encoder; `time_ids [B, 6]`, original size, crop corner and target size in pixels (Podell et al. 2023,
@@ -48,12 +48,12 @@ class StableDiffusionXL(DiffusersBackbone):
         text = sum(width for width in widths if width) if None not in widths else None
         wanted = pooled + SIZE_IDS * times if pooled and times else None
         rules = (
-            ("cross_attention_dim", text, "must be the text encoders' hidden_size together"),
+            ("cross_attention_dim", text, "must be the sum of the text encoders' hidden_size"),
             (
                 "projection_class_embeddings_input_dim",
                 wanted,
-                "must hold the pooled text and six numbers of size and crop (SDXL's refiner has five, with a "
-                "score of aesthetics)",
+                "must hold the pooled text and six numbers of size and crop (SDXL's refiner has five, with "
+                "an aesthetic score)",
             ),
         )
         for key, value, why in rules:
@@ -72,9 +72,9 @@ class StableDiffusionXL(DiffusersBackbone):
         return {"text": text.float(), "pooled": pooled.float(), "time_ids": time_ids.expand(len(text), -1)}
 
     def unconditional(self, negative_prompt: str = "") -> Conditions:
-        """Zeros for the empty prompt, as SDXL was trained, unless its pipeline says that it was not.
+        """Zeros for the empty prompt, as in SDXL's training, unless its pipeline's index disables them.
 
-        Size conditions stay.
+        The size conditions are kept.
         """
         found = self.encode_prompts([negative_prompt])
         if negative_prompt or self.settings.get("force_zeros_for_empty_prompt") is False:

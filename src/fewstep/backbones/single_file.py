@@ -1,4 +1,4 @@
-"""Single-file checkpoints: which parts they hold, and what they say of themselves."""
+"""Single-file checkpoints: the parts they hold, and their metadata."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,14 +24,14 @@ KINDS = (
     (ALONE, ("transformer_blocks.", "blocks.", "model.diffusion_model.", "unet.")),
     ("a textual inversion", ("emb_params", "string_to_param", "clip_l", "clip_g")),
 )
-"""What a file is -> how its tensors' names begin, or what they contain; the first that fits."""
+"""Kind of file -> beginnings of its tensors' names, or (with a dot) substrings; the first match counts."""
 FAMILIES = {
     "sd": ("cond_stage_model.",),
     "sdxl": ("conditioner.",),
     "sd3": ("model.diffusion_model.joint_blocks.",),
     "flux": ("model.diffusion_model.double_blocks.",),
 }
-"""teacher.backbone -> what only its whole checkpoints hold."""
+"""teacher.backbone -> tensor name prefixes that only its full checkpoints have."""
 ARCHITECTURES = {
     "stable-diffusion-v1": "sd",
     "stable-diffusion-v2": "sd",
@@ -43,7 +43,7 @@ ARCHITECTURES = {
     "flux-1": "flux",
     "flux.1": "flux",
 }
-"""How `modelspec.architecture` begins -> teacher.backbone; the longest that fits."""
+"""Prefix of `modelspec.architecture` -> teacher.backbone; the longest match counts."""
 PREDICTIONS = {
     "epsilon": Prediction.EPSILON,
     "eps": Prediction.EPSILON,
@@ -57,10 +57,10 @@ PREDICTIONS = {
 
 
 class Marks(NamedTuple):
-    """What a file says of its training. source: where it says so, for people.
+    """How a file's model was trained. source: where that is stated, for messages.
 
-    prediction: None where it does not tell. zero_snr: a schedule that ends at pure noise. averages: whether
-    it holds the denoiser's weights a second time, averaged over its training.
+    prediction: None if it is not stated. zero_snr: whether the schedule has zero terminal SNR. averages:
+    whether the file also holds an EMA of the denoiser's weights.
     """
 
     prediction: Prediction | None = None
@@ -70,9 +70,9 @@ class Marks(NamedTuple):
 
 
 def marks_of(header: Header, said: str | None = None) -> Marks:
-    """The file's marks; said: what the user says of the prediction, which goes before them.
+    """How the file's model was trained; said: the user's prediction type, which takes precedence.
 
-    Raises UserError where marks contradict each other or name what is not known.
+    Raises UserError if the file's statements contradict each other or name an unknown prediction type.
     """
     zero = "ztsnr" in header.shapes or header.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     noted, averages = ["ztsnr"] if zero else [], bool(ema_names(list(header.shapes)))
@@ -114,10 +114,10 @@ def single_file_faults(
 def header_faults(
     header: Header, adapter: type[DiffusersBackbone], config: ImportTeacherConfig
 ) -> Iterator[str]:
-    """Why what this header describes is no teacher of the family."""
+    """Why a file with this header cannot be a teacher of the family."""
     names, family = list(header.shapes), adapter.__module__.rpartition(".")[2]
     if edm := [name for name in names if name.startswith("edm_")]:
-        yield f"key {edm[0]}: its network takes time and input as Karras et al. 2022 scale them, {NOT_HERE}"
+        yield f"key {edm[0]}: its network takes time and input scaled as in Karras et al. 2022, {NOT_HERE}"
         return
     architecture = header.metadata.get("modelspec.architecture", "").strip().lower()
     base, _, use = architecture.partition("/")
@@ -146,7 +146,7 @@ def header_faults(
         return
     if marks.zero_snr and marks.prediction == Prediction.EPSILON:
         yield (
-            f"{marks.source}: an epsilon-prediction says nothing of the image at pure noise; say "
+            f"{marks.source}: an epsilon-prediction does not determine the image at pure noise; set "
             "import_teacher.prediction: v_prediction if that is what it predicts"
         )
 
@@ -154,7 +154,7 @@ def header_faults(
 def missing_parts(
     names: list[str], adapter: type[DiffusersBackbone], config: ImportTeacherConfig
 ) -> str | None:
-    """What the file lacks of a whole checkpoint, or what it is instead; None: it is whole."""
+    """What the file lacks to be a full checkpoint, or what it is instead; None: it is complete."""
     parts = {name: prefix for name, prefix in adapter.single_file_parts.items() if name not in config.without}
     missing = [part for part, prefix in parts.items() if not holds(names, prefix)]
     if not missing:
@@ -177,12 +177,12 @@ def missing_parts(
 
 
 def kind_of(names: list[str]) -> str:
-    """What a file is that is no checkpoint of a whole pipeline."""
+    """Kind of a file that is not a full checkpoint."""
     return next((kind for kind, signs in KINDS if is_a(names, signs)), "no checkpoint that is known here")
 
 
 def holds(names: list[str], prefix: str) -> bool:
-    """Whether any tensor's name begins so; an autoencoder's prefix is written in two ways."""
+    """Whether any tensor's name has this prefix; two prefixes are in use for autoencoders."""
     prefixes = ("first_stage_model.", "vae.") if prefix in ("first_stage_model.", "vae.") else (prefix,)
     return any(name.startswith(prefixes) for name in names)
 
@@ -193,7 +193,7 @@ def is_a(names: list[str], signs: tuple[str, ...]) -> bool:
 
 
 def ema_names(names: list[str]) -> dict[str, str]:
-    """Name of a denoiser's tensor -> name of its average; empty: there are none, or not of all."""
+    """Name of a denoiser's tensor -> name of its EMA; empty unless every tensor has one."""
     present = set(names)
     pairs = {
         name: EMA + name.removeprefix("model.").replace(".", "")
@@ -204,7 +204,7 @@ def ema_names(names: list[str]) -> dict[str, str]:
 
 
 def with_averages(state: Mapping[str, object]) -> dict[str, object]:
-    """The checkpoint with each of the denoiser's tensors replaced by its average."""
+    """The checkpoint with each of the denoiser's tensors replaced by its EMA."""
     pairs = ema_names(list(state))
     kept = {name: value for name, value in state.items() if not name.startswith(EMA)}
     return kept | {name: state[average] for name, average in pairs.items()}

@@ -1,4 +1,4 @@
-"""What of a teacher its adapter does not understand, by file and key; decided before any weight is read."""
+"""Finds what an adapter does not support in a teacher, by file and key, before any weight is read."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,11 @@ from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.core.errors import UserError
 
 HARMLESS = ("requires_safety_checker", "add_watermarker", "force_zeros_for_empty_prompt")
-"""Settings of stock pipelines that are read, or change no image."""
+"""Settings of stock pipelines that are supported, or do not change the images."""
 
 
 def teacher_faults(place: Path, backbone: str, config: ImportTeacherConfig) -> list[str]:
-    """Why a folder or single file cannot be imported, a line for each fault; empty: nothing is known against.
+    """Why a folder or single file cannot be imported, one line per fault; empty: no fault was found.
 
     backbone: name of a family. Reads names, headers and JSON, no tensor.
     """
@@ -35,7 +35,7 @@ def teacher_faults(place: Path, backbone: str, config: ImportTeacherConfig) -> l
 def config_faults(
     folder: Path, adapter: type[DiffusersBackbone], config: ImportTeacherConfig, weights: bool = True
 ) -> list[str]:
-    """Why a folder of diffusers cannot be imported; weights: whether it must hold some."""
+    """Why a diffusers folder cannot be imported; weights: whether it must contain weights."""
     configurations = Configurations(folder, config.without)
     try:
         adapter = adapter.of(configurations.index.get("_class_name"))
@@ -63,7 +63,7 @@ def config_faults(
 def settings_faults(
     adapter: type[DiffusersBackbone], config: ImportTeacherConfig, in_folder: bool = False
 ) -> Iterator[str]:
-    """Parameters of `import_teacher` that this family, or a folder, has no use for."""
+    """Faults of `import_teacher`: parameters that do not apply to this family, or to a folder."""
     can = ", ".join(adapter.optional_parts) or "nothing"
     for part in config.without:
         if part not in (*adapter.optional_parts, *LEFT_OUT):
@@ -78,13 +78,13 @@ def settings_faults(
         )
     if config.weights == "ema" and in_folder:
         yield (
-            "params.yaml: import_teacher.weights = ema: for single files; of a folder, `variant` names the "
-            "weights (non_ema, fp16)"
+            "params.yaml: import_teacher.weights = ema: for single files; for a folder, `variant` selects "
+            "the weights (non_ema, fp16)"
         )
 
 
 def index_faults(configurations: Configurations, adapter: type[DiffusersBackbone]) -> Iterator[str]:
-    """The pipeline's class, its parts, and the settings beside them."""
+    """Faults of the pipeline's index: its class, its parts, and the settings beside them."""
     import diffusers
 
     index, file = configurations.index, configurations.folder / INDEX
@@ -114,14 +114,14 @@ def index_faults(configurations: Configurations, adapter: type[DiffusersBackbone
 
 
 def is_class(entry: Any) -> bool:
-    """Whether an entry of the index names a library and a class, or none; also where there is no entry."""
+    """Whether an entry of the index is absent, or a library and a class, each of which may be null."""
     if entry is None:
         return True
     return isinstance(entry, list) and len(entry) == 2 and all(e is None or isinstance(e, str) for e in entry)
 
 
 def class_faults(name: str, entry: Any, adapter: type[DiffusersBackbone], file: Path) -> Iterator[str]:
-    """A part must be a class of a library's, and one that the family reads."""
+    """Faults of a part's class: it must be a library's class, and one that the family supports."""
     library, kind = entry
     allowed = adapter.part_classes()[name]
     if library not in LIBRARIES:
@@ -133,11 +133,11 @@ def class_faults(name: str, entry: Any, adapter: type[DiffusersBackbone], file: 
 def schedule_faults(
     configurations: Configurations, adapter: type[DiffusersBackbone], config: ImportTeacherConfig
 ) -> Iterator[str]:
-    """Faults of the scheduler, with the prediction that the user names."""
+    """Faults of the scheduler; the user's prediction type, if set, replaces the file's."""
     scheduler, file = configurations.of("scheduler"), configurations.file("scheduler")
     if config.prediction:
         scheduler["prediction_type"] = config.prediction
-    # The index decides what is loaded; the file was written by it, or by another.
+    # The index decides which class is loaded. Another class may have written the file.
     for name in dict.fromkeys((scheduler.get("_class_name"), configurations.index["scheduler"][1])):
         if name is not None:
             described = {**scheduler, "_class_name": name}

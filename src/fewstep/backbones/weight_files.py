@@ -1,4 +1,4 @@
-"""Files of weights, judged by their names and headers: no tensor is read."""
+"""Checks weight files by their names and headers; no tensor is read."""
 
 import re
 from collections import defaultdict
@@ -13,7 +13,7 @@ from fewstep.core.errors import UserError
 
 SAFE = ".safetensors"
 STEMS = ("diffusion_pytorch_model", "model")
-"""Of files that diffusers and transformers write."""
+"""Beginnings of the names of weight files that diffusers and transformers write."""
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".msgpack")
 OTHERS = {
     **dict.fromkeys(PICKLES, "a pickle, which may run code when it is opened and is not opened here"),
@@ -25,19 +25,19 @@ CONVERT = (
     ".save_pretrained(NEW_FOLDER)`, or `from_single_file(FILE)` for a single file"
 )
 PLAIN = ""
-"""The variant of weights without one."""
+"""Stands for weights without a variant."""
 POINTER, PAGE = b"version https://git-lfs", (b"<", b"{\n", b'{"error')
 
 
 class Header(NamedTuple):
-    """shapes: of each tensor by name. metadata: what the file says of itself."""
+    """Header of a safetensors file. shapes: tensor name -> shape. metadata: the file's own metadata."""
 
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
 
 
 def read_header(file: Path) -> Header:
-    """Names, shapes and metadata. Raises UserError with the way out where it is no whole safetensors file."""
+    """Names, shapes and metadata. Raises UserError with a remedy if it is not a complete safetensors file."""
     if reason := not_weights(file):
         raise UserError(f"{file}: {reason}")
     try:
@@ -51,7 +51,7 @@ def read_header(file: Path) -> Header:
 
 
 def not_weights(file: Path) -> str | None:
-    """What the file is instead of weights, by its name and first bytes; None where it may be some."""
+    """Why the file cannot hold weights, from its name and first bytes; None if it may hold some."""
     if file.is_dir():
         return "is a folder, not a file of weights"
     if why := OTHERS.get(file.suffix):
@@ -95,7 +95,7 @@ def variants(folder: Path) -> dict[str, list[Path]]:
 
 
 def variant_of(folder: Path, wanted: str | None) -> str | None:
-    """The variant that is loaded of a part: the wanted one, else that without a name, as diffusers does."""
+    """The variant of a part to load: the wanted one if it exists, else None, the one without a name."""
     return wanted if wanted and wanted in variants(folder) else None
 
 

@@ -1,1 +1,1 @@
-"""Models of the chain as what the ecosystem loads."""
+"""Exports models of the chain to formats that other software loads."""

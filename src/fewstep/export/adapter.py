@@ -1,4 +1,4 @@
-"""A low-rank student's adapter in the formats that are loaded elsewhere."""
+"""Exports a low-rank student's adapter in the formats that other software loads."""
 
 import json
 import shutil
@@ -13,15 +13,15 @@ from fewstep.core.files import read_json
 
 DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "kohya.safetensors"
 HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}
-"""Of an update; what PEFT calls them and what kohya does."""
+"""The two factors of a low-rank update: name in PEFT -> name in kohya's format."""
 
 
 def export_adapter(model: Path, out: Path) -> bool:
     """Copy the adapter of the artifact `model` into the new folder `out`, as it is and with kohya's names.
 
-    Those are `lora_unet_` or `lora_transformer_` before the layer's name in diffusers. ComfyUI reads both
-    (SD, SDXL; SD3, Flux), AUTOMATIC1111 the former. Returns False, and writes nothing, for a model without an
-    adapter.
+    Kohya's names have the prefix `lora_unet_` or `lora_transformer_` before the layer's name in diffusers.
+    ComfyUI reads both (the first for SD and SDXL, the second for SD3 and Flux), AUTOMATIC1111 only the first.
+    Returns False, and writes nothing, for a model without an adapter.
     """
     source = model / "lora" / DIFFUSERS
     if not source.is_file():

@@ -17,7 +17,7 @@ from fewstep.evaluation.schema import Metrics
 def model_card(
     model: Model, folder: Path, teacher: Path, pipeline: str, call: Mapping[str, Any], metrics: Metrics | None
 ) -> ModelCard:
-    """Deterministic; the licence is the teacher's."""
+    """The model card of an export, deterministic. The licence is the teacher's."""
     made, origin = read_json(folder / NAME), read_json(teacher / NAME)["facts"]
     licence, source = origin.get("licence"), origin.get("origin")
     data = ModelCardData(
@@ -55,14 +55,14 @@ def model_card(
 
 
 def guidance_of(model: Model) -> str:
-    """What to do with `guidance_scale`."""
+    """How to set `guidance_scale`."""
     if model.takes_guidance:
         return "It was trained with `guidance_scale` as an input, which costs no second evaluation."
     return "Guidance is built in: leave `guidance_scale` at 0."
 
 
 def measured(metrics: Metrics | None) -> list[str]:
-    """The table of figures, where the model was evaluated."""
+    """The section with the metrics; empty if the model was not evaluated."""
     if metrics is None:
         return []
     lines = [

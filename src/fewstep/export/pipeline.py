@@ -31,15 +31,15 @@ def export(
     metrics: Metrics | None = None,
     steps: int | None = None,
 ) -> None:
-    """Write `out`: the teacher's parts with the model's network, a scheduler that draws as the chain does,
-    the network alone as `model.safetensors`, its adapter in `lora/` if that alone was trained and the
+    """Write `out`: the teacher's parts with the model's network, a scheduler that samples as the chain does,
+    the network alone as `model.safetensors`, its adapter in `lora/` if only that was trained and the
     family's stock pipeline loads one, `fewstep.json` (how to call it) and a model card.
 
-    folder, teacher: artifacts of the model and of its teacher. steps: None for what the model was made for.
-    Raises UserError when the family has no pipeline of diffusers, or diffusers no scheduler for the model.
+    folder, teacher: artifacts of the model and of its teacher. steps: None for the model's own count.
+    Raises UserError when the family has no diffusers pipeline, or diffusers has no scheduler for the model.
     """
     if not isinstance(backbone, DiffusersBackbone):
-        raise UserError(f"export.{model.name}: a custom model has no pipeline of diffusers to leave as")
+        raise UserError(f"export.{model.name}: a custom model has no diffusers pipeline to export to")
     steps = steps or model.steps
     if steps is None:
         raise UserError(
@@ -54,7 +54,7 @@ def export(
     facts = {"model": identity(folder), "steps": steps, "call": call}
     with whole_folder(out) as staging:
         write_pipeline(backbone, model, sampling, staging)
-        # One key: safetensors writes several in an order of their own each time.
+        # One key, because safetensors writes several in a different order each time.
         described = {"fewstep": json.dumps(facts, sort_keys=True)}
         weights = {name: value.contiguous().cpu() for name, value in model.net.state_dict().items()}
         save_file(weights, staging / "model.safetensors", metadata=described)
@@ -67,20 +67,20 @@ def export(
 
 
 def class_of(backbone: DiffusersBackbone) -> Any:
-    """The stock pipeline that draws without noise of its own."""
+    """The stock pipeline; for DDPMPipeline, which adds noise, the deterministic DDIMPipeline."""
     kind = getattr(diffusers, backbone.pipeline_class)
     return DDIMPipeline if backbone.pipeline_class == "DDPMPipeline" else kind
 
 
 def call_of(backbone: DiffusersBackbone, sampling: StockSampling) -> dict[str, Any]:
-    """Every argument of the call beside the prompt."""
+    """Every argument of the call except the prompt."""
     if class_of(backbone) is DDIMPipeline:
         return {**sampling.call, "eta": 0.0}
     return {**sampling.call, **backbone.stock_call}
 
 
 def write_pipeline(backbone: DiffusersBackbone, model: Model, sampling: StockSampling, folder: Path) -> None:
-    """The parts, loaded and saved by diffusers, with no trace of where they came from."""
+    """Load the parts and save them with diffusers, without their source paths."""
     kind = class_of(backbone)
     parts = {name: make() for name, make in backbone.parts.items()}
     parts |= {backbone.net_part: model.net, "scheduler": sampling.scheduler}

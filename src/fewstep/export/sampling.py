@@ -1,4 +1,4 @@
-"""How stock diffusers draws what a model of the chain draws: a scheduler, and the arguments of the call."""
+"""Stock diffusers scheduler and call arguments that sample as a model of the chain does."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ from fewstep.diffusion.solvers import Solver, trailing
 
 @dataclass(frozen=True)
 class StockSampling:
-    """scheduler: of diffusers, configured. call: arguments of the pipeline beside the prompt."""
+    """scheduler: a configured diffusers scheduler. call: arguments of the pipeline except the prompt."""
 
     scheduler: Any
     call: Mapping[str, Any]
@@ -34,20 +34,20 @@ class StockSampling:
 def stock_sampling(
     name: str, denoiser: Denoiser, record: Sampling, steps: int, scheduler: Mapping[str, Any]
 ) -> StockSampling:
-    """The model's own steps by a stock scheduler; scheduler: configuration of its teacher's.
+    """A stock scheduler that takes the model's steps; scheduler: configuration of the teacher's scheduler.
 
-    - A flow on the straight path: Euler.
-    - A table's network in one step, or on its own path in a number of steps that divides the table (with
-      others stock DDIM leaves its own grid): DDIM with `trailing` spacing.
-    - Else DDIM steps at angles between the table's entries. Divided by alpha, DDIM is Euler's method in
-      `sigma / alpha` (Song et al. 2021, eq. 14), so Euler with explicit sigmas takes them; `leading` lets it
-      start from noise at the table's last entry, as the model does. A v-prediction that starts from pure
-      noise is turned first, see `turn`.
+    - A rectified flow on the straight path: Euler.
+    - A network with a table of betas, in one step, or on its own path in a number of steps that divides the
+      table: DDIM with `trailing` spacing. With other step counts stock DDIM leaves its own grid.
+    - Otherwise: DDIM steps at angles between the table's entries. Divided by alpha, DDIM is Euler's method in
+      `sigma / alpha` (Song et al. 2021, eq. 14), so Euler with explicit sigmas takes these steps. With
+      `leading` spacing it starts from noise at the table's last entry, as the model does. A v-prediction that
+      starts from pure noise is rotated first, see `turn`.
 
-    Raises UserError, with `name`, where diffusers has none.
+    Raises UserError, with `name`, if diffusers has no such scheduler.
     """
     if END_TIME in denoiser.inputs:
-        raise UserError(f"export.{name}: no pipeline of diffusers tells its network where a step ends")
+        raise UserError(f"export.{name}: no diffusers pipeline passes its network the end time of a step")
     flow = is_flow(scheduler)
     if record.solver is Solver.RENOISE and steps > 1:
         return renoising(name, denoiser, record.grid(steps), scheduler, flow)
@@ -92,7 +92,8 @@ def renoising(
     """Re-noising steps at these times: diffusers' LCM schedulers, which get the times explicitly.
 
     `LCMScheduler` scales its outputs at the boundary, by less than 1e-4 at these times.
-    Raises UserError, with `name`, on another path than the network's own, or between entries of its table.
+    Raises UserError, with `name`, if the path is not the network's own or a time is between its table's
+    entries.
     """
     match denoiser.schedule, denoiser.prediction:
         case RectifiedFlow(), Prediction.FLOW if flow and denoiser.path == denoiser.schedule:
@@ -128,31 +129,31 @@ def divides(steps: int, table: DiscreteVP) -> bool:
 
 
 def turn(table: DiscreteVP) -> float:
-    """The angle that a v-prediction is turned back by, so that `sigma / alpha` starts at 256 at most.
+    """Angle by which a v-prediction's path is rotated back, so that `sigma / alpha` starts at 256 at most.
 
-    From pure noise the ratio is infinite. diffusers would start at 4096, which is not what the model does,
-    and leave float32 four digits. But a DDIM step of a v-prediction is a rotation by the difference of two
-    angles, `cos(t - s) x_t - sin(t - s) v` (Salimans & Ho 2022, appendix D): the same step wherever it
-    begins, as long as the network is told its own time. It then ends at a small negative ratio, and its
-    result is too large by 8e-6.
+    At pure noise the ratio is infinite. diffusers would start at 4096, unlike the model, and float32 would
+    have four digits left. A DDIM step of a v-prediction is a rotation by the difference of two angles,
+    `cos(t - s) x_t - sin(t - s) v` (Salimans & Ho 2022, appendix D). It is therefore the same step after a
+    common rotation of both angles, as long as the network receives its original time. The last step then
+    ends at a small negative ratio, and the result is too large by a relative 8e-6.
     """
     first, last = angles(table)[[0, -1]].tolist()
     return min(max(last - math.atan(256), 0.0), first / 2)
 
 
 def turned_betas(table: DiscreteVP, by: float) -> list[float]:
-    """The table with every angle less by `by`: diffusers finds in it the network's time of a turned ratio."""
+    """Betas of the table rotated back by `by`: diffusers maps rotated ratios to the original times."""
     alphas_cumprod = torch.cos(angles(table) - by).square()
     before = torch.cat([torch.ones(1, dtype=torch.float64), alphas_cumprod[:-1]])
     return (1 - alphas_cumprod / before).tolist()
 
 
 def ratios(table: DiscreteVP, path: Schedule, steps: int, by: float) -> list[float]:
-    """`sigma / alpha` at the path's trailing times, no noisier than the table's end, turned back by `by`."""
+    """`sigma / alpha` at the path's trailing times, clamped to the table's end, rotated back by `by`."""
     times = torch.tensor(trailing(steps), dtype=torch.float64)
     return torch.tan(path.angle(times).clamp(max=float(angles(table)[-1])) - by).tolist()
 
 
 def angles(table: DiscreteVP) -> Tensor:
-    """Of the table's entries, float64."""
+    """Angles of the table's entries, `acos(alpha)`, float64."""
     return torch.acos(torch.tensor(table.alphas_cumprod, dtype=torch.float64).sqrt())
