@@ -16,7 +16,7 @@ from fewstep.backbones.model import open_model, save_model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.backbones.protocol import Backbone
-from fewstep.backbones.registry import open_backbone
+from fewstep.backbones.registry import family, open_backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.core.errors import UserError
@@ -298,3 +298,8 @@ def test_real_configurations_have_the_published_parameter_counts() -> None:
     count = {name: sum(p.numel() for p in net.parameters()) for name, net in nets.items()}
     assert {name: count[name] for name in COUNTS} == COUNTS
     assert count["PixArt"] == pytest.approx(0.6e9, rel=0.02)
+
+
+def test_an_unknown_family_is_named_with_those_there_are() -> None:
+    with pytest.raises(UserError, match=r"teacher\.backbone = 'sdx': no such family; known: .*sdxl"):
+        family("sdx")

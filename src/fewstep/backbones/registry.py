@@ -18,9 +18,10 @@ def open_backbone(teacher: Path) -> Backbone:
 
 def family(name: str) -> Any:
     """The class `Adapter` of `fewstep.backbones.<name>`; imported on demand."""
-    try:
-        return importlib.import_module(f"fewstep.backbones.{name}").Adapter
-    except (ModuleNotFoundError, AttributeError):
-        files = sorted(Path(__file__).parent.glob("*.py"))
-        known = ", ".join(file.stem for file in files if "\nAdapter = " in file.read_text())
-        raise UserError(f"params.yaml: teacher.backbone = {name!r}: no such family; known: {known}") from None
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    known = [file.stem for file in files if "\nAdapter = " in file.read_text()]
+    if name not in known:
+        raise UserError(
+            f"params.yaml: teacher.backbone = {name!r}: no such family; known: {', '.join(known)}"
+        )
+    return importlib.import_module(f"fewstep.backbones.{name}").Adapter
