@@ -1,4 +1,5 @@
-"""What `fewstep check` knows before any compute, from parameters, names and headers: one question a file.
+"""The checks of `fewstep check`, made before any compute from parameters, names and headers.
 
-A module has `faults(chain)`, what will stop the chain, or `warnings(chain)`, what will spoil it; a line each.
+There is one module per topic. It has `faults(chain)`, which would stop the chain, `warnings(chain)`, which
+would spoil its results, or both; each yields one line per problem.
 """

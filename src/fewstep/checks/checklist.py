@@ -1,4 +1,4 @@
-"""`fewstep check`: everything that can be known to be wrong before any compute."""
+"""`fewstep check`: finds every fault that can be found before any compute."""
 
 from fewstep.chain import Chain
 from fewstep.checks import data, inputs, keys, machine, recipe, settings
@@ -13,5 +13,5 @@ def check(chain: Chain) -> None:
 
 
 def warnings(chain: Chain) -> list[str]:
-    """What will not stop the chain, and will likely spoil what it makes."""
+    """Problems that do not stop the chain, but likely spoil its results."""
     return [warning for kind in (inputs, data, recipe) for warning in kind.warnings(chain)]

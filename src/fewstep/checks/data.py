@@ -1,4 +1,4 @@
-"""The images and prompts that params.yaml names: whether they are there, and look as they should."""
+"""Checks that the images and prompts that params.yaml names exist and look right."""
 
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,18 +15,18 @@ from fewstep.sampling.triplets import prompts_of
 from fewstep.sources.sample import Sample, Skipped, Unreadable
 
 LOOKED_AT = 16
-"""Entries of the source that are read: enough to see whether captions are where they are looked for."""
+"""Entries of the source that are read: enough to see whether captions are found."""
 
 
 def faults(chain: Chain) -> Iterator[str]:
-    """Inputs that are missing or cannot be read, as the stages themselves would say it."""
+    """Inputs that are missing or cannot be read, with the stages' own messages."""
     source = import_module(f"fewstep.sources.{chain.data.source}")
     missing = [place for place in source.inputs(chain.data) if not place.exists()]
     if missing:
         known = f"; inputs names {', '.join(chain.inputs)}" if chain.inputs else ""
         yield f"params.yaml: data.path = {chain.data.path!r}: no such file or folder: {missing[0]}{known}"
     elif source.inputs(chain.data):
-        # Not a URL, which would have to be fetched.
+        # Not a URL, which would have to be downloaded.
         try:
             first_entries(chain)
         except UserError as error:
@@ -57,20 +57,20 @@ def warnings(chain: Chain) -> Iterator[str]:
 
 
 def first_entries(chain: Chain, count: int = LOOKED_AT) -> list[Sample | Unreadable]:
-    """The first `count` of the source, without what it skips. Raises UserError as the source does."""
+    """The first `count` entries of the source, without skipped ones. Raises UserError as the source does."""
     source = import_module(f"fewstep.sources.{chain.data.source}")
     entries = source.samples(chain.data, chain.seed)
     return list(islice((entry for entry in entries if not isinstance(entry, Skipped)), count))
 
 
 def images_of(config: DataConfig) -> int | None:
-    """About how many images the source has, by names alone; None where only reading tells."""
+    """Approximate number of images in the source, from names alone; None where it must be read to count."""
     return counted(config, Path.cwd())
 
 
 @lru_cache
 def counted(config: DataConfig, folder: Path) -> int | None:
-    """The same from this working folder; several questions ask it, and a million names take ten seconds."""
+    """`images_of` in this working folder; cached, since several checks need it and 10^6 names take 10 s."""
     source = import_module(f"fewstep.sources.{config.source}")
     if not all((folder / place).exists() for place in source.inputs(config)):
         return None

@@ -1,7 +1,7 @@
-"""How long a whole chain takes on this machine: measured steps of the real networks, times their numbers.
+"""Forecasts how long a whole chain takes on this machine: measured durations of steps, times their numbers.
 
-`measuring.py` measures, this module multiplies. What is not known: loading weights, text encoders of foreign
-teachers, downloads, compilation, and what several processes tell each other.
+`measuring.py` measures, this module multiplies. Not included: loading weights, text encoders of foreign
+teachers, downloads, compilation, and communication between processes.
 """
 
 import tempfile
@@ -21,15 +21,15 @@ from fewstep.core.hardware import deterministic
 from fewstep.core.switches import switch
 from fewstep.training.loop import PREVIEWS
 
-# The evaluation in numbers that params.yaml does not have.
+# Numbers of the evaluation that are not in params.yaml.
 FEATURE_PASSES = 2
-"""Passes of the feature network per drawn image: its features, and the attributes that it recognises."""
+"""Passes of the feature network per drawn image: one for its features, one to classify its attributes."""
 STRAIGHTNESS = (64, 16)
-"""Images and steps."""
+"""Images and steps of the straightness measurement."""
 SPEED = (0.6, 66)
-"""Of the speed log, per step count: seconds of timing, and images beside it (warm-up, a call in progress)."""
+"""Speed log, per step count: seconds of timing, and images drawn besides (warm-up, a call in progress)."""
 FIGURES = 2.0
-"""Seconds of the figures themselves, per step count."""
+"""Seconds to compute the metrics, per step count."""
 REPORT = 6.0
 """Seconds of the report: DVC's graph and the plots."""
 
@@ -38,13 +38,13 @@ PREVIEW = (8, 4)
 WITHOUT_TEACHER = ("watch_inputs", "prepare_data", "train_judge", "collect_code", "report")
 """Stages that open no pipeline."""
 AROUND = 0.5
-"""Seconds of DVC around a stage: hashes of what it reads and writes."""
+"""Seconds that DVC adds to a stage: it hashes what the stage reads and writes."""
 
 
 def forecast(chain: Chain, denoiser: Design | None, watch: Stopwatch) -> dict[str, float | None]:
     """Seconds of every stage of `plan(chain)`, by name; None while its teacher is unknown.
 
-    denoiser: `design(chain)`. Takes about the budget of the watch.
+    denoiser: `design(chain)`. Takes about `watch.budget` seconds.
     """
     deterministic()
     with tempfile.TemporaryDirectory() as folder, uncompiled():
@@ -54,7 +54,7 @@ def forecast(chain: Chain, denoiser: Design | None, watch: Stopwatch) -> dict[st
 
 
 def in_words(seconds: dict[str, float | None]) -> str:
-    """The sum, and what it does not hold."""
+    """The sum in words, with the stages that it does not include."""
     unknown = [name for name, value in seconds.items() if value is None]
     total = duration(sum(value for value in seconds.values() if value is not None))
     without = f"; unknown until the teacher is there: {', '.join(unknown)}" if unknown else ""
@@ -62,7 +62,7 @@ def in_words(seconds: dict[str, float | None]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As a person says it: 40 s, 14 min, 3.5 h, 12 days."""
+    """Seconds in a readable unit: 40 s, 14 min, 3.5 h, 12 days."""
     for unit, size, digits in (("s", 1, 0), ("min", 60, 0), ("h", 3600, 1)):
         if seconds < 90 * size:
             return f"{seconds / size:.{digits}f} {unit}"
@@ -70,7 +70,7 @@ def duration(seconds: float) -> str:
 
 
 def seconds_of(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
-    """One stage, its process included."""
+    """Seconds of one stage, the start of its process included."""
     kind, _, name = stage.name.partition("@")
     begun = AROUND + (rates.start if kind in WITHOUT_TEACHER else rates.open)
     if kind in rates.step:
@@ -97,7 +97,7 @@ def plus(seconds: float | None, more: float) -> float | None:
 
 
 def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
-    """Steps, the images that are read for them, previews, and states on disk."""
+    """Seconds of a training: steps, reading their images, previews, and saving its state."""
     each = rates.step[stage.name]
     if each is None or stage.steps is None:
         return None
@@ -115,7 +115,7 @@ def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
 
 
 def triplets(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
-    """Captions, with which the images are read, their conditions, and the teacher's steps."""
+    """Seconds of a shard of triplets: reading captions with images, encoding prompts, teacher steps."""
     if rates.teacher is None:
         return None
     drawn = ceil((stage.samples or 0) / processes())
@@ -123,7 +123,7 @@ def triplets(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
 
 
 def evaluation_set(config: EvaluationSetConfig, chain: Chain, rates: Rates) -> float | None:
-    """Real images and their features, and the teacher's images at its full step count."""
+    """Seconds of real images and their features, and of the teacher's images at its full step count."""
     if rates.teacher is None:
         return None
     read = max(config.pictures, config.reference) + config.training
@@ -132,7 +132,7 @@ def evaluation_set(config: EvaluationSetConfig, chain: Chain, rates: Rates) -> f
 
 
 def evaluation(chain: Chain, name: str, rates: Rates) -> float | None:
-    """Images at every step count, their figures, the straightness and the speed log."""
+    """Seconds of images at every step count, their metrics, the straightness and the speed log."""
     each = rates.teacher if name == "teacher" else rates.student
     if each is None:
         return None
@@ -142,16 +142,16 @@ def evaluation(chain: Chain, name: str, rates: Rates) -> float | None:
     for count in chain.evaluate.models[name]:
         seconds += FIGURES + timing + more * (count * each + rates.decode)
         if not (name == "teacher" and count == chain.sampling.steps):
-            # The set holds the teacher's at its full step count.
+            # The evaluation set holds the teacher's images at its full step count.
             seconds += drawing(drawn(chain.evaluation_set), count * each, rates)
     return seconds
 
 
 def drawn(config: EvaluationSetConfig) -> int:
-    """Images of one model at one step count: one per prompt, and further ones of some for diversity."""
+    """Images of one model at one step count: one per prompt, and more of some prompts for diversity."""
     return config.pictures + config.diversity.prompts * (config.diversity.samples - 1)
 
 
 def drawing(images: int, each: float, rates: Rates) -> float:
-    """Images, decoded and looked at by the feature network; each: seconds of one's solver steps."""
+    """Seconds to draw images, decode them and extract features; each: solver steps of one image."""
     return images * (rates.prompt + each + rates.decode + FEATURE_PASSES * rates.features)

@@ -1,4 +1,4 @@
-"""The teacher and the code that params.yaml names: whether they are there and can be taken."""
+"""Checks that the teacher and the code that params.yaml names exist and can be imported."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def faults(chain: Chain) -> Iterator[str]:
 
 
 def warnings(chain: Chain) -> Iterator[str]:
-    """Places of this machine that are written where dvc.lock records them."""
+    """Absolute paths of this machine in params.yaml that dvc.lock would record."""
     named = set(chain.inputs.values())
     written = {"data.path": (chain.data.path or "",), "teacher.load": chain.teacher.load}
     for key, places in written.items():
@@ -43,7 +43,7 @@ def warnings(chain: Chain) -> Iterator[str]:
 
 
 def refused(teacher: Path, chain: Chain) -> Iterator[str]:
-    """What is wrong with a folder or file, as `import_teacher` will say it."""
+    """What is wrong with a teacher's folder or file, with the messages of `import_teacher`."""
     if not teacher.is_file() and not (teacher / INDEX).is_file():
         yield f"params.yaml: teacher.load = [{teacher}]: no diffusers folder ({INDEX}) there"
     else:

@@ -1,4 +1,4 @@
-"""Are all the keys that DVC tracks one by one in params.yaml? Our reader has defaults, DVC has none."""
+"""Checks that params.yaml has every key that DVC tracks by name: our reader has defaults, DVC has none."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ DVC = Path("dvc.yaml")
 
 
 def faults(chain: Chain) -> Iterator[str]:
-    """A line per key that a stage of dvc.yaml names and its section lacks."""
+    """One line per key that a stage of dvc.yaml names and its section of params.yaml lacks."""
     if not DVC.exists():
         return
     params = load_params()

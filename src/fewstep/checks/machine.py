@@ -1,4 +1,4 @@
-"""Whether this machine can run the chain: git and DVC, the installed versions, the disk, its switches."""
+"""Checks that this machine can run the chain: git and DVC, installed versions, disk space, switches."""
 
 import shutil
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ LOCK = Path("requirements.lock")
 
 
 def faults(chain: Chain) -> Iterator[str]:
-    """What must be mended before `dvc repro` on this machine."""
+    """What must be fixed before `dvc repro` can run on this machine."""
     yield from repository()
     yield from wrong_versions()
     yield from switches()
@@ -27,7 +27,7 @@ def faults(chain: Chain) -> Iterator[str]:
 
 
 def repository() -> Iterator[str]:
-    """What DVC would refuse: it works in a git repository, unless told to do without."""
+    """What DVC would refuse: it needs a git repository, unless it is configured with `core.no_scm`."""
     if not Path("dvc.yaml").is_file():
         return
     configs = [file for file in (Path(".dvc/config"), Path(".dvc/config.local")) if file.is_file()]
@@ -58,7 +58,7 @@ def wrong_versions() -> Iterator[str]:
 
 
 def switches() -> Iterator[str]:
-    """FEWSTEP_* and accelerate's variables that no stage could read."""
+    """FEWSTEP_* and accelerate's variables with values that no stage accepts."""
     for ask in (lambda: count_of("MICRO_BATCH", 1), lambda: count_of("BATCH", 1), mixed_precision):
         try:
             ask()
@@ -80,7 +80,7 @@ def few_samples(chain: Chain) -> Iterator[str]:
 
 
 def processes() -> int:
-    """How many processes accelerate's own config starts a training in; 1 where another launcher does."""
+    """Number of training processes in accelerate's config; 1 where another launcher starts them."""
     from accelerate.commands.config.config_args import default_config_file, load_config_from_file
 
     if switch("LAUNCH", "auto") != "auto" or not Path(default_config_file).is_file():
@@ -89,7 +89,7 @@ def processes() -> int:
 
 
 def disk(chain: Chain) -> Iterator[str]:
-    """Whether the artifacts find room: DVC keeps a second copy where the file system cannot link."""
+    """Whether the artifacts fit on the disk: DVC keeps a second copy where the file system cannot link."""
     needed = 2 * sum(stage.disk or 0 for stage in plan(chain))
     free = shutil.disk_usage(".").free
     if needed > free:

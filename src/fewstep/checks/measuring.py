@@ -1,6 +1,7 @@
-"""Measures what a chain repeats on this machine: one duration for each distinct kind of step.
+"""Measures how long a chain's repeated operations take on this machine, one duration per distinct kind.
 
-A network that does not fit here, or whose step takes too long to try, is reckoned by its operations.
+Where a network does not fit into memory, or a step takes too long to measure, the duration is estimated from
+the number of floating-point operations.
 """
 
 import io
@@ -36,29 +37,29 @@ from fewstep.training.checkpoint import save_state
 from fewstep.training.method import Method
 
 SAVED = 2**25
-"""Bytes by which the disk's speed is measured."""
+"""Bytes that are written to measure the disk's speed."""
 START = "import fewstep.training.loop"
 """What every stage with a network imports."""
 OPEN = f"{START}; import fewstep.backbones.sd_new"
-"""The same of a stage that opens the teacher, a pipeline of diffusers."""
+"""What a stage imports that opens the teacher, a diffusers pipeline."""
 PREPARED = 256
-"""Images of the source by which preparing is measured, at most."""
+"""Maximum number of source images on which preparing is measured."""
 MANY = 10**9
-"""Rows, more than a batch has."""
+"""A number of samples larger than any batch."""
 SLOW = 1e10
 """Operations per second that any device reaches."""
 FORWARD = 1 / 3
-"""Share of a training step's operations that are the forward pass's."""
+"""Share of the forward pass in a training step's operations."""
 
 
 @dataclass(frozen=True)
 class Rates:
-    """Seconds of everything that a chain repeats. None: unknown.
+    """Seconds of every operation that a chain repeats. None: unknown.
 
-    start, open: of a stage's process, without and with the teacher's pipeline. prepare, read: per image.
-    step: of a training, by its name in the plan. save: of its state on disk. teacher, student: per solver
-    step of an image, with the model's guidance. prompt: a prompt's conditions. encode, decode, features: per
-    image.
+    start, open: to start a stage's process, without and with the teacher's pipeline. prepare, read: per
+    image. step: per step of a training, by its name in the plan. save: to write its state to disk. teacher,
+    student: per solver step of an image, with the model's guidance. prompt: to encode a prompt. encode,
+    decode, features: per image.
     """
 
     start: float
@@ -79,8 +80,8 @@ class Rates:
 class Measuring:
     """Measures the rates of a chain.
 
-    denoiser: `design(chain)`, one and the same for all, so that it is traced once. here: the networks, with
-    random weights.
+    denoiser: `design(chain)`, the same object everywhere, so that it is traced once. here: the networks,
+    with random weights.
     """
 
     chain: Chain
@@ -89,11 +90,11 @@ class Measuring:
     here: Rehearsal
 
     def rates(self) -> Rates:
-        """All of them."""
+        """Measure all rates."""
         prepare, read = self.data()
         backbone, images = self.here.backbone, min(images_at_once(), self.chain.evaluation_set.pictures)
         others = [*self.chain.models()]
-        # Drawing first: the rate of what ran serves networks that do not fit or take too long.
+        # Drawing is measured first: networks that do not fit or take too long are estimated from its rate.
         student = self.drawing(others[0], images) if others else None
         teacher = self.drawing("teacher", images)
         prompt = encode = decode = features = 0.0
@@ -121,11 +122,11 @@ class Measuring:
         )
 
     def started(self, imports: str) -> float:
-        """A process that imports this."""
+        """Seconds of a process that imports this."""
         return self.watch.once(lambda: subprocess.run([sys.executable, "-c", imports], check=True))
 
     def data(self) -> tuple[float, float]:
-        """Preparing an image, the source's part included, and reading a prepared one."""
+        """Seconds per image of preparing it, reading the source included, and of reading a prepared one."""
         chain = self.chain
 
         def prepare() -> list[Prepared]:
@@ -143,7 +144,7 @@ class Measuring:
         return seconds / max(len(members), 1), read / max(len(members), 1)
 
     def steps(self) -> Iterator[tuple[str, float | None]]:
-        """A step of every training, by its name in the plan; trainings of one design share a measurement."""
+        """(name in the plan, seconds per step) of every training; equal kinds of steps are measured once."""
         chain, here = self.chain, self.here
         if chain.judge.train and chain.train_judge:
             training = chain.train_judge.training
@@ -166,11 +167,11 @@ class Measuring:
             yield name, known[like]
 
     def run(self, method: Method, training: TrainingConfig) -> Run:
-        """A training's step."""
+        """A training step, as a function of the number of samples."""
         return training_step(method, training, self.here.folder)
 
     def student_step(self, name: str, training: TrainingConfig) -> float | None:
-        """A step of a student's training; None while the teacher is unknown."""
+        """Seconds of a step of a student's training; None while the teacher is unknown."""
         denoiser, rows = self.denoiser, rows_of(training)
         if denoiser is None:
             return None
@@ -181,17 +182,17 @@ class Measuring:
         return self.watch.batch(self.run(self.here.student_training(name), training), rows, fitting)
 
     def fitting(self, name: str) -> int:
-        """Rows of a step that the free memory holds; 0: not one."""
+        """Samples of a step that fit into the free memory; 0: not even one."""
         denoiser, setup = self.denoiser, trainings(self.chain)[name]
         assert denoiser is not None
         for rows in (setup.rows, *powers_below(setup.rows)):
             if need(denoiser, replace(setup, rows=rows)).total <= ROOM * self.watch.memory():
-                # Micro-batches that fit make a step of any size.
+                # If a full micro-batch fits, so does a step of any size.
                 return rows if rows < setup.rows else MANY
         return 0
 
     def drawing(self, name: str, rows: int) -> float | None:
-        """A solver step of one image."""
+        """Seconds of one solver step of one image; None where they are unknown."""
         denoiser = self.denoiser
         if denoiser is None:
             return None
@@ -208,7 +209,7 @@ class Measuring:
         return FORWARD * count * (1 + guided) if count else None
 
     def takes_long(self, count: float | None, rows: int) -> bool:
-        """Whether one sample of so many operations in all would take much of the budget."""
+        """Whether one of `rows` samples, with `count` operations in all, would take much of the budget."""
         longest, each = self.watch.budget / 4, (count or 0) / rows
         return each > longest * SLOW and each > longest * self.best
 
@@ -219,7 +220,7 @@ class Measuring:
 
     @cached_property
     def rate(self) -> float:
-        """Operations per second of the denoiser, where one sample of it could be drawn; else the best."""
+        """Operations per second of the denoiser, measured on one sample where possible; else `best`."""
         denoiser = self.denoiser
         count = self.evaluation(denoiser, "student") if denoiser else None
         others = [*self.chain.models()]
@@ -235,12 +236,12 @@ class Measuring:
         return self.watch.several(lambda: save_state(self.here.folder / "saved", 1, tensors)) / SAVED
 
     def state_bytes(self, name: str) -> int:
-        """Of a training's state on disk; that of networks beside the denoiser is small."""
+        """Bytes of a training's state on disk; networks beside the denoiser are small and not counted."""
         denoiser, setups = self.denoiser, trainings(self.chain)
         return need(denoiser, setups[name]).state if denoiser and name in setups else 0
 
     def each(self, run: Run, rows: int) -> float:
-        """Seconds of one row of a forward pass."""
+        """Seconds per sample of a forward pass."""
 
         def forward(n: int) -> object:
             with torch.no_grad(), autocast():
@@ -260,19 +261,19 @@ class Measuring:
 
 
 def rows_of(training: TrainingConfig) -> int:
-    """A step's samples in one process."""
+    """Samples per step in one process."""
     return ceil(training.batch_size / processes())
 
 
 def distinct(config: MethodConfig) -> str:
-    """What a step of a training depends on: nothing of rates, decays, lengths or the model it starts from."""
+    """Settings that a step's duration depends on: all except rates, decays, lengths and the start model."""
     training = {"steps", "learning_rate", "warmup", "decay", "betas", "weight_decay", "clip"}
     training |= {"evaluate_every", "keep", "measure"}
     return repr(config.model_dump(exclude={"from_": True, "training": training}))
 
 
 def invented(chain: Chain) -> list[Sample]:
-    """Photographs of noise, half as large again, for a source that would have to be fetched."""
+    """JPEG images of noise at 1.5 times the resolution, for a source that would have to be downloaded."""
     side = chain.data.resolution * 3 // 2
     pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     file = io.BytesIO()

@@ -1,7 +1,7 @@
-"""How much memory and computing a training of a denoiser takes, known before the denoiser is there.
+"""Estimates the memory and compute of a denoiser's training before the denoiser exists.
 
-A step is traced on fake tensors (checks/tracing.py). Not counted: what kernels allocate for themselves, the
-allocator's losses, text encoders, and of a perceptual loss the decoder and the feature network.
+A step is traced on fake tensors (checks/tracing.py). Not counted: memory that kernels allocate internally,
+the allocator's fragmentation, text encoders, and the decoder and feature network of a perceptual loss.
 """
 
 import math
@@ -24,17 +24,17 @@ from fewstep.training.lora import LoraSettings
 FLOAT = 4
 """Bytes of a weight, gradient or average."""
 SIDE = 4096
-"""Of the matrices by which a device's speed is found."""
+"""Side of the matrices that are multiplied to measure a device's speed."""
 SUGGESTED = LoraSettings(rank=64, alpha=64.0)
 
 
 @dataclass(frozen=True)
 class Setup:
-    """How a denoiser is trained, as far as memory depends on it.
+    """Settings of a denoiser's training that its memory depends on.
 
-    rows: samples that are differentiated through at once. ema: whether an average is kept on the device.
-    start: whether there is a model that it starts from, which stays in memory unless `lora` shares its
-    weights. checkpointed: whether activations are recomputed. accumulates: whether a step has several
+    rows: samples per backward pass. ema: whether an average of the weights is kept on the device. start:
+    whether there is a start model, which stays in memory unless `lora` shares its weights. checkpointed:
+    whether activations are recomputed (gradient checkpointing). accumulates: whether a step has several
     micro-batches.
     """
 
@@ -48,15 +48,15 @@ class Setup:
 
     @property
     def kind(self) -> Kind:
-        """What the course of its step depends on."""
+        """Settings that the trace of its step depends on."""
         return Kind(self.optimizer, self.lora, self.checkpointed, self.accumulates)
 
 
 class Need(NamedTuple):
-    """What a training takes. parameters: of the network. state, step: in bytes.
+    """What a training needs. parameters: number of the network's weights. state, step: bytes.
 
-    state: what stays between steps: weights, optimizer state, average and the start. step: the most that is
-    live beside it: activations, gradients and temporary buffers; None where it is unknown.
+    state: what stays between steps: weights, optimizer state, average and the start model. step: peak of
+    what is live beside it: activations, gradients and temporary buffers; None where it is unknown.
     """
 
     parameters: int
@@ -65,12 +65,12 @@ class Need(NamedTuple):
 
     @property
     def total(self) -> int:
-        """Bytes known."""
+        """Bytes in all, as far as they are known."""
         return self.state + (self.step or 0)
 
 
 def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -> Setup:
-    """A training as params and the machine's switches have it. Raises UserError on a senseless switch."""
+    """A training's setup, by its params and the machine's switches. Raises UserError on an invalid switch."""
     rows = min(count_of("MICRO_BATCH", training.batch_size), training.batch_size)
     return Setup(
         rows=rows,
@@ -84,7 +84,7 @@ def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -
 
 
 def need(design: Design, setup: Setup) -> Need:
-    """What the training takes in one process."""
+    """Memory that the training needs in one process."""
     traced = trace(design, setup.kind)
     copies = setup.start and setup.lora is None
     state = FLOAT * (traced.parameters * (1 + copies) + setup.ema * traced.trained) + traced.optimizer
@@ -95,7 +95,7 @@ def need(design: Design, setup: Setup) -> Need:
 
 
 def advice(design: Design, setup: Setup, memory: int) -> str | None:
-    """What makes a training fit into `memory` bytes, the mildest first; None where it fits as it is."""
+    """The mildest changes that make a training fit into `memory` bytes; None where it fits as it is."""
     if need(design, setup).total <= memory:
         return None
     said: list[str] = []
@@ -111,7 +111,7 @@ def advice(design: Design, setup: Setup, memory: int) -> str | None:
 
 
 def changes_of(setup: Setup) -> Iterator[tuple[list[str], dict[str, Any]]]:
-    """What may be switched on, one after the other: how it is written, and what it changes."""
+    """Changes to apply in turn: (how a user writes them, the fields of Setup that they change)."""
     yield [], {}
     if not setup.checkpointed:
         yield ["FEWSTEP_CHECKPOINT_ACTIVATIONS=1"], {"checkpointed": True}
@@ -128,13 +128,13 @@ def powers_below(n: int) -> list[int]:
 
 
 def operations(design: Design, setup: Setup, samples: int) -> int | None:
-    """Floating-point operations of a training on so many samples: forward and backward passes."""
+    """Floating-point operations of a training on `samples` samples: forward and backward passes."""
     each = trace(design, setup.kind).operations
     return None if each is None else samples * each
 
 
 def speed(seconds: float = 0.5) -> float:
-    """Operations per second that this device reaches in its best case: large products of matrices."""
+    """Operations per second that this device reaches in the best case, large matrix products."""
     a = torch.rand(SIDE, SIDE, device=device())
     best, end = math.inf, time.monotonic() + seconds
     with autocast():
@@ -146,7 +146,7 @@ def speed(seconds: float = 0.5) -> float:
 
 
 def available() -> int:
-    """Bytes of the device that trains: the GPU's own memory, else the machine's."""
+    """Total memory of the training device in bytes: the GPU's own, else the machine's."""
     if device().type == "cuda":
         return torch.cuda.mem_get_info(device())[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

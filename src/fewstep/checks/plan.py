@@ -1,4 +1,4 @@
-"""The plan: every stage of a chain, what it goes through and what it writes."""
+"""The plan: every stage of a chain, with its samples, its steps and the bytes it writes."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class PlannedStage(NamedTuple):
-    """One row of the plan; disk in bytes, of what the stage writes."""
+    """One row of the plan; disk: bytes that the stage writes."""
 
     name: str
     samples: int | None
@@ -24,7 +24,7 @@ class PlannedStage(NamedTuple):
 
 
 def plan(chain: Chain) -> list[PlannedStage]:
-    """Every stage with what it goes through and leaves behind."""
+    """Every stage of the chain, in order."""
     pixels = 3 * chain.data.resolution**2
     count = images_of(chain.data)
     stages = [
@@ -67,7 +67,7 @@ def encoded(size: Sizes | None, count: int | None, dtype: str) -> int | None:
 
 
 def taking_over(chain: Chain) -> str:
-    """How the plan names the stage that brings a foreign teacher, and what it will have to download."""
+    """The plan's name for the stage that imports a foreign teacher, including what it has to download."""
     if chain.teacher.adopt:
         return "adopt_teacher"
     (where,) = chain.teacher.load
@@ -77,12 +77,12 @@ def taking_over(chain: Chain) -> str:
 
 
 def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStage:
-    """A training's row."""
+    """The plan's row for a training."""
     return PlannedStage(name, config.steps * config.batch_size, config.steps, disk)
 
 
 def trainings(chain: Chain) -> dict[str, Setup]:
-    """Every training of a denoiser."""
+    """Every training of a denoiser, by its name in the plan."""
     found = {}
     if chain.teacher.train and chain.train_teacher:
         found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)

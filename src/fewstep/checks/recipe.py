@@ -1,9 +1,9 @@
-"""Whether the settings of a training lie where published ones do: others destroy a pretrained model.
+"""Warns of training settings outside the published ranges, which can destroy a pretrained model.
 
-The ranges span what is published for fine-tuning Stable Diffusion and its like, with a factor of about three
-to either side: whole networks InstaFlow, DMD2 and BK-SDM (1e-6 to 1e-4 by AdamW), progressive distillation
-5e-5; adapters latent consistency models' (1e-4; diffusers, examples/consistency_distillation), Flash
-Diffusion 1e-5, PCM 5e-6.
+The ranges span the published learning rates for fine-tuning Stable Diffusion and similar models, extended by
+a factor of about three on either side. Whole networks: InstaFlow, DMD2 and BK-SDM (1e-6 to 1e-4 with AdamW),
+progressive distillation (5e-5). Adapters: latent consistency models (1e-4; diffusers,
+examples/consistency_distillation), Flash Diffusion (1e-5), PCM (5e-6).
 """
 
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ OPTIMIZERS = ("adamw", "adamw_8bit")
 
 
 def warnings(chain: Chain) -> Iterator[str]:
-    """Settings of an imported teacher's students far from all published ones; rounds out of step."""
+    """Unusual settings of an imported teacher's students; halving rounds whose step counts do not match."""
     yield from rounds(chain)
     if not chain.teacher.load:
         return
@@ -27,12 +27,12 @@ def warnings(chain: Chain) -> Iterator[str]:
 
 
 def unusual(config: MethodConfig) -> Iterator[str]:
-    """What is far from the published settings of one training."""
+    """Settings of one training that are far from all published ones."""
     training, (low, high) = config.training, ADAPTER if config.lora else WHOLE
     what = "adapter" if config.lora else "whole network"
     if training.optimizer not in OPTIMIZERS:
         yield (
-            f"training.optimizer = {training.optimizer}: pretrained models are published with AdamW alone; "
+            f"training.optimizer = {training.optimizer}: pretrained models are published with AdamW only; "
             "params/sd15.yaml has settings to begin with"
         )
     if not low <= training.learning_rate <= high:
@@ -43,7 +43,7 @@ def unusual(config: MethodConfig) -> Iterator[str]:
 
 
 def rounds(chain: Chain) -> Iterator[str]:
-    """Halving rounds whose start was made for another number of steps than twice their own."""
+    """Halving rounds whose start model was made for another step count than twice their own."""
     models = chain.models()
     steps = {name: model.config.steps for name, model in models.items() if model.section == "halve"}
     for name, count in steps.items():

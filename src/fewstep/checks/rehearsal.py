@@ -1,7 +1,7 @@
 """The chain's own methods and samplers on random weights and invented data, to be timed.
 
 Everything that runs is what the stages run: `training/state.py` and `training/loop.py`'s `advance`, the
-methods, `sampling/draw.py`, the autoencoder and the classifier. Only the streams of data are made up.
+methods, `sampling/draw.py`, the autoencoder and the classifier. Only the data streams are synthetic.
 """
 
 import os
@@ -55,7 +55,7 @@ from fewstep.training.state import State
 SAMPLES = 64
 """Invented samples, which batches repeat."""
 PHASES = 3
-"""Places of a training at which a step is timed: a method may change its loss on the way."""
+"""Number of points of a training at which a step is timed: a method may change its loss during training."""
 CAPTION = "an image without a caption"
 
 Run = Callable[[int], object]
@@ -63,7 +63,7 @@ Run = Callable[[int], object]
 
 
 class Invented(Context):
-    """A method's inputs, whose triplets and encoded images are made up."""
+    """A method's context with synthetic triplets and encoded images."""
 
     @cached_property
     def prompted(self) -> list[Prompted]:
@@ -86,9 +86,9 @@ class Invented(Context):
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """The teacher of a chain with random weights.
+    """The networks and trainings of a chain whose teacher has random weights.
 
-    folder: for what a loss opens from the disk. backbone: None while a foreign teacher is unknown.
+    folder: where artifacts that a loss opens are written. backbone: None while a foreign teacher is unknown.
     """
 
     chain: Chain
@@ -97,12 +97,12 @@ class Rehearsal:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        """The first of the source; none of a URL, which would have to be fetched."""
+        """The first samples of the source; none for a URL, which would have to be downloaded."""
         return samples_of(self.chain)
 
     @cached_property
     def images(self) -> Stream[ImageRecord]:
-        """Noise, with captions and labels of the source."""
+        """Noise images with captions and labels of the source."""
         side = self.chain.data.resolution
         some = self.samples or [Sample("invented", b"", CAPTION)]
         pixels = np.random.default_rng(0).integers(0, 256, (SAMPLES, side, side, 3), np.uint8)
@@ -115,7 +115,7 @@ class Rehearsal:
 
     @property
     def teacher(self) -> Model:
-        """The teacher on its own path."""
+        """The teacher, sampled along its own schedule."""
         assert self.backbone is not None
         backbone = self.backbone
         denoiser = Denoiser(
@@ -124,7 +124,7 @@ class Rehearsal:
         return Model("teacher", backbone.net, denoiser, None, TEACHERS)
 
     def model(self, name: str) -> Model:
-        """A model of the chain on the path and at the steps that it will have."""
+        """A model of the chain, with the path and the step count that it will have."""
         if name == "teacher":
             return self.teacher
         made = self.chain.models()[name]
@@ -164,24 +164,24 @@ class Rehearsal:
         return open_features(self.features_path).to(device())
 
     def classifier_training(self) -> Method:
-        """`train_judge`."""
+        """The training of `train_judge`."""
         assert self.chain.train_judge is not None
         return ClassifierTraining(self.judge, self.chain.train_judge, self.images, self.chain.seed)
 
     def vae_training(self) -> Method:
-        """The autoencoder of `train_teacher`."""
+        """The training of the autoencoder of `train_teacher`."""
         assert self.chain.train_teacher is not None
         return Vae(cast(Any, self.backbone).vae, self.chain.train_teacher.vae, self.images, self.chain.seed)
 
     def teacher_training(self) -> Method:
-        """The denoiser of `train_teacher`."""
+        """The training of the denoiser of `train_teacher`."""
         assert isinstance(self.backbone, NewStableDiffusion) and self.chain.train_teacher is not None
         rows = self.images.rows(range(SAMPLES))
         latents = [Latent(torch.randn(self.backbone.latent_shape), row.caption) for row in rows]
         return Teacher(self.backbone, self.chain.train_teacher, invented(latents), self.chain.seed)
 
     def student_training(self, name: str) -> Method:
-        """A training of a student from its start, which stays as it is."""
+        """A student's training from its start model, which is not modified."""
         assert self.backbone is not None
         chain, made = self.chain, self.chain.models()[name]
         config = made.config
@@ -193,7 +193,7 @@ class Rehearsal:
         return method
 
     def drawing(self, name: str) -> Run:
-        """One solver step of a model, noise included."""
+        """One solver step of a model, drawing the noise included, as a function of the number of samples."""
         assert self.backbone is not None
         backbone = self.backbone
         sampler = Sampler(self.model(name), backbone, self.chain.sampling)
@@ -209,7 +209,7 @@ class Rehearsal:
 
 
 def training_step(method: Method, training: TrainingConfig, folder: Path) -> Run:
-    """A real step on so many rows, at the places of the training in turn."""
+    """A function that takes one real training step; calls cycle through PHASES points of the training."""
     state = State(method, folder)
     places = [training.steps * (2 * k + 1) // (2 * PHASES) for k in range(PHASES)]
     calls = 0
@@ -225,14 +225,14 @@ def training_step(method: Method, training: TrainingConfig, folder: Path) -> Run
 def rehearsal(chain: Chain, denoiser: Design | None, folder: Path, memory: int) -> Rehearsal:
     """The chain's teacher on the device.
 
-    denoiser: `design(chain)`. folder: see `Rehearsal`. memory: bytes that it may fill.
+    denoiser: `design(chain)`. folder: see `Rehearsal`. memory: bytes that its networks may fill.
     """
     captions = [sample.caption or CAPTION for sample in samples_of(chain)] or [CAPTION]
     return Rehearsal(chain, folder, untrained(chain, denoiser, captions, memory))
 
 
 def samples_of(chain: Chain) -> list[Sample]:
-    """The first samples of the source; none of a URL, which would have to be fetched."""
+    """The first samples of the source; none for a URL, which would have to be downloaded."""
     source = import_module(f"fewstep.sources.{chain.data.source}")
     if chain.data.source != "shapes" and not source.inputs(chain.data):
         return []
@@ -246,7 +246,7 @@ def invented(rows: Sequence[Any]) -> Stream[Any]:
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Networks are not compiled inside: that alone would take minutes."""
+    """Disables compilation of networks inside the context: compilation alone would take minutes."""
     backend = os.environ.pop("FEWSTEP_COMPILE", None)
     try:
         yield

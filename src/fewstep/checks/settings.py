@@ -1,4 +1,4 @@
-"""Whether the sections of params.yaml fit the teacher: resolution, features, times, layers and exports."""
+"""Checks that params.yaml fits the teacher: resolution, features, timesteps, layers and exports."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,15 +25,15 @@ from fewstep.students.start import inputs_of
 from fewstep.training.lora import is_in
 
 PUBLISHED_WIDTH = 512
-"""Of the features of every published AutoencoderKL, where the teacher's own is not here yet."""
+"""Feature width of every published AutoencoderKL, assumed while the teacher's own is unknown."""
 SPLIT_ERROR = 0.2
-"""The held-out share is that of hashes, and so is met by chance; relative."""
+"""Relative tolerance of the held-out share: the split is by hash, so the share is only approximate."""
 PIXELS = ("pixel", "custom")
 """Families that may have no autoencoder."""
 
 
 def faults(chain: Chain) -> Iterator[str]:
-    """What some stage would refuse, perhaps after days."""
+    """Settings that some stage would refuse, perhaps after days."""
     known = known_teacher(chain)
     for fault in (
         *resolution(chain, known),
@@ -47,13 +47,13 @@ def faults(chain: Chain) -> Iterator[str]:
 
 
 def resolution(chain: Chain, known: Known) -> Iterator[str]:
-    """Images are compared with what the teacher draws, pixel for pixel."""
+    """Images must have the teacher's resolution, since they are compared with its images pixel for pixel."""
     if known.resolution is not None and known.resolution != chain.data.resolution:
         yield f"data.resolution = {chain.data.resolution}: this teacher draws at {known.resolution}"
 
 
 def held_out(chain: Chain) -> Iterator[str]:
-    """Every prompt of the evaluation is the caption of a held-out image of its own."""
+    """There must be enough held-out images: each evaluation prompt is the caption of a different one."""
     images, wanted = images_of(chain.data), chain.evaluation_set.pictures
     if images is None or images * chain.data.heldout * (1 + SPLIT_ERROR) >= wanted:
         return
@@ -118,7 +118,7 @@ def feature_width(chain: Chain, known: Known) -> int | None:
 
 
 def steps(chain: Chain, known: Known) -> Iterator[str]:
-    """A teacher takes no more steps than its network knows times."""
+    """A teacher takes at most as many steps as its network has discrete timesteps."""
     asked = {
         "sampling.steps": chain.sampling.steps,
         "triplets.steps": chain.triplets.steps,
@@ -126,11 +126,11 @@ def steps(chain: Chain, known: Known) -> Iterator[str]:
     }
     for key, count in asked.items():
         if known.table is not None and count > known.table:
-            yield f"{key} = {count}: this teacher was trained at {known.table} times; take at most so many"
+            yield f"{key} = {count}: this teacher was trained at {known.table} times; take at most as many"
 
 
 def layers(chain: Chain) -> Iterator[str]:
-    """Adapters and guidance are put on layers that the denoiser must have."""
+    """Adapters and added inputs, such as guidance, need layers that the denoiser must have."""
     denoiser = design(chain)
     if denoiser is None:
         return
@@ -150,10 +150,10 @@ def layers(chain: Chain) -> Iterator[str]:
 
 
 def exports(chain: Chain, known: Known) -> Iterator[str]:
-    """A model leaves as a pipeline of diffusers, at steps that one of its schedulers takes."""
+    """A model is exported as a diffusers pipeline, at steps that one of diffusers' schedulers can take."""
     for name, config in chain.export.items():
         if chain.teacher.backbone == "custom":
-            yield f"export.{name}: a custom model has no pipeline of diffusers to leave as"
+            yield f"export.{name}: a custom model has no diffusers pipeline, so it cannot be exported"
             continue
         model = made(chain, name, known.scheduler)
         if model is None:
@@ -188,5 +188,5 @@ def made(chain: Chain, name: str, scheduler: Mapping[str, Any]) -> Model | None:
 
 
 def unasked(*_: Any) -> torch.Tensor:
-    """In the place of a network whose schedule alone is of interest."""
+    """Placeholder for a network where only its schedule is needed."""
     raise AssertionError("there is no network yet")

@@ -12,21 +12,21 @@ from fewstep.checks.tracing import LiveBytes
 from fewstep.core.hardware import device
 
 FEW = 2
-"""Samples of the first, small try: enough to tell what more of them take."""
+"""Samples of the first, small trial: enough to estimate what more of them take."""
 SHARE = 1 / 40
-"""Of the budget: the longest step that is run."""
+"""Share of the budget that one timed step may take."""
 ROOM = 0.7
 """Share of the free memory that a measured step may fill."""
 REPEATS = 3
 WORTH = 1.5
-"""How many times as many samples are worth another try."""
+"""Smallest factor by which the number of samples is increased for another trial."""
 
 
 class Stopwatch:
-    """Measures durations, the device's queue included.
+    """Measures durations, including work queued on the device.
 
-    budget: seconds for ten to fifteen kinds of steps together. clock, memory: where the seconds and the free
-    bytes come from.
+    budget: seconds for ten to fifteen kinds of steps together. clock, memory: functions that return the
+    time in seconds and the free bytes.
     """
 
     def __init__(
@@ -54,11 +54,11 @@ class Stopwatch:
         return median(taken)
 
     def batch(self, run: Callable[[int], object], rows: int, fitting: int | None = None) -> float:
-        """Seconds of `run(rows)`, a step with so many samples, after a warm-up.
+        """Seconds of `run(rows)`, a step on `rows` samples, after a warm-up.
 
-        fitting: samples that the memory is known to hold; None: a small try is measured. Where more would
-        take too long or too much memory, fewer samples are run, and what each further one costs is taken
-        from half of these.
+        fitting: samples that are known to fit into memory; None: estimated from a small trial. Where `rows`
+        samples would take too long or too much memory, only n samples are run, and the time is extrapolated
+        from those of n and n // 2.
         """
         n = min(rows, FEW, fitting or FEW)
         with LiveBytes(1) if fitting is None else nullcontext() as live:
@@ -76,9 +76,10 @@ class Stopwatch:
         return extrapolated(n, measured, half, rows)
 
     def grown(self, run: Callable[[int], object], n: int, most: int) -> int:
-        """The number of samples, from n to `most`, whose step is not too long.
+        """Increase the number of samples from n, to at most `most`, while a step is not too long.
 
-        Four times as many take at most four times as long, and of a small network hardly longer.
+        Each increase is at most fourfold: a step then takes at most four times as long, and hardly longer in
+        a small network.
         """
         seconds = self.once(lambda: run(n))
         while n < most:
@@ -93,7 +94,7 @@ class Stopwatch:
 def extrapolated(n: int, seconds: float, half: float, rows: int) -> float:
     """Seconds at `rows` samples from those at n and at n // 2.
 
-    No less than at n, no more than in proportion.
+    Linear in the number of samples; at least the seconds at n, at most in proportion to the samples.
     """
     each = (seconds - half) / (n - n // 2)
     return min(max(seconds + each * (rows - n), seconds), seconds * rows / n)
@@ -106,7 +107,7 @@ def synchronize() -> None:
 
 
 def free_bytes() -> int:
-    """Free memory of the device that trains."""
+    """Free bytes on the training device."""
     if device().type == "cuda":
         return torch.cuda.mem_get_info(device())[0]
     return int(psutil.virtual_memory().available)

@@ -1,4 +1,4 @@
-"""What is known of the teacher before it is there: the configuration files of its parts, and its denoiser."""
+"""What is known of a teacher before it exists: the configuration files of its parts, and its denoiser."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ CONFIG = "config.json"
 class Known:
     """Configurations of a teacher's parts as diffusers writes them; empty where a part is missing or unknown.
 
-    net: the denoiser. vae: the autoencoder. scheduler: what it was trained with.
+    net: the denoiser. vae: the autoencoder. scheduler: the one it was trained with.
     """
 
     net: Mapping[str, Any]
@@ -41,21 +41,21 @@ class Known:
         """Side in pixels of the images that the teacher draws."""
         side = self.net.get("sample_size")
         widths = self.vae.get("block_out_channels") or self.vae.get("encoder_block_out_channels")
-        if side is None:  # Flux, whose network does not tell
+        if side is None:  # Flux, whose network's configuration has no sample_size
             side = self.vae.get("sample_size")
             return side if isinstance(side, int) else None
         return side << (len(widths) - 1 if widths else 0) if isinstance(side, int) else None
 
     @property
     def table(self) -> int | None:
-        """Number of times that the network was trained at; None for a rectified flow, which has any."""
+        """Number of discrete timesteps in training; None for a rectified flow, whose time is continuous."""
         if not self.scheduler or "FlowMatch" in self.scheduler.get("_class_name", ""):
             return None
         return self.scheduler.get("num_train_timesteps", 1000)
 
 
 def known_teacher(chain: Chain) -> Known:
-    """What params.yaml, a local folder or the hub's cache tell of the teacher."""
+    """The configurations of the teacher's parts, from params.yaml, a local folder or the hub's cache."""
     config = chain.train_teacher
     if chain.teacher.train and config is not None:
         vae = {"block_out_channels": config.vae.channels, "latent_channels": config.vae.latent_channels}
@@ -71,7 +71,7 @@ def known_teacher(chain: Chain) -> Known:
 
 
 def pipeline_folder(chain: Chain) -> Path | None:
-    """The teacher's folder of diffusers parts on this machine; None for a single file, or where none is."""
+    """The teacher's diffusers folder on this machine; None for a single file, or where there is none."""
     if not chain.teacher.load:
         return None
     (where,) = chain.teacher.load
@@ -93,7 +93,7 @@ def latent_side(chain: Chain) -> int:
 
 
 def design(chain: Chain) -> Design | None:
-    """The denoiser that the chain trains; None while a foreign one is not there or does not tell."""
+    """The denoiser that the chain trains; None if an imported one's configuration is missing or unknown."""
     config = chain.train_teacher
     if chain.teacher.train and config is not None:
         vae, text = config.vae, config.text
@@ -120,7 +120,7 @@ def configured(net_class: str, file: Path) -> Any:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of values. net: weights of the denoiser. latent: of one image. prompt: its conditions."""
+    """Numbers of values. net: weights of the denoiser. latent: of one image. prompt: of its conditions."""
 
     net: int
     latent: int
@@ -128,7 +128,7 @@ class Sizes:
 
 
 def sizes(denoiser: Design) -> Sizes:
-    """Counted on the meta device: no weight takes memory."""
+    """Sizes of a denoiser, counted on the meta device, where weights take no memory."""
     from fewstep.diffusion.denoiser import Prediction
     from fewstep.diffusion.schedules import RectifiedFlow
 

@@ -1,9 +1,9 @@
-"""One training step on fake tensors: how many bytes are live at each moment, how many operations it takes.
+"""Traces one training step on fake tensors: live bytes after each operation, and floating-point operations.
 
-The network is built of fake tensors: on the device and in the precision of a training, with shapes and types
-but no numbers. Forward pass, backward pass, clipping and optimizer run as they do in training, so that
-activations, gradients and temporary buffers are counted where they are live together. Not seen: what a
-kernel allocates for itself, and what the allocator loses between blocks.
+The network is built of fake tensors: they have the training's device, shapes and dtypes, but no values.
+Forward pass, backward pass, gradient clipping and optimizer run as they do in training, so that activations,
+gradients and temporary buffers are counted while they are live together. Not counted: memory that kernels
+allocate internally, and the allocator's fragmentation.
 """
 
 from collections.abc import Callable
@@ -32,14 +32,14 @@ from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
 
 ROWS = 127
-"""Samples of the traced step: a prime, so that a size divisible by it is a batch's and not a weight's."""
+"""Batch size of the traced step. A prime: only sizes with a batch dimension are divisible by it."""
 
 
 @dataclass(frozen=True)
 class Design:
-    """A denoiser that need not be there yet.
+    """How to build a denoiser whose weights need not exist yet.
 
-    backbone: its family. make: builds it, untrained. length: tokens of a prompt; None: the family's usual.
+    backbone: its family. make: builds it, untrained. length: tokens per prompt; None: the family's default.
     pipeline: class of its pipeline, where the family has several.
     """
 
@@ -50,16 +50,16 @@ class Design:
 
     @property
     def kind(self) -> Any:
-        """Its adapter's class."""
+        """Class of the backbone adapter."""
         return family(self.backbone).of(self.pipeline)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a step's course depends on, apart from the number of samples.
+    """Settings that the trace of a training step depends on, apart from the number of samples.
 
-    accumulates: whether it goes through the network in several micro-batches, so that gradients are there
-    from the beginning. checkpointed: whether activations are recomputed.
+    accumulates: whether the step has several micro-batches, so that gradients are allocated from its
+    beginning. checkpointed: whether activations are recomputed (gradient checkpointing).
     """
 
     optimizer: str
@@ -70,12 +70,13 @@ class Kind:
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """Numbers of weights, the optimizer's bytes, and the step's course; see `peak`.
+    """Numbers of weights, bytes of the optimizer's state, and live bytes during the step; see `peak`.
 
-    rounded: weights under an adapter that are kept in half precision where the machine has autocast.
+    rounded: frozen weights under an adapter that are stored in half precision where autocast is on.
 
-    fixed, per_row: bytes live after each operation, beside weights and optimizer state: those of no batch,
-    and per sample. Empty where the network's conditions are unknown. operations: per sample, both passes.
+    fixed, per_row: bytes live after each operation, without weights and optimizer state: those that do not
+    depend on the batch size, and those per sample. Empty where the network's conditions are unknown.
+    operations: floating-point operations per sample, forward and backward.
     """
 
     parameters: int
@@ -87,23 +88,24 @@ class Trace:
     operations: int | None
 
     def peak(self, rows: int) -> int | None:
-        """Most bytes live at once in a step of `rows` samples, beside weights and optimizer state."""
+        """Peak of live bytes in a step of `rows` samples, without weights and optimizer state."""
         return int((self.fixed + rows * self.per_row).max()) if len(self.fixed) else None
 
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Follows every storage that is allocated inside until it is freed; views share one.
+    """Tracks every storage that is allocated inside the context until it is freed; views share a storage.
 
-    A size that `rows` divides is taken for a batch's. history: (bytes of no batch, bytes of batches) after
-    each operation. operations: floating-point ones so far, as FlopCounterMode counts them; that mode itself
-    keeps tensors alive that checkpointing frees.
+    A storage counts as dependent on the batch size if `rows` divides its number of elements. history:
+    (independent bytes, dependent bytes) after each operation. operations: floating-point operations so far,
+    counted as in FlopCounterMode; that mode is not used, since it keeps tensors alive that gradient
+    checkpointing frees.
     """
 
     def __init__(self, rows: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows, self.live, self.operations = rows, [0, 0], 0
         self.history: list[tuple[int, int]] = []
-        # By identity: fake storages have no address.
+        # Keyed by identity, since fake storages have no address.
         self.followed: dict[int, ref[Any]] = {}
 
     def __torch_dispatch__(
@@ -143,7 +145,7 @@ def trace(design: Design, kind: Kind) -> Trace:
         if kind.lora is not None:
             attach(net, kind.lora, design.kind.lora_targets, 0)
     trained = [weight for weight in net.parameters() if weight.requires_grad]
-    # On meta tensors, which are faster: an optimizer does the same on every device.
+    # On meta tensors, which are faster: an optimizer allocates the same on every device.
     optimizers = optimizers_for(net, kind.optimizer)
     adamw = [optimizer for optimizer in optimizers if isinstance(optimizer, torch.optim.AdamW)]
     others = [optimizer for optimizer in optimizers if optimizer not in adamw]
@@ -152,13 +154,13 @@ def trace(design: Design, kind: Kind) -> Trace:
         update(trained, others)
     weights = sum(weight.numel() for weight in trained)
     gradients = sum(weight.numel() * weight.itemsize for weight in trained)
-    # Fused, it has two averages, needs no buffers, and refuses meta tensors.
+    # Fused AdamW keeps two averages, needs no temporary buffers and does not accept meta tensors.
     state = sum(2 * w.numel() * w.itemsize for each in adamw for w in each.param_groups[0]["params"])
     state = state + optimizer_bytes(others) if optimizers else 2 * weights
     rounded = sum(weight.numel() for weight in rounded_by_autocast(net) if not weight.requires_grad)
     counts = (sum(weight.numel() for weight in net.parameters()), weights, rounded, state)
     with FakeTensorMode():
-        # Not `to_empty`, which reads the meta tensors; built fake, PEFT could not move them.
+        # `to_empty` would read the meta tensors. A network built of fake tensors could not be moved by PEFT.
         net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device()))  # type: ignore[no-untyped-call]
         found = passes(design, kind, net)
     if found is None:
@@ -170,7 +172,10 @@ def trace(design: Design, kind: Kind) -> Trace:
 
 
 def optimizers_for(net: nn.Module, optimizer: str) -> list[torch.optim.Optimizer]:
-    """A training's; none for `adamw_8bit`, whose kernels know no such tensors and need no buffers."""
+    """The optimizers of a training.
+
+    Empty for `adamw_8bit`: its kernels do not accept meta tensors and need no temporary buffers.
+    """
     if optimizer == "adamw_8bit":
         return []
     training = TrainingConfig(steps=1, batch_size=1, learning_rate=1e-3, optimizer=optimizer)
@@ -178,7 +183,7 @@ def optimizers_for(net: nn.Module, optimizer: str) -> list[torch.optim.Optimizer
 
 
 def update(trained: list[nn.Parameter], optimizers: list[torch.optim.Optimizer]) -> None:
-    """What follows the backward pass, from gradients of zero."""
+    """What follows the backward pass, with zero gradients: clipping, optimizer step, freeing gradients."""
     for weight in trained:
         weight.grad = torch.zeros_like(weight)
     clip_grad_norm_(trained, 1.0)
@@ -189,21 +194,21 @@ def update(trained: list[nn.Parameter], optimizers: list[torch.optim.Optimizer])
 
 
 def optimizer_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
-    """Bytes of their states; step counts, a number per weight, are left out."""
+    """Bytes of the optimizers' states, without step counts, which are one number per weight tensor."""
     slots = [value for each in optimizers for state in each.state.values() for value in state.values()]
     return sum(value.numel() * value.itemsize for value in slots if isinstance(value, Tensor) and value.ndim)
 
 
 def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
-    """A forward and a backward pass of ROWS samples; None where the network's conditions are unknown."""
-    # Only asked how its network is called, which depends on no schedule.
+    """Trace forward and backward pass of ROWS samples; None where the network's conditions are unknown."""
+    # Only used to call the network, which does not depend on the schedule.
     backbone = design.kind({}, RectifiedFlow(), Prediction.FLOW)
     example: Conditions | None = backbone.example_conditions(net, ROWS, design.length)
     if example is None:
         return None
     conditions = {name: value.to(device()) for name, value in example.items()}
     if kind.checkpointed and hasattr(net, "enable_gradient_checkpointing"):
-        # The generator's state, which diffusers' own function keeps, is no fake tensor.
+        # diffusers' own function saves the random generator's state, which is not a fake tensor.
         net.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
     for weight in net.train().parameters():
         there = kind.accumulates and weight.requires_grad

@@ -1,4 +1,4 @@
-"""The chain's teacher before there is one: its networks with random weights."""
+"""A stand-in for the chain's teacher before it exists: its networks with random weights."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -22,9 +22,9 @@ SCALE = 0.02
 
 
 def untrained(chain: Chain, denoiser: Design | None, captions: Sequence[str], memory: int) -> Backbone | None:
-    """The adapter on its untrained networks; captions: for a tokenizer of the chain's own.
+    """The backbone adapter with untrained networks; captions: for the tokenizer, if the chain builds one.
 
-    None where a foreign teacher's configuration is not here, or where it is too large for `memory` bytes.
+    None where a foreign teacher's configuration is missing, or where it does not fit into `memory` bytes.
     """
     if chain.teacher.train and chain.train_teacher is not None:
         return new_stable_diffusion(chain.train_teacher, chain.data.resolution, captions, chain.seed)
@@ -66,7 +66,7 @@ def foreign(chain: Chain, denoiser: Design | None, memory: int) -> Backbone | No
 
 @torch.no_grad()
 def filled(make: Callable[[], nn.Module]) -> nn.Module:
-    """A network on the device with random weights; a large one's own initialization takes minutes."""
+    """A network on the device with random weights; the usual initialization of a large one takes minutes."""
     with init_empty_weights(include_buffers=False):
         net = make()
     for module in net.modules():

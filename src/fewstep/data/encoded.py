@@ -10,7 +10,7 @@ from fewstep.data.stream import Stream
 
 
 def open_encoded(folder: Path, order: Key) -> Stream[Prompted]:
-    """Encoded images in keyed order. Raises UserError when the artifact is not whole."""
+    """Encoded images in keyed order. Raises UserError when the artifact is incomplete."""
     facts = Manifest.open(folder, "encoded").facts
     return Stream(facts["counts"], partial(_load, folder, facts["files"]), order)
 

@@ -27,13 +27,13 @@ class Latent:
 
 
 def save_latents(file: Path, latents: Tensor, captions: Sequence[str]) -> None:
-    """Write the latents `[N, C, h, w]` of a shard whole, with the captions in the file's header."""
+    """Write the latents `[N, C, h, w]` of a shard atomically, with the captions in the file's header."""
     with whole_file(file) as staging:
         save_file({"latents": latents}, staging, {CAPTIONS: json.dumps(list(captions))})
 
 
 def open_latents(data: Path, split: str, folder: Path, order: Key) -> Stream[Latent]:
-    """The latents of a split in keyed order; folder: of a file per shard."""
+    """The latents of a split in keyed order; folder: holds a file per shard."""
     shards = read_index(data).splits[split]
     files = [folder / shard.file_of_latents for shard in shards]
     return Stream([shard.samples for shard in shards], partial(_load, files), order)

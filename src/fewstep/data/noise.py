@@ -1,4 +1,4 @@
-"""Noise kept as its key: triplet i's, and that of whoever draws as it was drawn."""
+"""Keyed noise: it is stored as its key and index, and regenerated."""
 
 from collections.abc import Sequence
 
@@ -10,12 +10,12 @@ from fewstep.diffusion.solvers import Fresh
 
 
 def noise_key(seed: int) -> Key:
-    """The stream from which triplet i's noise is drawn, for the triplets and for whoever rebuilds it."""
+    """The random stream of the triplets' noise, by which it is drawn and regenerated."""
     return Key(seed, "triplets/noise")
 
 
 def fresh_noise(key: Key, indices: Sequence[int], shape: Sequence[int], device: torch.device) -> Fresh:
-    """Noise of further steps (solver `renoise`), keyed by the stream, the step and each image's index."""
+    """Noise of later solver steps (`renoise`), keyed by the stream, the step and each image's index."""
 
     def draw(step: int) -> Tensor:
         return noise_of(Key(key.seed, f"{key.stream}/step {step}"), indices, shape).to(device)
@@ -24,5 +24,5 @@ def fresh_noise(key: Key, indices: Sequence[int], shape: Sequence[int], device: 
 
 
 def noise_of(key: Key, indices: Sequence[int], shape: Sequence[int]) -> Tensor:
-    """The noises of these indices, float32 `[B, *shape]`."""
+    """The noise samples of these indices, float32 `[B, *shape]`."""
     return torch.from_numpy(key.normal(indices, shape))

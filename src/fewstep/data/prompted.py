@@ -1,7 +1,7 @@
-"""Latents with their prompts' conditions, as triplets and encoded images keep them in a file.
+"""File format of latents with their prompts' conditions, for triplets and for encoded images.
 
 `latents [n, C, h, w]`; `prompt [n]`, a row of the table `condition.<name> [prompts, ...]` in which each
-distinct prompt is encoded once; and `own.<name> [n]`, what a latent has for itself.
+distinct prompt is encoded once; and `own.<name> [n]`, conditions of a single latent.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Prompted:
 def save_prompted(
     path: Path, latents: Tensor, prompt: Tensor, table: Conditions, dtype: str, own: Mapping[str, Tensor]
 ) -> None:
-    """Write the file whole; dtype: of everything but `prompt`, on disk."""
+    """Write the file atomically; dtype: of everything but `prompt`, on disk."""
     named = {f"{TABLE}{name}": value for name, value in table.items()}
     named |= {f"{OWN}{name}": value for name, value in own.items()} | {"latents": latents}
     small = {name: value.to("cpu", DTYPES[dtype]).contiguous() for name, value in named.items()}
@@ -39,7 +39,7 @@ def save_prompted(
 
 
 def load_prompted(path: Path) -> list[Prompted]:
-    """Every latent of a file; those with one prompt share its tensors."""
+    """Every latent of a file; those with the same prompt share its tensors."""
     tensors = load_file(path)
     table, own = (
         {

@@ -4,7 +4,7 @@
     data/train/00000.tar     members `key.png` and `key.json`; key: hash of the pixels
     data/heldout/00000.tar   the same, never trained on
 
-Whatever is missing, broken or not as the index says is refused by name.
+Anything that is missing, damaged or different from the index raises an error with its name.
 """
 
 import io
@@ -37,8 +37,8 @@ class ImageRecord:
 
     key: its name, from a hash of its pixels.
     pixels: RGB, uint8 `[resolution, resolution, 3]`.
-    labels: attribute -> value of what the caption says, or None for unlabelled data.
-    hidden: attribute -> value of what it does not say, or None.
+    labels: attribute -> value, for attributes that the caption states, or None for unlabelled data.
+    hidden: the same for attributes that it does not state, or None.
     """
 
     key: str
@@ -49,7 +49,7 @@ class ImageRecord:
 
 
 class Record(Section):
-    """The JSON member of a sample; what the source did not give is absent."""
+    """The JSON member of a sample; fields that the source does not have are absent."""
 
     caption: str
     labels: Mapping[str, str] | None = None
@@ -58,7 +58,7 @@ class Record(Section):
 
 
 class Shard(Section):
-    """One tar: its place relative to the data set's folder, its number of samples, its hash."""
+    """One tar: its path relative to the data set's folder, its number of samples, its hash."""
 
     shard: str
     samples: int
@@ -66,7 +66,7 @@ class Shard(Section):
 
     @property
     def file_of_latents(self) -> str:
-        """Name of the file that holds its images encoded."""
+        """Name of the file that holds its encoded images."""
         return f"{Path(self.shard).stem}.safetensors"
 
 
@@ -74,7 +74,7 @@ class Index(Section):
     """The content of index.json.
 
     labels: attribute -> its sorted values, or null for unlabelled data. hidden: the same for attributes that
-    the captions do not tell. splits: "train" and "heldout" -> shards, in order.
+    the captions do not state. splits: "train" and "heldout" -> shards, in order.
     """
 
     resolution: int
@@ -102,7 +102,7 @@ def open_images(folder: Path, split: str, key: Key) -> Stream[ImageRecord]:
 
 
 def read_verified(folder: Path, shard: Shard) -> list[ImageRecord]:
-    """The samples of a shard whose hash is the index's. Raises UserError naming the file otherwise."""
+    """The samples of a shard. Raises UserError naming the file when its hash differs from the index."""
     path = folder / shard.shard
     if sha256(path) != shard.sha256:
         raise UserError(f"{path}: differs from the hash in {folder / INDEX}; {REBUILD}")
@@ -125,7 +125,7 @@ def captions(folder: Path, split: str) -> Iterator[str]:
 
 
 def members_of(path: Path) -> Iterator[Mapping[str, Any]]:
-    """The samples of a tar as they are: suffix -> bytes, "__key__" -> key. Raises UserError."""
+    """Undecoded samples of a tar: suffix -> bytes, "__key__" -> key. Raises UserError if it is broken."""
     place = "at its start"
     try:
         with path.open("rb") as stream:
@@ -139,7 +139,7 @@ def members_of(path: Path) -> Iterator[Mapping[str, Any]]:
 
 
 def image_of(members: Mapping[str, Any], path: Path) -> ImageRecord:
-    """The sample of `path` that these members make. Raises UserError."""
+    """The sample of `path` that these members form. Raises UserError when they are damaged."""
     record, key = record_of(members, path), members["__key__"]
     try:
         with Image.open(io.BytesIO(member(members, "png", path)), formats=("PNG",)) as image:
@@ -152,7 +152,7 @@ def image_of(members: Mapping[str, Any], path: Path) -> ImageRecord:
 
 
 def record_of(members: Mapping[str, Any], path: Path) -> Record:
-    """Their JSON. Raises UserError."""
+    """The JSON record of these members. Raises UserError when it is wrong."""
     try:
         return Record.model_validate_json(member(members, "json", path))
     except ValidationError as error:
@@ -161,7 +161,7 @@ def record_of(members: Mapping[str, Any], path: Path) -> Record:
 
 
 def member(members: Mapping[str, Any], suffix: str, path: Path) -> bytes:
-    """Raises UserError when there is none."""
+    """The content of the member with this suffix. Raises UserError when there is none."""
     if suffix not in members:
         raise UserError(f"{path}: sample {members['__key__']} has no .{suffix}; {REBUILD}")
     content: bytes = members[suffix]

@@ -1,7 +1,7 @@
-"""The order in which all training sees its data: a function of a key and a position.
+"""The order in which every training reads its data, as a function of a key and a position.
 
-Position p is sample p mod N of epoch p // N. Each epoch permutes the shards, and inside each shard
-its rows, so a step touches few shards and a resume seeks by arithmetic, on any number of processes.
+Position p is sample p mod N of epoch p // N. Each epoch permutes the shards, and inside each shard its rows.
+So a step reads few shards, and a resumed training computes its position, on any number of processes.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class Stream(Generic[T]):
         self._row_order = lru_cache(KEPT)(self._permute_rows)
 
     def rows(self, positions: Sequence[int]) -> list[T]:
-        """The rows at `positions`, each from 0 on; how they are batched changes nothing."""
+        """The rows at `positions`, which are >= 0; the result does not depend on how they are batched."""
         return [self._row(int(position)) for position in positions]
 
     def _row(self, position: int) -> T:

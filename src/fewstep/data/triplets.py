@@ -1,8 +1,7 @@
-"""Teacher triplets (text, noise, image): sharded, the noise kept as its key.
+"""Shards of teacher triplets (text, noise, image); the noise is stored as its key and regenerated.
 
-A shard is a folder: `triplets.safetensors`, as data/prompted.py has it, where a latent's own is its
-`guidance` if that was drawn; `prompts.json`; and a manifest whose facts name the solver, first index and
-noise key.
+A shard is a folder: `triplets.safetensors` in the format of data/prompted.py, with `own.guidance` if guidance
+was drawn per latent; `prompts.json`; and a manifest whose `facts` name the solver, first index and noise key.
 """
 
 from collections.abc import Sequence
@@ -53,7 +52,7 @@ def _load(folders: Sequence[Path], firsts: Sequence[int], shard: int) -> list[Tr
 
 
 def collate(triplets: Sequence[Triplet], noise: Key, device: torch.device) -> TripletBatch:
-    """Stack triplets and rebuild their noises."""
+    """Stack triplets and regenerate their noise."""
     x_0, conditions = collate_rows([triplet.end for triplet in triplets], device)
     eps = noise_of(noise, [triplet.index for triplet in triplets], x_0.shape[1:])
     return TripletBatch(x_0, eps.to(device), conditions)

@@ -1,1 +1,1 @@
-"""From whatever a source gives to checked, split, sharded images: one pass, nothing lost silently."""
+"""Turns a source's entries into checked, split, sharded images, in one pass; nothing is dropped silently."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 CACHED = 16
-"""Transforms kept: data sets hold a few profiles each, and to build a transform takes 1 ... 20 ms."""
+"""Transforms kept in the cache: a data set has few profiles, and building a transform takes 1 ... 20 ms."""
 
 Chromaticity = tuple[float, float]
 SRGB_PRIMARIES = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))
@@ -28,18 +28,18 @@ CODED_PRIMARIES: dict[int, tuple[tuple[Chromaticity, Chromaticity, Chromaticity]
 }
 """ITU-T H.273, table 2: red, green, blue and white in CIE xy."""
 SRGB_LIKE, GAMMAS, HDR = {1, 6, 13, 14, 15}, {4: 2.2, 5: 2.8, 8: 1.0}, {16, 18}
-"""ITU-T H.273, table 3. BT.709 and its kin are shown with the sRGB curve, as browsers show them."""
+"""ITU-T H.273, table 3. BT.709 and similar curves are treated as the sRGB curve, as browsers do."""
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
-    """`image` (L, RGB or CMYK) as sRGB in mode RGB; without a usable profile its numbers are sRGB already.
+    """`image` (L, RGB or CMYK) as sRGB in mode RGB; without a usable profile its values are taken as sRGB.
 
     Relative colorimetric with black point compensation, 8 bits: colours inside the gamut are exact, those
     outside are clipped, the paper becomes white and the darkest ink black. (The perceptual intent would move
     colours inside the gamut, by an amount that each profile's maker chose.)
 
     A profile is not used when it cannot be parsed, when it is for another mode, or when it maps white far
-    from white or black to a light colour. Nor is one that is sRGB within one level: it costs a lookup.
+    from white or black to a light colour. Nor is one that equals sRGB within one level, to save a lookup.
     """
     transform = transform_to_srgb(profile, image.mode) if profile else None
     if transform is None:
@@ -51,7 +51,7 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
 
 @lru_cache(CACHED)
 def transform_to_srgb(profile: bytes, mode: str) -> ImageCms.ImageCmsTransform | None:
-    """The transform, or None where the numbers are to be taken as they are."""
+    """The transform, or None where the values are to be taken as sRGB."""
     try:
         transform = ImageCms.buildTransform(
             ImageCms.ImageCmsProfile(io.BytesIO(profile)),
@@ -79,7 +79,7 @@ def probe_of(mode: str) -> Image.Image:
     steps = np.linspace(255, 0, 256 if channels == 1 else 18).astype(np.uint8)
     if mode == "CMYK":
         steps = steps[::-1]
-        channels = 3  # without black ink: enough to find white, and no CMYK numbers are sRGB's
+        channels = 3  # without black ink: enough to find white, and CMYK values are never sRGB
     grid = np.stack(np.meshgrid(*[steps] * channels, indexing="ij"), -1).reshape(1, -1, channels)
     if mode == "CMYK":
         grid = np.concatenate([grid, np.zeros_like(grid[..., :1])], -1)
@@ -89,7 +89,7 @@ def probe_of(mode: str) -> Image.Image:
 def coded_profile(cicp: bytes, gray: bool) -> tuple[bytes | None, bool]:
     """(profile, whether the samples are HDR) of a cICP chunk.
 
-    The profile is None where the chunk is to be passed over: other code points, a matrix or narrow range.
+    The profile is None where the chunk is to be ignored: other code points, a matrix or narrow range.
     """
     if len(cicp) < 4:
         return None, False
@@ -105,9 +105,9 @@ def coded_profile(cicp: bytes, gray: bool) -> tuple[bytes | None, bool]:
 
 
 def measured_profile(gama: bytes, chrm: bytes, gray: bool) -> bytes:
-    """The profile that a PNG's gAMA and cHRM chunks describe; b"" (sRGB) without them or with senseless ones.
+    """The profile that a PNG's gAMA and cHRM chunks describe; b"" (sRGB) if they are absent or invalid.
 
-    A gamma within 5 % of 1/2.2 is what writers put down for sRGB, and gets sRGB's curve.
+    A gamma within 5 % of 1/2.2 is what encoders write for sRGB, so it gets the sRGB curve.
     """
     gamma = int.from_bytes(gama[:4], "big") / 100_000 if len(gama) >= 4 else 0.0
     known = 0.1 <= gamma <= 5
@@ -139,7 +139,7 @@ def icc_profile(
 ) -> bytes:
     """A version 2 display profile (ICC.1:2001-04) of RGB primaries in CIE xy, or of gray.
 
-    Raises ZeroDivisionError, ValueError, LinAlgError or struct.error for chromaticities of no colours.
+    Raises ZeroDivisionError, ValueError, LinAlgError or struct.error for invalid chromaticities.
     """
     table = (
         b"curv" + bytes(4) + struct.pack(">I", len(curve)) + np.round(curve * 65535).astype(">u2").tobytes()

@@ -1,8 +1,8 @@
-"""JPEG, PNG and WebP files taken apart: pixel data without metadata, and the metadata that matter.
+"""Splits JPEG, PNG and WebP files into pixel data without metadata, and the metadata that matter.
 
 A decoder that reads a whole file fails on metadata that no pixel depends on: a text chunk that is too
-large, EXIF that is no TIFF, a broken index of further frames. So the pixel data are put into a file of
-their own, which holds the first frame only, and the metadata are read here, where nothing raises.
+large, EXIF that is not TIFF, a broken index of further frames. So the pixel data are put into a separate
+file with the first frame only, and the metadata are read here, where nothing raises.
 """
 
 import struct
@@ -14,15 +14,15 @@ from fewstep.preparation.colour import coded_profile, measured_profile
 from fewstep.preparation.signatures import PNG_SIGNATURE
 
 INFLATED_LIMIT = 2**24
-"""Bytes of a compressed profile or text that are read; what comes behind them is left unread."""
+"""Maximum bytes of a decompressed profile or text; the rest is not read."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """An image file taken apart.
+    """The parts of an image file.
 
     pixels: a file of the same format with the first frame and no metadata.
-    exif, xmp: the raw blocks in the order in which they are to be asked, broken ones included.
+    exif, xmp: the raw blocks in order of precedence, broken ones included.
     profile: the ICC profile of the pixels, or b"" for sRGB.
     hdr: the samples are PQ or HLG, which sRGB cannot show without tone mapping.
     """
@@ -50,7 +50,7 @@ EXIF_MARK, XMP_MARK, ICC_MARK = b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0", 
 
 
 def jpeg(encoded: bytes) -> Parts:
-    """Of the application segments only JFIF and Adobe stay, since they decide the colour model."""
+    """Split a JPEG. Of its application segments only JFIF and Adobe stay: they define the colour model."""
     pixels, exif, xmp = [encoded[:2]], [], []
     profile: dict[int, bytes] = {}
     profile_segments = 0
@@ -106,7 +106,7 @@ RAW_EXIF = {b"Raw profile type exif", b"Raw profile type APP1"}  # ImageMagick: 
 
 
 def png(encoded: bytes) -> Parts:
-    """IHDR, PLTE, tRNS, IDAT and IEND stay, without looking at the other chunks' checksums.
+    """Split a PNG. IHDR, PLTE, tRNS, IDAT and IEND stay; the other chunks' checksums are not verified.
 
     An animation's first frame is the image in IDAT, which covers the whole canvas.
     """
@@ -137,7 +137,7 @@ def png(encoded: bytes) -> Parts:
 
 
 def png_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """(type, data, whole chunk); the last one is short where the file is. Data of IDAT are left out."""
+    """(type, data, whole chunk); the last one is short in a truncated file. Data of IDAT are left out."""
     position = len(PNG_SIGNATURE)
     kind = b""
     while kind != b"IEND" and position + 8 <= len(encoded):
@@ -155,7 +155,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
 def png_transparency(header: bytes, body: bytes) -> bytes:
     """The tRNS chunk with gray below 8 bits scaled as the decoder scales the pixels; b"" if malformed.
 
-    Bits above the image's depth do not count (PNG, 11.3.1.1).
+    Bits above the image's depth are ignored (PNG, 11.3.1.1).
     """
     depth, colour_type = (header[8], header[9]) if len(header) >= 10 else (8, PALETTE_TYPE)
     if colour_type == PALETTE_TYPE:
@@ -171,7 +171,7 @@ def png_transparency(header: bytes, body: bytes) -> bytes:
 
 
 def png_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
-    """Key and text; only what is asked for is inflated."""
+    """Key and text of a text chunk; text is b"" unless it is EXIF or XMP."""
     key, _, rest = body.partition(b"\0")
     if key not in RAW_EXIF and key != b"XML:com.adobe.xmp":
         return key, b""
@@ -185,7 +185,7 @@ def png_text(kind: bytes, body: bytes) -> tuple[bytes, bytes]:
 
 
 def from_hex(text: bytes) -> bytes:
-    """The bytes in `\\nexif\\n  length\\nhex digits`; b"" where they are none."""
+    """The bytes in `\\nexif\\n  length\\nhex digits`; b"" where they are not hex digits."""
     try:
         return bytes.fromhex(b"".join(text.split(b"\n")[3:]).decode("ascii"))
     except ValueError:
@@ -212,7 +212,7 @@ ALPHA_FLAG, ANIMATION_FLAG = 0x10, 0x02
 
 
 def webp(encoded: bytes) -> Parts:
-    """The canvas, the first frame and its alpha stay."""
+    """Split a WebP. The canvas, the first frame and its alpha stay."""
     frame: dict[bytes, bytes] = {}
     found: dict[bytes, list[bytes]] = {}
     for kind, body, chunk in riff_chunks(encoded):
@@ -233,7 +233,7 @@ def webp(encoded: bytes) -> Parts:
 
 
 def riff_chunks(encoded: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
-    """(type, data, whole chunk padded to an even length); the last one is short where the file is."""
+    """(type, data, whole chunk padded to an even length); the last one is short in a truncated file."""
     position = 12
     while position + 8 <= len(encoded):
         kind, length = struct.unpack_from("<4sI", encoded, position)

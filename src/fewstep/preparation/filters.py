@@ -1,4 +1,4 @@
-"""Which readable samples are good enough. Each function returns why not, or None.
+"""Filters for readable samples. Each function returns why a sample is rejected, or None.
 
 The reasons are fixed phrases: `statistics.json` counts by them.
 """
@@ -8,7 +8,7 @@ from fewstep.preparation.split import digest_of
 
 
 def caption_fault(caption: str, config: FilterConfig) -> str | None:
-    """`caption` as normalised."""
+    """Filter by length; `caption`: normalised."""
     low, high = config.caption_length
     if len(caption) < low:
         return "caption too short"
@@ -18,7 +18,7 @@ def caption_fault(caption: str, config: FilterConfig) -> str | None:
 
 
 def aesthetic_fault(score: float | None, config: FilterConfig) -> str | None:
-    """`score`: None where the source has none."""
+    """Filter by aesthetic score; `score`: None where the source has none."""
     if config.min_aesthetic is None:
         return None
     if score is None:
@@ -27,15 +27,15 @@ def aesthetic_fault(score: float | None, config: FilterConfig) -> str | None:
 
 
 def size_fault(size: tuple[int, int], config: FilterConfig) -> str | None:
-    """`size`: of the original image, pixels."""
+    """Filter by resolution; `size`: of the original image, pixels."""
     return "too small" if min(size) < config.min_side else None
 
 
 class Duplicates:
     """The images seen so far, and the captions of each.
 
-    This is the one thing of the stage that grows with the data: about 150 bytes per image and 120 more per
-    further caption of it, 1.5 GB for 10^7 images. Beyond what the memory holds, prepare several parts as
+    This is the only memory of the stage that grows with the data: about 150 bytes per image and 120 more per
+    further caption of it, 1.5 GB for 10^7 images. If that does not fit into memory, prepare several parts as
     several data sets.
     """
 

@@ -1,4 +1,4 @@
-"""Encoded files to upright RGB squares."""
+"""Decodes image files to upright RGB images, and crops and resizes them to squares."""
 
 import io
 import warnings
@@ -15,7 +15,7 @@ from fewstep.preparation.signatures import format_of, no_image, other_format
 
 FORMATS = tuple(READERS)
 CORRUPT, NOT_DECODED, BOMB = "corrupt image", "format not decoded", "decompression bomb"
-"""The reasons of a BadPicture."""
+"""The reasons of a BadImage."""
 
 JPEG_COLOURS = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}
 JPEG_DAMAGE = {
@@ -28,7 +28,7 @@ JPEG_DAMAGE = {
 
 
 class BadImage(Exception):
-    """A file that is no usable image; `reason` is a fixed phrase, `detail` says more."""
+    """A file that is not a usable image; `reason` is a fixed phrase, `detail` says more."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -38,17 +38,17 @@ class BadImage(Exception):
 def decode(encoded: bytes) -> Image.Image:
     """The image as sRGB, upright, transparency composited on white, mode RGB.
 
-    - Formats: JPEG, PNG and WebP by content, so that no exotic decoder meets foreign bytes. Of an animation
-      or a stereo pair the first frame.
+    - Formats: JPEG, PNG and WebP, recognised by content, so that no other decoder reads untrusted bytes. Only
+      the first frame of an animation or a stereo pair is used.
     - Colour: an embedded ICC profile is converted to sRGB, or a PNG's cICP, sRGB, gAMA and cHRM chunks in
       that order of precedence (see `colour`). Samples in PQ or HLG are refused.
     - Depth: 16 bits are reduced to 8 before the colour conversion, by their high byte.
-    - Metadata that cannot be parsed are passed over; the orientation is that of EXIF, else of XMP.
-    - Image data that end early raise, wherever the file claims to end. A JPEG is decoded once, by
-      simplejpeg, which reports what libjpeg warns of and which Pillow hides; it costs nothing beside the
-      decoding. A PNG is inflated a second time if its last row is zero or it is interlaced.
+    - Metadata that cannot be parsed are ignored; the orientation is that of EXIF, else of XMP.
+    - Image data that end early raise, even if the file has its end marker. A JPEG is decoded once, by
+      simplejpeg, which reports the warnings of libjpeg that Pillow hides, at no extra cost. A PNG is inflated
+      a second time if its last row is zero or it is interlaced.
 
-    Raises BadPicture, and nothing else, for anything that is not decoded, for corrupt or truncated data, and
+    Raises BadImage, and nothing else, for anything that is not decoded, for corrupt or truncated data, and
     for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, which is found from the header, before memory is taken.
     """
     kind = format_of(encoded)
@@ -76,7 +76,7 @@ def decode(encoded: bytes) -> Image.Image:
 
 
 def pixels_of(parts: Parts) -> Image.Image:
-    """The decoded pixels in the mode of the file. Raises BadPicture when they end early."""
+    """The decoded pixels in the mode of the file. Raises BadImage when they end early."""
     image = Image.open(io.BytesIO(parts.pixels), formats=FORMATS)
     if image.format == "JPEG":
         return jpeg_pixels(parts.pixels, image)
@@ -87,7 +87,7 @@ def pixels_of(parts: Parts) -> Image.Image:
 
 
 def jpeg_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
-    """The pixels of an opened JPEG: those Pillow decodes, which ignores where data are missing."""
+    """The pixels of an opened JPEG, as Pillow decodes them. Raises BadImage on damage that Pillow hides."""
     try:
         decoded = simplejpeg.decode_jpeg(encoded, JPEG_COLOURS[image.mode])
     except ValueError as error:
@@ -103,9 +103,9 @@ def jpeg_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
 
 def png_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
     """The pixels of an opened PNG; 16-bit colour with a transparent colour as RGBA."""
-    sixteen_bit_colour = image.tile[0].args == "RGB;16B"  # what is stored, the mode being RGB
+    sixteen_bit_colour = image.tile[0].args == "RGB;16B"  # the stored format; the mode is RGB
     image.load()
-    # Pillow leaves rows that never came at zero.
+    # Pillow leaves missing rows at zero.
     suspect = "interlace" in image.info or last_row_is_zero(image)
     if suspect and not complete(encoded):
         raise BadImage(CORRUPT, "image data end early")
@@ -115,7 +115,7 @@ def png_pixels(encoded: bytes, image: ImageFile.ImageFile) -> Image.Image:
 
 
 def last_row_is_zero(image: Image.Image) -> bool:
-    """Whether all channels are; the last pixel, which is quick to look at, settles most images."""
+    """Whether the last row is zero in all channels; its last pixel, checked first, decides most images."""
     width, height = image.size
     if image.getpixel((width - 1, height - 1)) not in (0, (0, 0), (0, 0, 0), (0, 0, 0, 0)):
         return False
@@ -123,14 +123,14 @@ def last_row_is_zero(image: Image.Image) -> bool:
 
 
 def keyed_sixteen_bit(encoded: bytes, transparent: tuple[int, int, int]) -> Image.Image:
-    """A 16-bit RGB PNG with a transparent colour, which only 16 bits can tell from its neighbours."""
+    """A 16-bit RGB PNG as RGBA; 8 bits could not tell its transparent colour from similar ones."""
     rgb = sixteen_bit_rgb(encoded)
     alpha = np.uint8(255) * (rgb != transparent).any(-1, keepdims=True)
     return Image.fromarray(np.concatenate([(rgb >> 8).astype(np.uint8), alpha], -1))
 
 
 def flat(image: Image.Image, profile: bytes = b"") -> Image.Image:
-    """`image` as 8-bit sRGB on white; `profile`: the ICC profile of its numbers, b"" for sRGB."""
+    """`image` as 8-bit sRGB on white; `profile`: the ICC profile of its values, b"" for sRGB."""
     colour, alpha = separate(image)
     rgb = to_srgb(colour, profile)
     if alpha is None:
@@ -156,7 +156,7 @@ def separate(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def fit(image: Image.Image, resolution: int) -> Image.Image:
-    """The centre square, resized with antialiasing; a square of that size keeps its very pixels."""
+    """The centre square, resized with antialiasing; a square of that size keeps its pixels unchanged."""
     return ImageOps.fit(image, (resolution, resolution), Image.Resampling.LANCZOS)
 
 

@@ -1,4 +1,4 @@
-"""The orientation that EXIF or XMP ask for, read without a full parser, so that no other tag can fail."""
+"""Reads the orientation in EXIF or XMP without a full parser, so that no other tag can cause an error."""
 
 import re
 import struct
@@ -23,7 +23,7 @@ INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}  # TIFF type -> stru
 def upright(image: Image.Image, exif: Iterable[bytes], xmp: Iterable[bytes]) -> Image.Image:
     """`image` turned by the first block that has a valid orientation, EXIF before XMP.
 
-    An orientation outside 1 ... 8, of a type that is no integer, or with several values is none.
+    An orientation outside 1 ... 8, of a non-integer type, or with several values is ignored.
     """
     read = [*map(exif_orientation, exif), *map(xmp_orientation, xmp)]
     orientation = next((value for value in read if value is not None), UPRIGHT)
@@ -31,7 +31,7 @@ def upright(image: Image.Image, exif: Iterable[bytes], xmp: Iterable[bytes]) -> 
 
 
 def exif_orientation(block: bytes) -> int | None:
-    """The orientation in the first directory of a TIFF structure (TIFF 6.0, section 2), None without."""
+    """The orientation in the first directory of a TIFF structure (TIFF 6.0, section 2), or None."""
     while block.startswith(b"Exif\0\0"):
         block = block[6:]
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
@@ -45,7 +45,7 @@ def exif_orientation(block: bytes) -> int | None:
             if tag == TAG and values == 1 and kind in INTEGERS:
                 (value,) = struct.unpack_from(order + INTEGERS[kind], block, entry + 8)
                 return value if 1 <= value <= 8 else None
-    except struct.error:  # the directory is cut
+    except struct.error:  # the directory is truncated
         pass
     return None
 

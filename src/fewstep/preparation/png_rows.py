@@ -1,4 +1,4 @@
-"""The filtered rows inside a PNG's IDAT: whether all are there, and 16-bit colour without loss."""
+"""Reads the filtered rows in a PNG's IDAT: whether all are present, and 16-bit colour without loss."""
 
 import io
 import struct
@@ -15,7 +15,7 @@ from fewstep.preparation.signatures import PNG_SIGNATURE
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 WHOLE = ((0, 0, 1, 1),)
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
-"""Of each pass: x and y of its first pixel, steps in x and y."""
+"""Per pass: x and y of its first pixel, steps in x and y."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Stored:
 
     @classmethod
     def of(cls, encoded: bytes) -> "Stored":
-        """Raises struct.error or KeyError, here or later, for a header that is none."""
+        """Parse a PNG. Raises struct.error or KeyError, here or in later calls, for an invalid header."""
         chunks = list(png_chunks(encoded))
         header = next(body for kind, body, _ in chunks if kind == b"IHDR")
         return cls(header, b"".join(chunk[8:-4] for kind, _, chunk in chunks if kind == b"IDAT"))
@@ -48,7 +48,7 @@ class Stored:
 
 
 def complete(encoded: bytes) -> bool:
-    """Whether IDAT inflates to all rows. Memory holds 64 KiB of them at a time."""
+    """Whether IDAT inflates to all rows. At most 64 KiB of them are in memory at a time."""
     stored = Stored.of(encoded)
     stream, missing, rest = zlib.decompressobj(), stored.size(), stored.compressed
     while missing > 0 and not stream.eof:
@@ -61,10 +61,10 @@ def complete(encoded: bytes) -> bool:
 
 
 def sixteen_bit_rgb(encoded: bytes) -> NDArray[np.uint16]:
-    """The pixels `[height, width, 3]` of a complete 16-bit RGB PNG, of which Pillow keeps the high bytes.
+    """The pixels `[height, width, 3]` of a complete 16-bit RGB PNG, where Pillow keeps only the high bytes.
 
-    Filters work on each byte of a pixel apart from the others, so that the filtered rows of one channel are
-    those of a 16-bit gray PNG, which Pillow decodes in full.
+    PNG filters process each byte of a pixel separately, so the filtered rows of one channel are those of a
+    16-bit gray PNG, which Pillow decodes in full.
     """
     stored = Stored.of(encoded)
     rows = np.frombuffer(zlib.decompressobj().decompress(stored.compressed, stored.size()), np.uint8)

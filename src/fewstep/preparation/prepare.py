@@ -34,7 +34,7 @@ class Rejected:
 class Prepared:
     """A sample as it goes into a shard.
 
-    key: hash of the pixels; further captions of the same pixels have `-1`, `-2` ... behind it.
+    key: hash of the pixels; for further captions of the same pixels, `-1`, `-2` ... is appended.
     size: (width, height) of the original.
     """
 
@@ -50,10 +50,10 @@ def prepare(
 ) -> Statistics:
     """Make the data set `out`: shards, index.json, statistics.json, quarantine.jsonl, skipped.jsonl.
 
-    The same config, seed and source give the same bytes. Samples stream through; memory holds one of
+    The same config, seed and source give the same bytes. Samples are streamed: memory holds one of
     them, the hashes of those before (see Duplicates) and one line per shard. After `config.count` samples
-    one more is asked for, to report whether there are more. `progress` is called with the number of samples
-    read so far. Returns what came of the source, as statistics.json has it.
+    one more is read, to report whether there are more. `progress` is called with the number of samples read
+    so far. Returns the statistics that statistics.json holds.
 
     Raises UserError when the source has nothing to read, too much of it is unreadable, or a split
     would be empty; `out` is then left as it was.
@@ -101,7 +101,7 @@ def prepare(
 def examine(
     entry: Sample | Unreadable, config: DataConfig, duplicates: Duplicates
 ) -> Prepared | Rejected | Unreadable:
-    """What becomes of one sample. The first fault found decides, the cheapest to find come first."""
+    """Prepare, reject or quarantine one sample, by the first fault found; the cheapest checks come first."""
     if isinstance(entry, Unreadable):
         return entry
     if entry.caption is None:

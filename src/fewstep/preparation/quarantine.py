@@ -1,4 +1,4 @@
-"""What of a source became no sample: listed line by line, counted by reason, limited in its share."""
+"""Lists the entries of a source that became no samples, counts them by reason and limits their share."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ class Listing:
 
 
 def check(quarantine: Listing, samples: int, max_share: float) -> None:
-    """Raises UserError when more than `max_share` of all `samples` are in quarantine, which is closed.
+    """Raises UserError when more than `max_share` of all `samples` are in `quarantine`, which must be closed.
 
     The list is then copied to logs/, since the artifact it was meant for is not kept.
     """
@@ -54,6 +54,6 @@ def check(quarantine: Listing, samples: int, max_share: float) -> None:
     first = "\n".join(f"  {entry}" for entry in quarantine.first)
     raise UserError(
         f"{count} of {samples} samples cannot be read, the first of them:\n{first}\n"
-        f"All are listed in {LOGS / QUARANTINE}; mend or remove them, or raise "
+        f"All are listed in {LOGS / QUARANTINE}; repair or remove them, or raise "
         f"data.filters.max_quarantined_share = {max_share}"
     )

@@ -1,4 +1,4 @@
-"""Writes shards whose bytes depend on nothing but the samples and their order."""
+"""Writes shards whose bytes depend only on the samples and their order."""
 
 from pathlib import Path
 from types import TracebackType

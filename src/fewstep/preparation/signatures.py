@@ -1,4 +1,4 @@
-"""Which format a file has, by its first bytes."""
+"""Recognises the format of a file by its first bytes."""
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -49,7 +49,7 @@ def other_format(encoded: bytes) -> str | None:
 
 
 def no_image(encoded: bytes) -> str | None:
-    """What is often found in an image's place: a web page, a pointer of git-LFS; None if unknown."""
+    """What is found in place of an image, such as a web page or a git-LFS pointer; None if unknown."""
     start = encoded[:512].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
         return "a git-LFS pointer"

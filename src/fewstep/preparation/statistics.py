@@ -1,4 +1,4 @@
-"""What happened to the samples, in numbers that depend on nothing but the data."""
+"""Counts what happened to the samples; the numbers depend on the data alone."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ class Range:
     high: int | None = None
 
     def add(self, value: int) -> None:
-        """Take one value in."""
+        """Add one value."""
         self.count += 1
         self.total += value
         self.low = value if self.low is None else min(self.low, value)
@@ -41,7 +41,7 @@ class Statistics:
     skipped: Counter[str] = field(default_factory=Counter)
     """Reason -> count, of each."""
     cut: bool = False
-    """Whether the source has more than `data.count`; in no file."""
+    """Whether the source has more than `data.count`; not written to any file."""
     caption_length: Range = field(default_factory=Range)
     """Characters, of kept samples."""
     width: Range = field(default_factory=Range)
@@ -49,7 +49,7 @@ class Statistics:
     """Pixels of the originals of kept samples, upright."""
     labels: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     hidden: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
-    """Attribute -> the values met, of each."""
+    """Attribute -> the values found, for each of the two."""
 
     def keep(self, split: str, record: Record, size: tuple[int, int]) -> None:
         """Count a sample that goes into `split`; `size`: (width, height) of the original."""
@@ -63,7 +63,7 @@ class Statistics:
             self.hidden[attribute].add(value)
 
     def __str__(self) -> str:
-        """What came of everything, in one line."""
+        """The outcome of all samples, in one line."""
         kept = ", ".join(f"{count} {split}" for split, count in self.splits.items())
         outcome = (
             f"{self.samples} samples: {self.splits.total()} kept{f' ({kept})' if kept else ''}, "

@@ -1,7 +1,7 @@
-"""What a source gives: samples, what cannot become one, and how captions and scores are read.
+"""What a source yields: samples, unreadable and skipped entries; and readers of captions, scores and labels.
 
-The readers of captions, scores and labels raise nothing but ValueError, whatever a user's file holds, with a
-message that depends on nothing else and quotes no value: it is written to the quarantine list.
+The readers raise nothing but ValueError, whatever a user's file holds. The message depends on the file alone
+and quotes no value, since it is written to the quarantine list.
 """
 
 import codecs
@@ -17,18 +17,18 @@ from fewstep.core.errors import UserError
 NO_CAPTION = "no caption"
 NOT_ADJACENT = "members not adjacent"
 EXACT_DIGITS = 300
-"""Whole numbers with more are read as floats, which may be infinite."""
+"""Integers with more digits are read as floats, which may be infinite."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image as its source gives it, nothing checked yet.
+    """One image as its source yields it, not checked yet.
 
     name: where it is (a path, or `archive.tar/member`), for the quarantine list.
     image: the encoded file (png, jpeg, webp ...).
     caption, aesthetic_score: None where the source has none.
-    labels: attribute -> value of what the caption says, for labelled data; None otherwise.
-    hidden: the same for what the caption does not say, by which a model's diversity is measured.
+    labels: attribute -> value, for attributes that the caption states; None for unlabelled data.
+    hidden: the same for attributes that the caption does not state, by which a model's diversity is measured.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Something of the source that cannot become a sample.
+    """An entry of the source that cannot become a sample.
 
     name: where it is, relative to the source (`a/b.jpg`, `archive.tar`, `archive.tar/member`).
     reason: one of a few fixed phrases, by which it is counted ("corrupt image").
@@ -58,9 +58,9 @@ class Unreadable:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Something of the source that is no sample and was not meant as one, or that no table lists.
+    """An entry of the source that was not meant as a sample, or that no table lists.
 
-    It costs no sample and no share of the quarantine, but it is counted, so that nothing is lost unseen.
+    It counts neither as a sample nor as quarantined, but it is reported, so that nothing is dropped silently.
 
     name: where it is, as in Unreadable. reason: a fixed phrase, by which it is counted ("hidden file").
     """
@@ -88,7 +88,7 @@ def parse_object(encoded: str | bytes) -> Mapping[str, Any]:
 
 
 def decoded(encoded: bytes) -> str:
-    """JSON's text. Raises ValueError when it is in no encoding that JSON may have."""
+    """The text of encoded JSON. Raises ValueError when it is in no encoding that JSON may have."""
     encoding = json.detect_encoding(encoded)
     try:
         return codecs.decode(encoded, encoding)
@@ -97,12 +97,12 @@ def decoded(encoded: bytes) -> str:
 
 
 def whole_number(digits: str) -> int | float:
-    """Python refuses to read whole numbers of some thousand digits."""
+    """An integer, read as a float beyond EXACT_DIGITS: Python refuses integers of some thousand digits."""
     return int(digits) if len(digits) <= EXACT_DIGITS else float(digits)
 
 
 def caption_in(record: Mapping[str, Any], *names: str) -> str | None:
-    """The first of `names` that `record` has. Raises ValueError when it is no well-formed text."""
+    """The first of `names` that `record` has. Raises ValueError when it is not well-formed text."""
     for name in names:
         value = record.get(name)
         if value is not None:
@@ -114,7 +114,7 @@ def caption_in(record: Mapping[str, Any], *names: str) -> str | None:
 
 
 def demand_characters(name: str, *texts: str) -> None:
-    """Raises ValueError at half a surrogate pair: JSON can spell it, nothing can store it."""
+    """Raises ValueError on half a surrogate pair, which JSON can express but UTF-8 cannot encode."""
     try:
         for text in texts:
             text.encode()
@@ -153,9 +153,9 @@ def labels_in(record: Mapping[str, Any], name: str) -> dict[str, str] | None:
 def demand_captions(
     entries: Iterable[Sample | Unreadable | Skipped], where: str | None, expected: str
 ) -> Iterator[Sample | Unreadable | Skipped]:
-    """`entries`, and at their end a UserError when there were none, or not one of them had a caption.
+    """Yield `entries`; at their end, raise UserError if there were none or none of them had a caption.
 
-    Skipped entries count as none; the error says how many there were, and why.
+    Skipped entries do not count as entries; the error reports how many there were, and why.
     """
     found = captioned = silent = 0
     skipped: Counter[str] = Counter()

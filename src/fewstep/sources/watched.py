@@ -1,8 +1,8 @@
-"""What lies outside the project, as one hash per input: DVC then sees when it changes.
+"""Hashes the inputs outside the project, so that DVC detects when one changes.
 
-An input is a folder or a file of a user's (images, archives, a checkpoint). It is known by the names and
-contents of its files. A file's content is hashed again only when its size, time or inode changed, so that a
-look at an unchanged input reads no content.
+An input is a user's folder or file (images, archives, a checkpoint). Its hash covers the names and contents
+of its files. A file's content is hashed again only when its size, modification time or inode changed, so that
+checking an unchanged input reads no content.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from fewstep.sources.folder.walk import walk
 
 @dataclass(frozen=True)
 class Seen:
-    """An input as it is now. Hashed, so it names no place of this machine and no time.
+    """The current state of an input. It is hashed itself, so it holds no path of this machine and no time.
 
-    files, bytes: how many and how large together. sha256: of all names and contents. missing: what the
-    parameters name and is not there; whoever opens it says so.
+    files, bytes: number of files and their total size. sha256: of all names and contents. missing: number of
+    paths in the parameters that do not exist; the stage that opens them reports the error.
     """
 
     files: int
@@ -33,7 +33,7 @@ class Seen:
 
 
 def look(inputs: Iterable[Path], known: Path) -> Seen:
-    """The files and folders `inputs` together; `known`: a database in which hashes are kept between looks."""
+    """The state of the files and folders `inputs` together; `known`: database that caches their hashes."""
     digest, files, size, missing = hashlib.sha256(), 0, 0, 0
     with closing(Hashes(known)) as hashes:
         for place in inputs:
@@ -49,19 +49,19 @@ def look(inputs: Iterable[Path], known: Path) -> Seen:
 
 
 def files_of(place: Path) -> Iterator[tuple[str, str]]:
-    """Each file's name within the input, and where it is; a folder is walked, links followed."""
+    """(name within the input, path) of each file; a folder is walked, and links are followed."""
     if place.is_file():
         yield place.name, str(place)
         return
     for folder, names in walk(place):
-        # As text: a Path for each of a million files would take most of the time.
+        # As strings: creating a Path for each of a million files would take most of the time.
         below, here = folder.relative_to(place).as_posix(), str(folder)
         for name in names:
             yield f"{below}/{name}", f"{here}{os.sep}{name}"
 
 
 class Hashes:
-    """SHA-256 of files, kept in a SQLite database by path, size, time of change and inode."""
+    """SHA-256 of files, kept in a SQLite database by path, size, modification time and inode."""
 
     def __init__(self, database: Path) -> None:
         database.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,7 @@ class Hashes:
         )
 
     def of(self, file: str) -> tuple[str, int]:
-        """The file's hash and size in bytes; a link that leads nowhere and what is no file have neither."""
+        """The file's hash and size in bytes; a fixed phrase and 0 if it is a broken link or not a file."""
         try:
             found = os.stat(file)  # noqa: PTH116
         except OSError:
@@ -90,6 +90,6 @@ class Hashes:
         return content, found.st_size
 
     def close(self) -> None:
-        """Keep what was found."""
+        """Commit the new hashes and close the database."""
         self._rows.commit()
         self._rows.close()

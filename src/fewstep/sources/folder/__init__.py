@@ -6,9 +6,9 @@
 - `captions.csv`: the same as columns, without labels;
 - a caption file beside each image, at any depth (see `names`).
 
-Samples come in the order of the table, or sorted by path; links to files and folders are followed. What is
-no sample is named as Skipped. No more than one folder's names are in memory at a time; a table takes
-8 bytes for each of its rows besides.
+Samples come in the order of the table, or sorted by path; links to files and folders are followed. Other
+files are reported as Skipped. No more than one folder's names are in memory at a time; a table takes
+8 more bytes for each of its rows.
 """
 
 import os
@@ -119,7 +119,7 @@ def from_table(root: Path, table: Path, *others: Path) -> Iterator[Sample | Unre
 
 
 def from_caption_files(root: Path) -> Iterator[Sample | Unreadable | Skipped]:
-    """One sample per image, folder by folder, in each the samples first."""
+    """One sample per image, folder by folder; in each folder, samples come before skipped files."""
     for folder, names in walk(root):
         below = folder.relative_to(root)
         hide = is_hidden(folder, root)
@@ -127,7 +127,7 @@ def from_caption_files(root: Path) -> Iterator[Sample | Unreadable | Skipped]:
         names = [name for name in names if not (hide or name.startswith("."))]
         images = [name for name in names if is_image(name)]
         others = [name for name in names if not is_image(name) and not is_caption(name)]
-        # The caption of an image that is not decoded goes with it.
+        # The caption of an image that is not decoded is not reported as a caption without an image.
         undecoded = [name for name in others if is_not_decoded(name)]
         captions = Captions([*images, *undecoded], [name for name in names if is_caption(name)])
         for name in images:
@@ -177,7 +177,7 @@ def from_row(root: Path, row: Row, listed: "Listed") -> Sample | Unreadable:
 def place_in(root: Path, name: str) -> str:
     """`name` of a table relative to `root`; it may have been written on Windows.
 
-    Raises ValueError when it leads out of the folder: what lies there could change unseen.
+    Raises ValueError when it leads out of the folder, where changes would not be detected.
     """
     if WINDOWS_DRIVE.match(name):
         raise ValueError("`file_name` is an absolute path; expected one relative to the folder")
@@ -212,7 +212,7 @@ def sample_at(
 
 
 def is_file_name(name: str) -> bool:
-    """Whether the system can be asked for it: JSON can spell NUL and half a surrogate pair."""
+    """Whether the system accepts such a name: JSON can express NUL and half a surrogate pair."""
     try:
         return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
@@ -232,7 +232,7 @@ def is_hidden(folder: Path, root: Path) -> bool:
 class Listed:
     """The files that a table lists: 8 bytes of hash for each row.
 
-    A file is known by its folder, links resolved, and its name.
+    A file is identified by its folder, links resolved, and its name.
     """
 
     def __init__(self) -> None:
@@ -241,7 +241,7 @@ class Listed:
         self._real = lru_cache(1000)(os.path.realpath)
 
     def add(self, path: Path) -> None:
-        """Take one in. All are added before the first is looked for."""
+        """Add a file. All must be added before the first is looked up."""
         self._hashes.append(self._hash(path))
 
     def __contains__(self, path: Path) -> bool:

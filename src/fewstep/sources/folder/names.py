@@ -1,4 +1,4 @@
-"""What a file of a folder is, by its name alone: an image, a caption of one, or neither."""
+"""Classifies the files of a folder by their names alone: image, caption file, or neither."""
 
 import unicodedata
 from collections import defaultdict
@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".png", ".apng", ".webp")
-"""Of the images that are read; in whatever case."""
+"""Suffixes of the images that are read, in upper or lower case."""
 CAPTIONS = (".txt", ".caption")
-"""Of caption files; in whatever case, the first preferred."""
+"""Suffixes of caption files, in upper or lower case; the first is preferred."""
 NOT_DECODED = (
     ".avif", ".avifs", ".heic", ".heif", ".hif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".jxl", ".jp2",
     ".j2k", ".svg", ".svgz", ".ico", ".icns", ".psd", ".psb", ".xcf", ".tga", ".dds", ".exr", ".hdr", ".ppm",
     ".pgm", ".pbm", ".pnm", ".pcx", ".qoi", ".eps", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf",
     ".jpx", ".rw2", ".raw", ".srw", ".pef",
 )  # fmt: skip
-"""Of images in formats that are not read."""
+"""Suffixes of images in formats that are not read."""
 
 
 def is_image(name: str) -> bool:
@@ -43,9 +43,9 @@ def reason_to_skip(path: Path) -> str:
 class Captions:
     """Which caption file belongs to which image, among the names of one folder.
 
-    `a.jpg` has `a.txt`, `a.caption`, `a.jpg.txt` or `a.jpg.caption`; the first of them that is there counts.
-    Where none is, a name that differs in case (or in Unicode composition) will do, unless it belongs to
-    another image by its exact name, or could belong to several.
+    `a.jpg` has `a.txt`, `a.caption`, `a.jpg.txt` or `a.jpg.caption`; the first of them that exists is used.
+    Where none exists, a name that differs in case (or in Unicode composition) is accepted, unless it belongs
+    to another image by its exact name, or could belong to several.
 
     Memory: some 200 bytes per caption file of the folder.
     """
@@ -74,7 +74,7 @@ class Captions:
         return [(text, reasons[text in self._claimed]) for text in sorted(self._texts - self._used)]
 
     def _similar(self, image: str) -> list[str]:
-        """Names that differ from the candidates in case only, those with the very stem before the others."""
+        """Names that differ from the candidates in case only; those with the exact stem are preferred."""
         if not self._alike:
             return []
         found = [text for name in candidates(image) for text in self._alike.get(folded(name), ())]
@@ -93,5 +93,5 @@ def stem(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    """Equal for names that a file system without case would take for one."""
+    """A key that is equal for names that a case-insensitive file system takes for the same."""
     return unicodedata.normalize("NFC", name).casefold()

@@ -1,6 +1,6 @@
 """The rows of a folder's table: `metadata.jsonl` (an object on each line) or `captions.csv` (strict CSV).
 
-A row that is broken costs that row: it is named by its line, and reading goes on with the next line.
+A broken row does not affect other rows: its line is reported, and reading goes on with the next line.
 """
 
 import codecs
@@ -18,7 +18,7 @@ from fewstep.sources.sample import parse_object
 JSON_LINES = 'an object on each line, {"file_name": "a.jpg", "caption": "..."}'
 CSV = "comma-separated columns, with a first line such as file_name,caption"
 TABLES = {"metadata.jsonl": JSON_LINES, "captions.csv": CSV}
-"""Names of tables, the one that is used first, and what each holds."""
+"""Names of tables, the preferred one first, and what each holds."""
 SIMILAR = frozenset(
     f"{stem}{suffix}"
     for stem in ("metadata", "captions")
@@ -34,9 +34,9 @@ Line = tuple[int, str]
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it stands.
+    """One row as it is in the table.
 
-    place: the table and line. record: column -> value; of a broken row at most the file it is about.
+    place: the table and line. record: column -> value; for a broken row, at most its file name.
     fault: what is broken, or "".
     """
 
@@ -46,7 +46,7 @@ class Row:
 
 
 def rows(table: Path) -> Iterator[Row]:
-    """Every row that is not blank, by the table's suffix.
+    """Every row that is not blank, read according to the table's suffix.
 
     Raises UserError, in one line, when it cannot be read at all, or is no such table.
     """
@@ -115,7 +115,7 @@ def record_from(text: str, lines: "Lines") -> tuple[list[str], list[Line], str]:
 
 
 def holds_row(value: str) -> bool:
-    """Whether one of several lines of a field looks like another row: it ran on to the quote of that one."""
+    """Whether a field of several lines seems to contain another row, since its own quote was not closed."""
     lines = value.splitlines()
     return len(lines) > 1 and any(
         is_image(part.strip(' "')) for line in lines if "," in line for part in line.split(",")
@@ -164,12 +164,12 @@ class Lines:
         return self._waiting.popleft() if self._waiting else next(self._source)
 
     def put_back(self, lines: list[Line]) -> None:
-        """They come next, in this order."""
+        """Put `lines` back, to be read next in this order."""
         self._waiting.extendleft(reversed(lines))
 
 
 def lines_of(table: Path) -> Iterator[Line]:
-    """Its lines, whatever ends them; bytes that are not UTF-8 become surrogates (see `encoding_fault`).
+    """Its numbered lines, with any line end; bytes that are not UTF-8 become surrogates (`encoding_fault`).
 
     Raises UserError when the file cannot be opened or is UTF-16.
     """
@@ -185,7 +185,7 @@ def lines_of(table: Path) -> Iterator[Line]:
 
 
 def encoding_fault(line: str) -> str:
-    """What makes a line no text, or ""."""
+    """Why a line is not valid text, or ""."""
     if "\0" in line:
         return "it holds a NUL byte"
     try:

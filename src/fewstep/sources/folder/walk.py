@@ -1,4 +1,4 @@
-"""Walks a folder of a user's: in a fixed order, through links, each real folder once."""
+"""Walks a user's folder in a fixed order, following links, and visits each real folder once."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from fewstep.core.errors import UserError
 
 
 def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Every folder below `root`, itself first, with the sorted names of what in it is no folder.
+    """Every folder below `root`, itself first, with the sorted names of all non-folders in it.
 
-    Links to folders are followed, wherever they lead; a folder that was met already, by whatever name, is
-    not walked again, so a circle ends. Memory holds one folder's names and one entry per folder.
+    Links to folders are followed, wherever they lead; a folder that was visited already, by whatever name,
+    is not walked again, so that cyclic links end. Memory holds one folder's names and one entry per folder.
 
     Raises UserError naming a folder that cannot be listed.
     """
@@ -25,7 +25,7 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def is_new(folder: Path, met: set[tuple[int, int]]) -> bool:
-    """Whether no folder of this identity was met; remembers it."""
+    """Whether a folder of this device and inode was not visited yet; remembers it."""
     found = folder.stat()
     identity = found.st_dev, found.st_ino
     if identity in met:
@@ -35,5 +35,5 @@ def is_new(folder: Path, met: set[tuple[int, int]]) -> bool:
 
 
 def refuse(error: OSError) -> NoReturn:
-    """A folder that cannot be listed would otherwise be skipped in silence."""
+    """Raises UserError: a folder that cannot be listed would otherwise be skipped silently."""
     raise UserError(f"{error.filename}: cannot be listed ({error.strerror})")

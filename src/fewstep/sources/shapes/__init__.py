@@ -1,8 +1,8 @@
-"""The embedded default: captioned procedural images, shape x colour x size x background.
+"""The built-in default source: captioned procedural images, shape x colour x size x background.
 
-Image i is a function of (seed, i) alone. The caption does not say in which of four places the shape lies, nor
-its tint: these are the hidden attributes. A model that takes one step can only average them, one that
-takes many decides. Radius and the exact position vary too.
+Image i is a function of (seed, i) alone. The caption does not state in which of four places the shape lies,
+nor its tint: these are the hidden attributes. A model that takes one step can only average them, one that
+takes many steps can pick one. Radius and the exact position vary too.
 """
 
 import io
@@ -39,10 +39,10 @@ LABELS = {
     "background": tuple(BACKGROUNDS),
 }
 COMBINATIONS = [c for c in product(SHAPES, COLOURS, SIZES, BACKGROUNDS) if c[1] != c[3]]
-PLACES = (0.38, 0.62)  # of the centre, across and down, as shares of the side
-DRIFT = 0.03  # of the centre around its place
-TINTS = {"darker": -12, "lighter": 12}  # of the shape against its colour's name, in 1/255
-SHADE = 6  # standard deviation of a colour around that, in 1/255
+PLACES = (0.38, 0.62)  # positions of the centre, across and down, as shares of the side
+DRIFT = 0.03  # maximum offset of the centre from its place
+TINTS = {"darker": -12, "lighter": 12}  # offset of the shape's colour, in 1/255
+SHADE = 6  # standard deviation of a colour around its mean, in 1/255
 OVERSAMPLING = 4
 
 
@@ -67,9 +67,9 @@ def outline(shape: str) -> list[tuple[float, float]]:
 
 @dataclass(frozen=True)
 class Details:
-    """What the caption leaves open.
+    """What the caption does not specify.
 
-    radius, x, y: shares of the side. ink, ground: RGB in 0..255. hidden: the open attributes by name.
+    radius, x, y: shares of the side. ink, ground: RGB in 0..255. hidden: the hidden attributes by name.
     """
 
     radius: float
@@ -110,12 +110,12 @@ def draw(shape: str, details: Details, resolution: int) -> Image.Image:
 
 
 def inputs(config: DataConfig) -> list[Path]:
-    """Nothing lies outside the project."""
+    """None: nothing lies outside the project."""
     return []
 
 
 def count(config: DataConfig) -> int | None:
-    """As many as are asked for."""
+    """The number that is configured."""
     return config.count
 
 

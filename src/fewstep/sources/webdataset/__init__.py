@@ -1,7 +1,7 @@
 """Tar archives in the WebDataset convention: the members `key.jpg` and `key.json` are one sample.
 
 Each archive is read by itself, once, front to back, so it may be a pipe or a URL. A damaged or
-truncated one is reported by name, beside everything in it that can be read.
+truncated one is reported by name; everything in it that can be read is still yielded.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ EXPECTED = "expected tars: their folder, or e.g. `data/{000..009}.tar` or `data/
 
 
 def inputs(config: DataConfig) -> list[Path]:
-    """The local archives, there or not; a URL or pipe is not looked at."""
+    """The local archives, whether they exist or not; URLs and pipes are left out."""
     try:
         urls = archives(config.path or "")
     except UserError:
@@ -42,7 +42,7 @@ def inputs(config: DataConfig) -> list[Path]:
 
 
 def count(config: DataConfig) -> int | None:
-    """Not known by names alone."""
+    """None: the archives must be read to be counted."""
     return None
 
 
@@ -93,7 +93,7 @@ def is_local(url: str) -> bool:
 
 
 def archive(url: str, name: str, keys: KeysConfig) -> Iterator[Sample | Unreadable | Skipped]:
-    """The samples of one archive, what of it is none, and one Unreadable if it is damaged."""
+    """The entries of one archive: samples, unreadable and skipped ones, an Unreadable if it is damaged."""
     names = Names(keys)
     samples = 0
     problem = ""
@@ -118,7 +118,7 @@ def archive(url: str, name: str, keys: KeysConfig) -> Iterator[Sample | Unreadab
 
 
 def sample(archive: str, group: Group, names: Names, keys: KeysConfig) -> Sample | Unreadable:
-    """The sample that the members of one key make."""
+    """The sample that the members of one key form."""
     name = f"{archive}/{group.key}"
     image = next(group.parts[suffix] for suffix in names.images if suffix in group.parts)
     try:

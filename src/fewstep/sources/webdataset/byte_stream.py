@@ -10,7 +10,7 @@ from typing import IO, Any
 from webdataset.gopen import Pipe, gopen
 
 CHUNK = 1 << 16
-PIECE = 1 << 10  # of compressed data: as much is lost before a damage
+PIECE = 1 << 10  # bytes of compressed data per read; so many are lost before damaged data
 GZIP = 31  # zlib's window bits for a gzip header
 DECOMPRESSORS: dict[bytes, Callable[[], Any]] = {
     b"\x1f\x8b": lambda: zlib.decompressobj(GZIP),
@@ -21,9 +21,9 @@ OTHER_FORMATS = {b"\x28\xb5\x2f\xfd": "zstandard", b"PK\x03\x04": "zip", b"Rar!"
 
 
 class ByteStream:
-    """Reads `chunks` in any amounts. What goes wrong with them counts as their end and is kept in `failure`.
+    """Reads `chunks` in any amounts. An error while reading them ends the stream and is kept in `failure`.
 
-    So everything before a damage can still be read. `started`: whether there was anything.
+    So everything before damaged data can still be read. `started`: whether there was any data.
     """
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
@@ -46,7 +46,7 @@ class ByteStream:
         return b"".join(pieces)
 
     def put_back(self, content: bytes) -> None:
-        """Make `content` what is read next."""
+        """Push `content` back, to be read next."""
         self._buffer = content + self._buffer[self._position :]
         self._position = 0
 
@@ -70,7 +70,7 @@ def open_stream(url: str) -> Iterator[ByteStream]:
         yield ByteStream(decompressed(raw))
         read_to_the_end = True
     finally:
-        # A command whose reader leaves early fails of that.
+        # If reading stops early, the command fails because its pipe is closed, which is no error.
         with suppress(*(() if read_to_the_end else (OSError,))):
             source.close()
 

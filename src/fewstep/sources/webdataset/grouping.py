@@ -1,8 +1,8 @@
-"""Which members of a tar make one sample: those beside each other whose names differ in the suffix alone.
+"""Groups a tar's members into samples: adjacent members whose names differ only in the suffix.
 
 The suffix is the longest of `data.keys` that the name ends with, in upper or lower case: `cam1.shot7.jpg`
 and `cam1.shot7.json` are the sample `cam1.shot7`. A member with another suffix, or an incomplete sample whose
-name extends that of a sample beside it (`0001.seg.png` beside `0001.jpg` and `0001.json`), is Skipped.
+name extends that of an adjacent sample (`0001.seg.png` beside `0001.jpg` and `0001.json`), is Skipped.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ class Group:
     fault: tuple[str, str] | None = None
 
     def add(self, suffix: str, member: Member) -> None:
-        """Take a member in; one that repeats another's bytes changes nothing."""
+        """Add a member; an identical copy of one changes nothing."""
         if member.fault:
             self.fault = self.fault or ("member not readable", f"its .{suffix} {member.fault}")
         elif self.parts.setdefault(suffix, member.content) != member.content:
@@ -63,22 +63,25 @@ class Names:
 class Grouping:
     """Groups the members of one archive.
 
-    Memory holds the contents of the sample that is being read (of those, if one's name extends another's) and
-    the names of the archive's incomplete samples, so that halves that lie apart are reported as such, and of
-    the last samples with one name up to its first dot.
+    Memory holds
+
+    - the contents of the sample that is being read, or of several if one's name extends another's;
+    - the names of the archive's incomplete samples, so that an image and metadata that are not adjacent are
+      reported as such;
+    - the names of the last samples that have the same name up to its first dot.
     """
 
     def __init__(self, names: Names) -> None:
         self._names = names
-        self._open: list[Group] = []  # each one's key extends that of the one before
+        self._open: list[Group] = []  # each key extends the key before it
         self._halves: dict[str, str] = {}  # key -> suffix of its only part
-        self._base = ""  # what the last keys have in common, up to the first dot
-        self._whole: set[str] = set()  # keys of that base that were samples
-        self._nearby: list[str] = []  # keys of that base of which a half was found
-        self._apart: set[str] = set()  # keys of which both halves were found, not beside each other
+        self._base = ""  # common start of the last keys, up to the first dot
+        self._whole: set[str] = set()  # keys of that base that were complete samples
+        self._nearby: list[str] = []  # keys of that base with only an image or only metadata
+        self._apart: set[str] = set()  # keys whose image and metadata are not adjacent
 
     def groups(self, members: Iterable[Member]) -> Iterator[Group | Unreadable | Skipped]:
-        """Samples as soon as they are complete, and at the end those that never were."""
+        """Yield samples as soon as they are complete, and incomplete ones at the end."""
         for member in members:
             key, suffix = self._names.split(member.name)
             if not suffix or is_hidden(member.name):
@@ -106,7 +109,7 @@ class Grouping:
         yield Unreadable(group.key, *group.fault) if group.fault else group
 
     def _extras(self) -> Iterator[Skipped]:
-        """Halves that belong to a sample near them; forgets what was near."""
+        """Skip incomplete samples whose name extends that of a complete one nearby; forget those names."""
         for key in self._nearby:
             if key in self._halves and not self._whole.isdisjoint(parents(key)):
                 yield Skipped(f"{key}.{self._halves.pop(key)}", OTHER)
@@ -114,7 +117,7 @@ class Grouping:
         self._nearby.clear()
 
     def _half(self, key: str, suffix: str, *more: str) -> Iterator[Unreadable]:
-        """Keep the name of an incomplete sample, or report it if its other half was met before."""
+        """Keep the name of an incomplete sample, or report it if its other half was read before."""
         before = self._halves.get(key)
         if before is None or (before == self._names.metadata) == (suffix == self._names.metadata):
             self._halves[key] = suffix
@@ -131,7 +134,7 @@ class Grouping:
         )
 
     def _incomplete(self) -> Iterator[Unreadable | Skipped]:
-        """What is left at the end of the archive."""
+        """Incomplete samples that are left at the end of the archive."""
         for key, suffix in self._halves.items():
             if any(parent in self._halves or parent in self._apart for parent in parents(key)):
                 yield Skipped(f"{key}.{suffix}", OTHER)
@@ -158,13 +161,13 @@ def base(key: str) -> str:
 
 
 def parents(key: str) -> Iterator[str]:
-    """What `key` extends, the longest first."""
+    """The keys that `key` extends, the longest first."""
     while "." in key.rpartition("/")[2]:
         key = key.rpartition(".")[0]
         yield key
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a member is what an operating system adds: `._0001.jpg`, `__MACOSX/`, `.DS_Store`."""
+    """Whether a member is a file that an operating system adds: `._0001.jpg`, `__MACOSX/`, `.DS_Store`."""
     *folders, last = name.split("/")
     return last.startswith(".") or "__MACOSX" in folders

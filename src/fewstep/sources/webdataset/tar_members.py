@@ -1,7 +1,7 @@
-"""The members of a tar, read once from front to back, where a damaged one costs itself and no other.
+"""Reads the members of a tar once, from front to back; a damaged member does not affect the others.
 
-Python's tarfile takes a damaged header for the end of the archive and believes every size. Here reading goes
-on at the next valid header, also when that lies where a member's content should be.
+Python's tarfile takes a damaged header for the end of the archive and trusts every size. Here reading goes on
+at the next valid header, even if that lies where a member's content should be.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -45,7 +45,7 @@ EXTENSIONS = (XHDTYPE, SOLARIS_XHDTYPE, XGLTYPE, GNUTYPE_LONGNAME, GNUTYPE_LONGL
 
 @dataclass(frozen=True)
 class Member:
-    """One member that is no folder.
+    """One member that is not a folder.
 
     name: as in the tar. content: b"" where it was not wanted or has a fault.
     fault: what is wrong with it, as a verb phrase ("is a hard link"), or "".
@@ -69,7 +69,7 @@ class TarReader:
     def members(self) -> Iterator[Member]:
         """Every member in its order; it has content if its name is `wanted`.
 
-        Archives written one behind the other are read as one.
+        Concatenated archives are read as one.
         """
         extension: dict[str, str] = {}
         while (info := self._next_header()) is not None:
@@ -96,7 +96,7 @@ class TarReader:
             yield Member(name, b"" if fault else content, fault)
 
     def _next_header(self) -> TarInfo | None:
-        """The next valid header. What lies before it is noted, unless it is zeros; None at the end."""
+        """The next valid header, or None at the end. Data before it other than zeros is noted as damage."""
         self._skipped = self._after_zeros = False
         while len(block := self._stream.read(BLOCK)) == BLOCK:
             if info := header(block):
@@ -110,10 +110,10 @@ class TarReader:
         return None
 
     def _check_end(self) -> None:
-        """A whole tar ends with zeros, where the stream does."""
+        """Note a problem unless the stream ends with zeros, as a complete tar does."""
         failure = self._stream.failure
         if failure is not None:
-            # What looked like a damage before may come of it.
+            # Damage noted before may be a consequence of it.
             self.problem = "reading it failed" if isinstance(failure, OSError) else str(failure)
         elif not self._after_zeros:
             self._note("it ends early")
@@ -124,7 +124,7 @@ class TarReader:
         self.problem = self.problem or problem
 
     def _extension(self, info: TarInfo) -> dict[str, str]:
-        """What a header that precedes a member's says of that member."""
+        """Metadata that an extension header (PAX or GNU) holds for the member after it."""
         data, fault = self._content(info.size, keep=info.size <= LARGEST_EXTENSION)
         try:
             if fault or info.size > LARGEST_EXTENSION:
@@ -138,7 +138,7 @@ class TarReader:
             return {}
 
     def _content(self, size: int, keep: bool) -> tuple[bytes, str]:
-        """A member's content, b"" unless to `keep`, and its fault. Ends where the next header starts."""
+        """A member's content, b"" unless `keep`, and its fault. Reading ends where the next header starts."""
         pieces: list[bytes] = []
         too_large = keep and size > LARGEST
         left, padded = size, -(-size // BLOCK) * BLOCK
@@ -162,7 +162,7 @@ class TarReader:
 
 
 def header(block: bytes) -> TarInfo | None:
-    """The header that `block` is, or None."""
+    """The header in `block`, or None where it is not a valid one."""
     if not block[CHECKSUM].strip(b" \0").isdigit():
         return None
     try:
@@ -184,7 +184,7 @@ def first_header(piece: bytes) -> int | None:
 
 
 def pax_records(data: bytes) -> dict[str, str]:
-    """Of a PAX header: lines `length key=value`. Raises ValueError when it is damaged."""
+    """The records of a PAX header, lines `length key=value`. Raises ValueError when it is damaged."""
     records = {}
     while data:
         digits, _, _ = data.partition(b" ")
