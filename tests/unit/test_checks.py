@@ -304,3 +304,9 @@ def test_a_fault_between_keys_shows_no_whole_section(dotted: dict[str, Any], lin
     with pytest.raises(UserError) as raised:
         chain_of(dotted)
     assert str(raised.value) == line
+
+
+def test_the_plan_encodes_each_splits_own_images() -> None:
+    chain = chain_of({"encode_data": {"train": {}, "heldout": {}}, "data.count": 1000, "data.heldout": 0.25})
+    planned = {stage.name: stage.samples for stage in plan(chain)}
+    assert (planned["encode_data@train"], planned["encode_data@heldout"]) == (750, 250)

@@ -3,13 +3,11 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-
 from fewstep.backbones.own_code import own_modules
 from fewstep.backbones.pipeline import INDEX
 from fewstep.backbones.understood import teacher_faults
 from fewstep.chain import Chain
-from fewstep.checks.teacher import is_local
+from fewstep.checks.teacher import in_cache, is_local
 from fewstep.core.errors import UserError
 
 
@@ -18,9 +16,7 @@ def faults(chain: Chain) -> Iterator[str]:
     for where in chain.teacher.load:
         if is_local(where):
             yield from refused(Path(where), chain)
-        elif chain.import_teacher.local_files_only and not isinstance(
-            try_to_load_from_cache(where, INDEX), str
-        ):
+        elif chain.import_teacher.local_files_only and in_cache(where, chain.import_teacher.revision) is None:
             yield (
                 f"params.yaml: import_teacher.local_files_only: {where} is not in the cache; run "
                 f"`hf download {where}` first"

@@ -2,13 +2,10 @@
 
 from typing import NamedTuple
 
-from huggingface_hub import try_to_load_from_cache
-
-from fewstep.backbones.pipeline import INDEX
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.memory import Setup, setup_of
-from fewstep.checks.teacher import Sizes, design, is_local, sizes
+from fewstep.checks.teacher import Sizes, design, in_cache, is_local, sizes
 from fewstep.config.training import TrainingConfig
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -45,8 +42,10 @@ def plan(chain: Chain) -> list[PlannedStage]:
             stages.append(PlannedStage("collect_code", None, None, None))
         stages.append(PlannedStage(taking_over(chain), None, None, model))
     for split in chain.encode_data:
-        disk = encoded(size, count, chain.encode_data[split].dtype)
-        stages.append(PlannedStage(f"encode_data@{split}", count, None, disk))
+        share = {"train": 1 - chain.data.heldout, "heldout": chain.data.heldout}[split]
+        images = round(count * share) if count is not None else None
+        disk = encoded(size, images, chain.encode_data[split].dtype)
+        stages.append(PlannedStage(f"encode_data@{split}", images, None, disk))
     drawn = chain.triplets.shard_size
     for shard in chain.triplets.shards:
         disk = encoded(size, drawn, chain.triplets.dtype)
@@ -71,7 +70,7 @@ def taking_over(chain: Chain) -> str:
     if chain.teacher.adopt:
         return "adopt_teacher"
     (where,) = chain.teacher.load
-    if is_local(where) or isinstance(try_to_load_from_cache(where, INDEX), str):
+    if is_local(where) or in_cache(where, chain.import_teacher.revision) is not None:
         return "import_teacher"
     return f"import_teacher, downloads {where}"
 

@@ -77,8 +77,14 @@ def pipeline_folder(chain: Chain) -> Path | None:
     (where,) = chain.teacher.load
     if is_local(where):
         return Path(where) if (Path(where) / INDEX).is_file() else None
-    cached = try_to_load_from_cache(where, INDEX, revision=chain.import_teacher.revision)
-    return Path(cached).parent if isinstance(cached, str) else None
+    cached = in_cache(where, chain.import_teacher.revision)
+    return cached.parent if cached is not None else None
+
+
+def in_cache(repository: str, revision: str | None) -> Path | None:
+    """The pipeline's index of a hub repository in the cache, at this revision; None where it is not there."""
+    found = try_to_load_from_cache(repository, INDEX, revision=revision)
+    return Path(found) if isinstance(found, str) else None
 
 
 def is_local(where: str) -> bool:
