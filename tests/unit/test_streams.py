@@ -61,7 +61,7 @@ def is_derived(node: ast.expr) -> bool:
 
 def test_a_stream_is_named_at_one_place() -> None:
     files = {*SRC.rglob("*.py"), *(ROOT / "stages").glob("*.py")} - NO_RESULT
-    assert len(METHODS) == 3, "reflow, halve, direct"
+    assert len(METHODS) >= 3, "reflow, halve, direct"
     for method in METHODS:  # a model is made by one
         places = defaultdict(set)
         for file in files:
