@@ -10,6 +10,7 @@ import pytest
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.core.errors import UserError
+from fewstep.core.files import write_json
 from fewstep.core.paths import DATA, EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS
 from fewstep.evaluation.record import Ratio, write_record
 from fewstep.evaluation.schema import Speed, SpeedLog
@@ -250,3 +251,30 @@ def test_the_report_needs_no_torch() -> None:
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         == "[]\n"
     )
+
+
+def test_curves_of_training_are_shown_beside_the_plots(root: Path) -> None:
+    """Two figures on one page: their ids must not meet; a page without curves has no section for them."""
+    assert "During training" not in page(root)
+    for name, values in (("reflow", (0.9, 0.5)), ("tiny", (0.7, 0.4))):
+        curve = [
+            {"step": 10 * (i + 1), "feature_distance": value, "agreement": value, "brightness": -0.3}
+            for i, value in enumerate(values)
+        ]
+        write_json(root / MODELS / name / "evaluations.json", {"curve": curve})
+    read = Reader(page(root))
+    assert "During training" in read.text
+    for title in (
+        "Feature distance",
+        "Distance of latents",
+        "Brightness",
+        "% of the training",
+        "reflow",
+        "tiny",
+    ):
+        assert title in read.text, title
+    assert "Diversity of a prompt" not in read.text, "it was not measured"
+    ids = read.values("id")
+    assert len(set(ids)) == len(ids)
+    links = [value for value in read.values("href", "xlink:href") if value.startswith("#")]
+    assert {link[1:] for link in links} <= set(ids)

@@ -6,6 +6,7 @@ afterwards, so that the same drawing fits light and dark pages.
 
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,8 @@ MARKERS = "osD^v<>ph8d*"
 FLOOR = "real images"
 """Name of the floor in the legend."""
 INK, MUTED, LINE, PAPER = "#010101", "#020202", "#030303", "#040404"
+ID = re.compile(r'(?<= id=")|(?<=href="#)|(?<=url\(#)')
+"""Where an id begins in an SVG."""
 CSS = {INK: "currentColor", MUTED: "var(--muted)", LINE: "var(--line)", PAPER: "var(--paper)"} | {
     f"#00aa{i:02x}": f"var(--c{i})" for i in range(COLOURS)
 }
@@ -99,11 +102,14 @@ def render(panels: Sequence[Panel]) -> str:
             frameon=False,
             numpoints=1,
         )
-        return svg_of(figure)
+        return svg_of(figure, "cost")
 
 
-def svg_of(figure: Figure) -> str:
-    """A figure as an `<svg>` element in the page's colours; call it within STYLE."""
+def svg_of(figure: Figure, name: str) -> str:
+    """A figure as an `<svg>` element in the page's colours; call it within STYLE.
+
+    name: put before every id, because a page may have several figures.
+    """
     written = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(written, format="svg", transparent=True, metadata=nothing)
@@ -111,7 +117,7 @@ def svg_of(figure: Figure) -> str:
     svg = svg[svg.index("<svg") :].strip()
     for placeholder, css in CSS.items():
         svg = svg.replace(placeholder, css)
-    return svg
+    return ID.sub(f"{name}-", svg)
 
 
 def fill(axes: Axes, panel: Panel) -> dict[str, Any]:

@@ -66,4 +66,4 @@ def render(trainings: Sequence[Training]) -> str:
         for axes in list(panels):
             axes.set_axis_off()
         figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=6, frameon=False)
-        return svg_of(figure)
+        return svg_of(figure, "training")
