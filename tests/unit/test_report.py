@@ -273,6 +273,9 @@ def test_curves_of_training_are_shown_beside_the_plots(root: Path) -> None:
         "tiny",
     ):
         assert title in read.text, title
+    # Three measures: the place of a fourth stays empty.
+    figure = page(root).split("During training")[1].split("<svg")[1]
+    assert figure.count('id="training-axes_') == 3
     assert "Diversity of a prompt" not in read.text, "it was not measured"
     ids = read.values("id")
     assert len(set(ids)) == len(ids)

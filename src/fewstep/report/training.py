@@ -18,7 +18,7 @@ MEASURES = {
     "feature_distance": "Feature distance",
     "agreement": "Distance of latents",
     "diversity": "Diversity of a prompt",
-} | {tone: tone.capitalize() for tone in TONES}
+} | {tone: f"{tone.capitalize()}, %" for tone in TONES}
 """Measure -> title of its plot."""
 COLUMNS = 4
 
@@ -52,9 +52,10 @@ def render(trainings: Sequence[Training]) -> str:
         figure = Figure(figsize=(11.8, 2.4 * rows + 0.6), layout="constrained")
         panels = figure.subplots(rows, COLUMNS, squeeze=False).flat
         handles: dict[str, Any] = {}
-        for axes, name in zip(panels, shown, strict=False):
+        for name, axes in zip(shown, panels, strict=False):
             for each in trainings:
-                points = [(record["step"], record[name]) for record in each.records if name in record]
+                scale = 100 if name in TONES else 1
+                points = [(r["step"], scale * r[name]) for r in each.records if name in r]
                 steps, values = zip(*points, strict=True)
                 share = [100 * step / steps[-1] for step in steps]
                 colour = f"#00aa{each.colour % COLOURS:02x}"
@@ -64,6 +65,6 @@ def render(trainings: Sequence[Training]) -> str:
             axes.set_title(MEASURES[name], fontsize=10.5, fontweight="bold")
             axes.set_xlabel("% of the training")
         for axes in list(panels):
-            axes.set_axis_off()
+            axes.remove()
         figure.legend([*handles.values()], [*handles], loc="outside lower center", ncols=6, frameon=False)
         return svg_of(figure, "training")
