@@ -20,7 +20,7 @@ from fewstep.backbones.protocol import Backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
-from fewstep.core.files import read_json
+from fewstep.core.files import read_json, write_json
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.sampling import STUDENTS
@@ -160,6 +160,19 @@ def test_an_own_network_with_a_config_has_a_width_of_its_own(own_net: Any, tmp_p
         UserError, match=r"other/weights\.safetensors: does not fit the model of this teacher"
     ):
         plain.load_net(tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"class": "lab_nets:Gone"}, {"class": "gone:Net"}, {"config": {"wide": 3}}, {"config": None}],
+    ids=["class", "module", "argument", "none"],
+)
+def test_a_description_that_makes_no_network_is_named(own_net: Any, change: Any, tmp_path: Path) -> None:
+    save_network(own_net(3), tmp_path / "net")
+    file = tmp_path / "net/architecture.json"
+    write_json(file, read_json(file) | change)
+    with pytest.raises(UserError, match=r"net/architecture\.json: no network can be made from it"):
+        open_network(tmp_path / "net")
 
 
 @pytest.mark.parametrize(

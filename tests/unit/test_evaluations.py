@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.keyed import Key
 from fewstep.data.triplets import TripletBatch
@@ -139,6 +140,7 @@ def watch_and_student(change: Any) -> tuple[Watch, Any]:
     context: Any = SimpleNamespace(
         backbone=backbone,
         features=None,
+        sampling=SamplingConfig(),
         key=lambda use: Key(0, use),
         triplet_batch=lambda positions: TripletBatch(x_0, eps, {}),
     )

@@ -3,6 +3,7 @@
 import runpy
 import shutil
 from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +101,21 @@ def test_a_student_begins_as_its_start_and_learns_to_heed_guidance(family: str) 
     low, high = (latents(made, backbone, scale) for scale in (1.0, 9.0))
     assert (low - high).abs().max() > 1e-3
     assert Sampler(made, backbone, SamplingConfig(guidance=9.0)).evaluations(1) == 1
+
+
+def test_a_student_is_shown_at_the_guidance_of_the_triplets() -> None:
+    """Its images are compared with the triplets'; without guidance of their own, theirs is `sampling`'s."""
+    backbone = import_miniature("sd")
+    draw_triplets(backbone, guidance=4.0)
+    start = open_model(TEACHER, backbone)
+    _, student = start_and_student(start, "new", backbone, reflow.Config.model_validate(EMBEDDED), 0)
+    torch.nn.init.normal_(student.net.get_parameter("time_embedding.cond_proj.weight").detach())
+    context = Context("new", 0, start, student, backbone, [TRIPLETS / "0"], None, None)
+    batch = context.triplet_batch(range(8))
+    shown = context.preview(student, 1)
+    for scale, same in ((4.0, True), (1.0, False)):
+        sampler = Sampler(student, backbone, SamplingConfig(guidance=scale))
+        assert torch.equal(sampler.images(batch.conditions, batch.eps, 1), shown) == same
 
 
 def test_halving_a_teacher_learns_its_steps_at_each_triplets_guidance() -> None:
@@ -234,6 +250,19 @@ def test_params_that_ask_for_impossible_guidance_are_named(changes: dict[str, An
     Path("params.yaml").write_text(yaml.safe_dump(params))
     with pytest.raises(UserError, match=said):
         load_chain()
+
+
+def test_a_method_that_draws_guidance_needs_none_in_its_data() -> None:
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    training = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    student = {"method": "lcm", "from": "teacher", "guidance_embedding": True, "training": training}
+    params["encode_data"] = {"train": {}}
+    for more, refused in (({"guidance": [1.0, 5.0]}, False), ({"guidance": 3.0}, True)):
+        for data in ("triplets", "encoded"):
+            params["students"]["new"] = student | more | {"data": data}
+            Path("params.yaml").write_text(yaml.safe_dump(params))
+            with pytest.raises(UserError, match=r"new\.(guid|data)") if refused else nullcontext():
+                load_chain()
 
 
 def test_prompts_come_from_a_file_each_as_often_as_the_others(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,16 @@ def save_own(net: nn.Module, folder: Path) -> None:
 
 
 def untrained(folder: Path) -> nn.Module:
-    """An untrained network as `architecture.json` describes it."""
+    """An untrained network as `architecture.json` describes it. Raises UserError naming the file."""
     if not (folder / ARCHITECTURE).exists():
         raise UserError(f"{folder}: neither {CONFIG} nor {ARCHITECTURE} says what network this is")
     described = read_json(folder / ARCHITECTURE)
-    module, _, name = described["class"].partition(":")
-    kind: Any = importlib.import_module(module)
-    for part in name.split("."):
-        kind = getattr(kind, part)
-    net: nn.Module = kind(**described["config"])
+    try:
+        module, _, name = described["class"].partition(":")
+        kind: Any = attrgetter(name)(importlib.import_module(module))
+        net: nn.Module = kind(**described["config"])
+    except (KeyError, ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"{folder / ARCHITECTURE}: no network can be made from it: {error}") from error
     return net
 
 

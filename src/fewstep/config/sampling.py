@@ -9,6 +9,18 @@ from fewstep.core.text import normalised
 from fewstep.diffusion.solvers import Solver
 
 
+def _ordered(scales: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= scales[0] <= scales[1]:
+        raise ValueError("needs two scales [low, high], 0 <= low <= high")
+    return scales
+
+
+Scale = Annotated[float, Field(ge=0)]
+"""Classifier-free guidance scale; 1: no guidance."""
+ScaleRange = Annotated[tuple[float, float], AfterValidator(_ordered)]
+"""Lowest and highest guidance scale of samples that have a scale each."""
+
+
 class SamplingConfig(Section):
     """The `sampling` section."""
 

@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from fewstep.config.base import ProjectPath, Section
-from fewstep.config.sampling import SamplingConfig
+from fewstep.config.sampling import SamplingConfig, ScaleRange
 
 
 class TripletsConfig(Section):
@@ -21,7 +21,7 @@ class TripletsConfig(Section):
     """See `sampling.time_power`; null: the same."""
     prompts: ProjectPath
     """A data set, whose training captions are used, or a text file with one prompt per line."""
-    guidance: tuple[float, float] | None = None
+    guidance: ScaleRange | None = None
     """Range of each triplet's guidance scale, drawn uniformly; null: `sampling.guidance` for all."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     """Type of latents and text embeddings on disk; half precision is enough for Stable Diffusion."""
@@ -30,13 +30,6 @@ class TripletsConfig(Section):
         """Sampling settings of the triplets. teachers: the section `sampling`."""
         power = teachers.time_power if self.time_power is None else self.time_power
         return teachers.model_copy(update={"steps": self.steps, "time_power": power})
-
-    @field_validator("guidance")
-    @classmethod
-    def _ordered(cls, guidance: tuple[float, float] | None) -> tuple[float, float] | None:
-        if guidance is not None and not 0 <= guidance[0] <= guidance[1]:
-            raise ValueError("needs two scales [low, high], 0 <= low <= high")
-        return guidance
 
     @field_validator("shards")
     @classmethod

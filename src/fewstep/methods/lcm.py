@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fewstep.backbones.model import Model
+from fewstep.config.sampling import Scale, ScaleRange
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, expand_like
 from fewstep.diffusion.solvers import Solver, asked, ddim_step
@@ -29,7 +30,7 @@ from fewstep.training.method import Group, Rows
 
 TARGET = "target"
 HUBER = 1e-3
-"""c of the pseudo-Huber loss (diffusers' LCM training scripts)."""
+"""c of the pseudo-Huber loss; diffusers' LCM training scripts have the same."""
 
 
 class Config(MethodConfig):
@@ -43,10 +44,10 @@ class Config(MethodConfig):
     """1: a consistency model, sampled with fresh noise. More: PCM, sampled by a DDIM step per segment."""
     steps: int | None = Field(None, ge=1)
     """Step count of the student; null: any. A student of several segments takes one step per segment."""
-    guidance: float | tuple[float, float] = 1.0
+    guidance: Scale | ScaleRange = 1.0
     """Guidance scale of the teacher's steps. A range: drawn per sample, with `guidance_embedding`."""
     decay: float = Field(0.95, ge=0, lt=1)
-    """Of the moving average that makes the targets."""
+    """Decay of the moving average of the student's weights that makes the targets."""
 
     @property
     def draws_guidance(self) -> bool:
@@ -62,8 +63,6 @@ class Config(MethodConfig):
             )
         if self.draws_guidance and not self.guidance_embedding:
             raise ValueError("guidance is a range: the student needs guidance_embedding to take it")
-        if isinstance(self.guidance, tuple) and self.guidance[0] > self.guidance[1]:
-            raise ValueError(f"guidance: expected low <= high, found {self.guidance}")
         return self
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.model import Model, open_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.config.sampling import SamplingConfig
@@ -80,11 +81,19 @@ class Context:
         """The chain's teacher, frozen, whatever the student starts from."""
         return open_model(TEACHER, self.backbone)
 
+    @cached_property
+    def sampling(self) -> SamplingConfig:
+        """Settings with which the triplets were drawn; images are compared with them at equal guidance."""
+        if not self.shards:
+            return SamplingConfig()
+        facts = Manifest.open(self.shards[0], "triplets").facts
+        return SamplingConfig.model_validate(facts["sampling"])
+
     def preview(self, student: Model, steps: int) -> Tensor:
         """Images `[N, 3, H, W]` of the first triplets' noise and prompts, by the student's own sampling."""
         batch = self.triplet_batch(range(PREVIEWED))
         fresh = fresh_noise(self.key("preview"), range(PREVIEWED), batch.eps.shape[1:], batch.eps.device)
-        sampler = Sampler(student, self.backbone, SamplingConfig())
+        sampler = Sampler(student, self.backbone, self.sampling)
         return sampler.images(batch.conditions, batch.eps, steps, fresh)
 
     def unconditional(self) -> Conditions:

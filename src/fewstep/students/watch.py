@@ -1,19 +1,17 @@
 """Measures of a student while it trains: on fixed prompts and noise, against the teacher's images."""
 
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from fewstep.backbones.model import Model
-from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import device
 from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.data.triplets import TripletBatch
 from fewstep.features.layout import layout
-from fewstep.features.network import open_features
+from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.measures import TONES
 from fewstep.measures.tone import tones
 from fewstep.sampling.draw import Sampler
@@ -49,14 +47,13 @@ class Watch:
         return self.features(images), tones(images)
 
     @cached_property
-    def network(self) -> object:
+    def network(self) -> FeatureNetwork | None:
         """The feature network, on the device; None: there is none."""
         return open_features(self.context.features).to(device()) if self.context.features else None
 
     def features(self, images: Tensor) -> Tensor:
         """One row per image, `[B, D]`."""
-        network: Any = self.network
-        return (network.features(images) if network is not None else layout(images)).float()
+        return (self.network.features(images) if self.network is not None else layout(images)).float()
 
     def measure(self, student: Model, steps: int) -> dict[str, float]:
         """The measures by name.
@@ -67,7 +64,7 @@ class Watch:
         brightness, saturation, contrast, detail: relative change against the teacher's images.
         """
         backbone, pairs = self.context.backbone, self.triplets
-        sampler = Sampler(student, backbone, SamplingConfig())
+        sampler = Sampler(student, backbone, self.context.sampling)
         fresh = fresh_noise(self.noise, range(IMAGES), pairs.eps.shape[1:], pairs.eps.device)
         latents = sampler.latents(pairs.conditions, pairs.eps, steps, fresh)
         images = sampler.decode(latents)
