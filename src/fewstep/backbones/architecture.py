@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from fewstep.backbones.pipeline import forget_origin, load_part
+from fewstep.backbones.parts import forget_origin, load_part
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, write_json
 from fewstep.core.hardware import device, to_device

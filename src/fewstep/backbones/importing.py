@@ -11,7 +11,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from fewstep.backbones.configurations import INDEX, read_object
 from fewstep.backbones.loading import load_folder, load_single_file, set_prediction
 from fewstep.backbones.model import teacher_facts
-from fewstep.backbones.pipeline import DiffusersBackbone, forget_origin
+from fewstep.backbones.parts import forget_origin
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.proof import prove
 from fewstep.backbones.registry import family
 from fewstep.backbones.single_file import Marks, marks_of

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewstep.backbones.configurations import INDEX, read_object
-from fewstep.backbones.pipeline import LEFT_OUT, DiffusersBackbone, component_names
+from fewstep.backbones.parts import LEFT_OUT, component_names
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.single_file import with_averages
 from fewstep.backbones.weight_files import variant_of
 from fewstep.config.teacher import ImportTeacherConfig

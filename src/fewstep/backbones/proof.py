@@ -8,7 +8,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from fewstep.backbones.pipeline import DiffusersBackbone, component_names
+from fewstep.backbones.parts import component_names
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.schedulers import is_flow
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import device

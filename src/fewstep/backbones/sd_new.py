@@ -14,7 +14,7 @@ from diffusers import (
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from fewstep.backbones.bpe import new_tokenizer
-from fewstep.backbones.pipeline import forget_origin
+from fewstep.backbones.parts import forget_origin
 from fewstep.backbones.sd import StableDiffusion
 from fewstep.config.teacher import NetConfig, TextConfig, TrainTeacherConfig, VaeConfig
 from fewstep.core.hardware import device

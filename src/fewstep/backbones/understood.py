@@ -6,7 +6,8 @@ from typing import Any
 
 from fewstep.backbones.configurations import INDEX, Configurations, fault
 from fewstep.backbones.networks import OLD_NAMES, network_faults
-from fewstep.backbones.pipeline import LEFT_OUT, LIBRARIES, DiffusersBackbone
+from fewstep.backbones.parts import LEFT_OUT, LIBRARIES
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.registry import family
 from fewstep.backbones.schedulers import FLOW_MATCH, scheduler_faults
 from fewstep.backbones.single_file import single_file_faults

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from huggingface_hub import try_to_load_from_cache
 
-from fewstep.backbones.pipeline import INDEX, class_in
+from fewstep.backbones.parts import class_in
+from fewstep.backbones.pipeline import INDEX
 from fewstep.backbones.registry import family
 from fewstep.backbones.sd_new import new_net, new_scheduler
 from fewstep.chain import Chain

@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from fewstep.artifacts.manifest import Manifest, identity
 from fewstep.backbones.model import Model
-from fewstep.backbones.pipeline import DiffusersBackbone, component_names, forget_origin
+from fewstep.backbones.parts import component_names, forget_origin
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder, write_json
