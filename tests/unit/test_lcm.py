@@ -128,7 +128,6 @@ def test_a_student_of_segments_takes_a_step_per_segment() -> None:
     [
         ({"segments": 5}, "grid = 12: expected a multiple of segments = 5"),
         ({"segments": 4, "steps": 2}, "steps = 2: a student of 4 segments takes"),
-        ({"guidance": (1.0, 4.0)}, "guidance is a range: the student needs guidance_embedding"),
         ({"guidance": (4.0, 1.0), "guidance_embedding": True}, "0 <= low <= high"),
         ({"guidance": (-1.0, 1.0), "guidance_embedding": True}, "0 <= low <= high"),
         ({"guidance": -1.0}, "greater than or equal to 0"),

@@ -196,12 +196,16 @@ def check_guidance(module: ModuleType) -> None:
         start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
         start.sampling = TEACHERS if by_scale else STUDENTS
         conditions = pairs.conditions | ({"guidance": own} if by_condition and by_scale else {})
-        found = module.guided_start(context(start), w, by_condition)
+        found = module.guided_model(start, context(start), w, by_condition)
         assert (found is start.denoiser) == (w == 1 and not (by_scale and by_condition))
         x_0 = found(pairs.eps, torch.full((BATCH,), 0.5), conditions).x_0
         scales = own[:, None].numpy() if "guidance" in conditions else w
         k = UNCONDITIONAL + scales * (scale.numpy() - UNCONDITIONAL)
         assert np.allclose(x_0.numpy(), k * pairs.eps.numpy(), atol=1e-6)
+    assert module.with_scales(pairs.conditions, context(), 3.0, range(BATCH)) is pairs.conditions
+    found = module.with_scales(pairs.conditions, context(), (2.0, 5.0), range(BATCH))
+    drawn = 2 + 3 * Key(0, "model/guidance").uniform(range(BATCH))[:, 0]
+    assert found.keys() == {"scale", "guidance"} and np.allclose(found["guidance"].numpy(), drawn)
 
 
 def check_lcm(module: ModuleType) -> None:
@@ -213,14 +217,15 @@ def check_lcm(module: ModuleType) -> None:
     x_0, grid, positions = pairs.x_0.numpy(), 6, range(BATCH)
     i = np.floor(Key(0, "model/step").uniform(positions)[:, :1] * grid)
     eps = Key(0, "model/noise").normal(positions, (SIZE,)).astype(np.float64)
-    drawn = 1 + 3 * Key(0, "model/guidance").uniform(positions)[:, :1]
+    drawn = 1 + 3 * Key(0, "model/guidance").uniform(positions)[:, :1]  # of 1 to 4
 
     def ddim(x: np.ndarray, estimate: np.ndarray, t: np.ndarray, s: np.ndarray) -> np.ndarray:
         rest = (x - np.cos(np.pi * t / 2) * estimate) / np.sin(np.pi * t / 2)
         return np.cos(np.pi * s / 2) * estimate + np.sin(np.pi * s / 2) * rest
 
-    cases: list[tuple[int, Any]] = [(1, 1.0), (2, 2.5), (3, (1.0, 4.0))]
-    for segments, guidance in cases:
+    cases: list[tuple[int, Any, bool]]
+    cases = [(1, 1.0, False), (2, 2.5, False), (3, (1.0, 4.0), True), (1, (1.0, 4.0), False)]
+    for segments, guidance, embeds in cases:
         values = {
             "method": "lcm",
             "from": "teacher",
@@ -229,7 +234,7 @@ def check_lcm(module: ModuleType) -> None:
             "segments": segments,
         }
         ranged = isinstance(guidance, tuple)
-        config = module.Config.model_validate(values | {"guidance": guidance, "guidance_embedding": ranged})
+        config = module.Config.model_validate(values | {"guidance": guidance, "guidance_embedding": embeds})
         start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
         student, average = (model(Scaled(k), Prediction.SAMPLE, Cosine()) for k in (0.7, 0.6))
         backbone = SimpleNamespace(network=lambda net, inputs, average=average: average.denoiser.network)
@@ -306,9 +311,9 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("torch.where(expand_like(s == end, x_s).bool(), x_s, reached)", "reached.nan_to_num()"),
         ("asked(denoise, x, t, end,", "asked(denoise, x, t, t,"),
         ("predicted - batch.target", "predicted - batch.x_t"),
-        ("low + (high - low)", "high + (high - low)"),
-        ("scale, config.guidance_embedding)", "scale, False)"),
-        ("scale, config.guidance_embedding)", "1.0, config.guidance_embedding)"),
+        ("context, config.scale, config.per_sample)", "context, config.scale, False)"),
+        ("context, config.scale, config.per_sample)", "context, 1.0, config.per_sample)"),
+        ("self.config.guidance, rows", "1.0, rows"),
         ("HUBER = 1e-3", "HUBER = 1e-1"),
         ("rows.positions, self.config.grid)", "rows.positions, 5)"),
     ],
@@ -321,10 +326,11 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ('context.key("step")', 'context.key("other")'),
     ],
     guiding: [
+        ("low + (high - low)", "high + (high - low)"),
         ("context.unconditional(), scale)", "context.unconditional(), 1.0)"),
         ("if scale != 1 or", "if"),
-        ("or (by_scale and by_condition)", ""),
-        ("(by_scale and by_condition)", "by_condition"),
+        ("or (by_scale and per_sample)", ""),
+        ("(by_scale and per_sample)", "per_sample"),
     ],
 }  # fmt: skip
 

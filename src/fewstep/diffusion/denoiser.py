@@ -132,7 +132,8 @@ class Denoiser:
 
     def own_conditions(self, conditions: Conditions) -> Conditions:
         """The conditions that the network takes; END_TIME, if among them, in the network's own time."""
-        own = {name: value for name, value in conditions.items() if name != END_TIME}
+        others = {GUIDANCE, END_TIME}.difference(self.inputs)
+        own = {name: value for name, value in conditions.items() if name not in others}
         if END_TIME in self.inputs:
             own[END_TIME] = self.schedule.network_time(self.own_time(conditions[END_TIME])).float()
         return own

@@ -19,7 +19,7 @@ from fewstep.diffusion.halving import halving_target, snr_plus_one, truncated_sn
 from fewstep.diffusion.solvers import asked
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
-from fewstep.students.guidance import guided_start
+from fewstep.students.guidance import guided_model
 from fewstep.students.method import StudentMethod
 from fewstep.students.noising import Noised, noised
 from fewstep.training.method import Group, Rows
@@ -60,7 +60,7 @@ class Halve(StudentMethod):
         self.path = student.denoiser.path
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (context.start.net,)
-        self.teacher = guided_start(context, config.guidance, config.guidance_embedding)
+        self.teacher = guided_model(context.start, context, config.guidance, config.guidance_embedding)
 
     def batch(self, rows: Rows) -> Noised:
         return noised(self.context, self.path, rows.positions, self.config.steps)

@@ -16,14 +16,11 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from fewstep.backbones.model import Model
-from fewstep.config.sampling import Scale, ScaleRange
-from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, expand_like
+from fewstep.diffusion.denoiser import Conditions, Denoise, Denoiser, expand_like
 from fewstep.diffusion.solvers import Solver, asked, ddim_step
 from fewstep.losses.huber import pseudo_huber
-from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
-from fewstep.students.guidance import guided_start
+from fewstep.students.guidance import GuidedConfig, guided_model, with_scales
 from fewstep.students.method import StudentMethod
 from fewstep.students.noising import Noised, noised
 from fewstep.training.method import Group, Rows
@@ -33,7 +30,7 @@ HUBER = 1e-3
 """c of the pseudo-Huber loss; diffusers' LCM training scripts have the same."""
 
 
-class Config(MethodConfig):
+class Config(GuidedConfig):
     """Parameters of the method `lcm`."""
 
     method: str
@@ -44,14 +41,8 @@ class Config(MethodConfig):
     """1: a consistency model, sampled with fresh noise. More: PCM, sampled by a DDIM step per segment."""
     steps: int | None = Field(None, ge=1)
     """Step count of the student; null: any. A student of several segments takes one step per segment."""
-    guidance: Scale | ScaleRange = 1.0
-    """Guidance scale of the teacher's steps. A range: drawn per sample, with `guidance_embedding`."""
     decay: float = Field(0.95, ge=0, lt=1)
     """Decay of the moving average of the student's weights that makes the targets."""
-
-    @property
-    def draws_guidance(self) -> bool:
-        return isinstance(self.guidance, tuple)
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -61,8 +52,6 @@ class Config(MethodConfig):
             raise ValueError(
                 f"steps = {self.steps}: a student of {self.segments} segments takes as many steps"
             )
-        if self.draws_guidance and not self.guidance_embedding:
-            raise ValueError("guidance is a range: the student needs guidance_embedding to take it")
         return self
 
 
@@ -92,9 +81,7 @@ class ConsistencyDistillation(StudentMethod):
         self.config, self.path = config, student.denoiser.path
         self.groups = {"student": Group({"net": student.net}, config.training, {TARGET: config.decay})}
         self.frozen = (context.start.net,)
-        scale = config.guidance if isinstance(config.guidance, float) else 1.0
-        self.teacher = guided_start(context, scale, config.guidance_embedding)
-        self.scales = context.key("guidance")
+        self.teacher = guided_model(context.start, context, config.scale, config.per_sample)
 
     @property
     def average(self) -> Denoiser:
@@ -104,12 +91,8 @@ class ConsistencyDistillation(StudentMethod):
 
     def batch(self, rows: Rows) -> Noised:
         batch = noised(self.context, self.path, rows.positions, self.config.grid)
-        if isinstance(self.config.guidance, float):
-            return batch
-        low, high = self.config.guidance
-        drawn = low + (high - low) * self.scales.uniform(rows.positions)[:, 0]
-        own = {GUIDANCE: torch.from_numpy(drawn).float().to(device())}
-        return replace(batch, conditions=batch.conditions | own)
+        conditions = with_scales(batch.conditions, self.context, self.config.guidance, rows.positions)
+        return replace(batch, conditions=conditions)
 
     def prepare(self, batch: Noised) -> Batch:
         grid, each = self.config.grid, self.config.grid // self.config.segments

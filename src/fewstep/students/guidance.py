@@ -1,17 +1,61 @@
-"""The start model with classifier-free guidance, as a student learns its steps."""
+"""Classifier-free guidance of the model that a student learns from: one scale, or one drawn per sample."""
 
-from fewstep.diffusion.denoiser import Denoise, guided
+from collections.abc import Sequence
+
+import torch
+
+from fewstep.backbones.model import Model
+from fewstep.config.sampling import Scale, ScaleRange
+from fewstep.core.hardware import device
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, guided
 from fewstep.diffusion.sampling import Guidance
+from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 
 
-def guided_start(context: Context, scale: float, by_condition: bool) -> Denoise:
-    """The start model's estimate at a guidance scale, with the negative prompt of `sampling`.
+class GuidedConfig(MethodConfig):
+    """Parameters of a method whose student learns a guided model's predictions."""
 
-    by_condition: each sample may have its own scale in its conditions, where the start is guided by a scale.
-    At scale 1 without such conditions, guidance changes nothing and the start is evaluated once per step.
+    guidance: Scale | ScaleRange = 1.0
+    """Guidance scale of what the student learns from. A range: drawn per sample. With `guidance_embedding`
+    the student takes its sample's scale; without, it learns the mean over the range (LCM-LoRA, Flash)."""
+
+    @property
+    def draws_guidance(self) -> bool:
+        return isinstance(self.guidance, tuple)
+
+    @property
+    def scale(self) -> float:
+        """The scale of all samples; 1 where each has its own."""
+        return self.guidance if isinstance(self.guidance, float) else 1.0
+
+    @property
+    def per_sample(self) -> bool:
+        """Whether each sample has a scale of its own: drawn here, or its triplet's."""
+        return self.draws_guidance or self.guidance_embedding
+
+
+def guided_model(model: Model, context: Context, scale: float, per_sample: bool) -> Denoise:
+    """The model's estimate at a guidance scale, with the negative prompt of `sampling`.
+
+    per_sample: samples may have scales of their own in their conditions, where the model is guided by a
+    scale. At scale 1 without such conditions, guidance changes nothing: the model is evaluated once per step.
     """
-    by_scale = context.start.sampling.guidance is Guidance.SCALE
-    if scale != 1 or (by_scale and by_condition):
-        return guided(context.start.denoiser, context.unconditional(), scale)
-    return context.start.denoiser
+    by_scale = model.sampling.guidance is Guidance.SCALE
+    if scale != 1 or (by_scale and per_sample):
+        return guided(model.denoiser, context.unconditional(), scale)
+    return model.denoiser
+
+
+def with_scales(
+    conditions: Conditions, context: Context, guidance: float | tuple[float, float], positions: Sequence[int]
+) -> Conditions:
+    """The conditions with a guidance scale per sample, uniform in the range; unchanged where it is a number.
+
+    Random stream: `guidance` of the training.
+    """
+    if isinstance(guidance, float):
+        return conditions
+    low, high = guidance
+    drawn = low + (high - low) * context.key("guidance").uniform(positions)[:, 0]
+    return conditions | {GUIDANCE: torch.from_numpy(drawn).float().to(device())}
