@@ -154,18 +154,31 @@ def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise
     """
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
-        free = unconditional | {name: conditions[name] for name in (END_TIME,) if name in conditions}
-        both = {
-            name: torch.cat([value, free[name].expand_as(value)])
-            for name, value in conditions.items()
-            if name != GUIDANCE
-        }
-        estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
-        (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
-        own = expand_like(conditions[GUIDANCE], x) if GUIDANCE in conditions else scale
+        (x_0, eps), (x_0_free, eps_free) = branches(denoise, unconditional, x, t, conditions)
+        own = scale_of(conditions, x, scale)
         return Estimate(torch.lerp(x_0_free, x_0, own), torch.lerp(eps_free, eps, own))
 
     return run
+
+
+def branches(
+    denoise: Denoise, unconditional: Conditions, x: Tensor, t: Tensor, conditions: Conditions
+) -> tuple[Estimate, Estimate]:
+    """The conditional and the unconditional estimate, in one pass; `unconditional` has batch size 1."""
+    free = unconditional | {name: conditions[name] for name in (END_TIME,) if name in conditions}
+    both = {
+        name: torch.cat([value, free[name].expand_as(value)])
+        for name, value in conditions.items()
+        if name != GUIDANCE
+    }
+    estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
+    (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
+    return Estimate(x_0, eps), Estimate(x_0_free, eps_free)
+
+
+def scale_of(conditions: Conditions, x: Tensor, scale: float) -> Tensor | float:
+    """The guidance scale: of each sample, shaped to multiply x, where they have one; else `scale`."""
+    return expand_like(conditions[GUIDANCE], x) if GUIDANCE in conditions else scale
 
 
 def asked_at(denoise: Denoise, guidance: float) -> Denoise:

@@ -128,6 +128,9 @@ def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[s
                 state.guard(f"{label} gradient norm", norm, positions)
             rate = learning_rate(group.config, step, method.training.steps)
             group.update(rate, overflown)
+            if not overflown:
+                with torch.no_grad():
+                    method.updated(label)
         logged |= {f"{label}/{term}": value for term, value in terms.items()} | {
             f"{label}/loss": losses[label],
             f"{label}/gradient_norm": norm,

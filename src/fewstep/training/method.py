@@ -80,6 +80,9 @@ class Method(ABC):
     def losses(self, group: str, batch: Any, step: int) -> dict[str, Tensor]:
         """Named scalar terms, means over the batch's rows; `group` minimises their sum."""
 
+    def updated(self, group: str) -> None:  # noqa: B027
+        """Called without gradient after each update of a group: for a rule on weights, such as clipping."""
+
     limits: Mapping[str, float] = {}
     """Measure of `evaluate` -> absolute value beyond which a warning of drift is printed."""
 

@@ -1,0 +1,212 @@
+"""Base of the methods that train a student by the scores of two denoisers: the teacher and a fake.
+
+The fake is a copy of the teacher, trained on the student's samples. It is updated at every step, the student
+at every `student_every`-th. With `lora`, student and fake are adapters; all three networks share one copy of
+the base weights where the student starts from the teacher.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from fewstep.backbones.model import Model
+from fewstep.config.training import OptimizerConfig
+from fewstep.core.hardware import device
+from fewstep.diffusion.denoiser import (
+    GUIDANCE,
+    Conditions,
+    Denoise,
+    Denoiser,
+    Estimate,
+    expand_like,
+    from_estimate,
+)
+from fewstep.diffusion.schedules import Schedule
+from fewstep.diffusion.solvers import Solver, asked, at, trailing
+from fewstep.students.context import Context
+from fewstep.students.guidance import GuidedConfig, guided_model, with_scales
+from fewstep.students.method import StudentMethod
+from fewstep.students.start import with_net
+from fewstep.training.lora import attach, twin
+from fewstep.training.method import Group, Rows
+
+
+class ScoreConfig(GuidedConfig):
+    """Parameters of these methods."""
+
+    method: str
+    learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
+    """Of triplets only the prompts are used, and x_0 as real samples where a discriminator needs some."""
+    steps: int = Field(1, ge=1)
+    """Steps of the student."""
+    first_time: float = Field(1.0, gt=0, le=1)
+    """Time at which the student receives pure noise; its later steps are equally spaced from there to 0.
+    SiD takes 0.625 and DMD2's one-step SDXL 0.4: a denoiser's output at 1 is nearly constant."""
+    fake: OptimizerConfig
+    """Optimizer of the fake."""
+    student_every: int = Field(5, ge=1)
+    """Updates of the fake per update of the student; `training.steps` counts updates of the fake."""
+    earliest: float = Field(0.02, ge=0, lt=1)
+    """Least time of the teacher's schedule at which the student's samples are noised for its update."""
+    latest: float = Field(0.98, gt=0, le=1)
+    """Largest such time; in between it is uniform."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScoreConfig":
+        if self.earliest >= self.latest:
+            raise ValueError(f"earliest = {self.earliest}: has to be below latest = {self.latest}")
+        return self
+
+    @property
+    def times(self) -> list[float]:
+        """The `steps + 1` times of the student's steps, from `first_time` to 0."""
+        return [self.first_time * t for t in trailing(self.steps)]
+
+
+def few_step(config: ScoreConfig, start: Model) -> Model:
+    """The start on its own path, sampled with fresh noise between the steps."""
+    times = {} if config.first_time == 1 else {config.steps: tuple(config.times)}
+    sampling = replace(start.sampling, solver=Solver.RENOISE, times=times)
+    return replace(start, steps=config.steps, sampling=sampling)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A step's random numbers; and the student's input and sample, set by `prepare`.
+
+    real, conditions: clean samples `[B, ...]` and their prompts. noise: `[exit + 1, B, ...]`, of the first
+    step and of each later one. times: the times of the student's and of the fake's update, uniform in [0, 1),
+    and one more, `[B, 3]`. eps: the noise of both updates, `[2, B, ...]`.
+    """
+
+    real: Tensor
+    conditions: Conditions
+    noise: Tensor
+    times: Tensor
+    eps: Tensor
+    x_t: Tensor
+    """The input of the student's step `exit`, float64."""
+    t: Tensor
+    """Its time `[B]`."""
+    x: Tensor
+    """The student's x_0 there, float64, without gradient."""
+
+
+class ScoreDistillation(StudentMethod):
+    """Student and fake; a method says how the student is updated.
+
+    real: the teacher's estimate with guidance. fake: the denoiser that is trained on the student's samples.
+    Both are evaluated on `scores`, the teacher's own path.
+    """
+
+    def __init__(self, config: ScoreConfig, context: Context, student: Model) -> None:
+        super().__init__(config, context, student)
+        self.config, self.path = config, student.denoiser.path
+        self.teacher = context.teacher
+        self.scores: Schedule = self.teacher.denoiser.path
+        self.real: Denoise = guided_model(self.teacher, context, config.scale, config.per_sample)
+        self.fake = fake_of(self.teacher, config, context)
+        self.fake_estimate: Denoise = self.fake.denoiser
+        self.groups = {
+            "fake": Group({"net": self.fake.net}, config.fake),
+            "student": Group({"net": student.net}, config.training),
+        }
+        self.frozen = (self.teacher.net,)
+
+    def schedule(self, step: int) -> Sequence[str]:
+        return ("fake", "student") if step % self.config.student_every == 0 else ("fake",)
+
+    def exit(self, step: int) -> int:
+        """Index of the student's step whose output is trained; the same in all processes."""
+        return int(self.context.key("exit").uniform([step])[0, 0] * self.config.steps)
+
+    def batch(self, rows: Rows) -> Batch:
+        context, positions = self.context, rows.positions
+        real, conditions = context.clean_batch(positions)
+
+        def normal(use: str) -> Tensor:
+            drawn = torch.from_numpy(context.key(use).normal(positions, real.shape[1:]))
+            return drawn.to(device(), torch.float64)
+
+        noise = torch.stack([normal(f"noise/{j}") for j in range(self.exit(rows.step) + 1)])
+        times = torch.from_numpy(context.key("times").uniform(positions, 3)).to(device())
+        eps = torch.stack([normal("eps/student"), normal("eps/fake")])
+        conditions = with_scales(conditions, context, self.config.guidance, positions)
+        return Batch(real, conditions, noise, times, eps, noise[0], times[:, 0], noise[0])
+
+    def prepare(self, batch: Batch) -> Batch:
+        x_t, t = self.student_input(batch.noise, batch.conditions)
+        return replace(batch, x_t=x_t, t=t, x=self.sample(x_t, t, batch.conditions).double())
+
+    def student_input(self, noise: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
+        """Input and time of the trained step, by backward simulation (DMD2, section 4.4)."""
+        times = [at(t, noise[0]) for t in self.config.times]
+        x_t = noise[0] * expand_like(self.path.scale(times[0]), noise[0])
+        for j, fresh in enumerate(noise[1:]):
+            x_0 = self.sample(x_t, times[j], conditions).double()
+            x_t = noised_at(self.path, x_0, times[j + 1], fresh)
+        return x_t, times[len(noise) - 1]
+
+    def sample(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The student's x_0 `[B, ...]`, float32."""
+        return asked(self.denoiser, x_t.float(), t, torch.zeros_like(t), conditions).x_0
+
+    def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
+        if group == "student":
+            return self.student_losses(self.sample(batch.x_t, batch.t, batch.conditions), batch)
+        return self.fake_losses(batch)
+
+    def fake_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The teacher's own regression on the student's samples, over all times."""
+        tau, eps = batch.times[:, 1], batch.eps[1]
+        estimate = self.fake_estimate(
+            noised_at(self.scores, batch.x, tau, eps).float(), tau, batch.conditions
+        )
+        target = Estimate(batch.x.float(), eps.float())
+        return {"denoising": prediction_error(self.fake.denoiser, estimate, target, tau).square().mean()}
+
+    @abstractmethod
+    def student_losses(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Terms of the student's loss for its samples x `[B, ...]`."""
+
+    def noised(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """(x_tau, tau) for the student's update, float64: x noised at a time in [earliest, latest]."""
+        low, high = self.config.earliest, self.config.latest
+        tau = low + (high - low) * batch.times[:, 0]
+        return noised_at(self.scores, x.double(), tau, batch.eps[0]), tau
+
+
+def fake_of(teacher: Model, config: ScoreConfig, context: Context) -> Model:
+    """The fake before training, equal to the teacher: a copy of its network, or an adapter on its weights.
+
+    It takes guidance where the student does, because the student's samples then depend on it.
+    """
+    inputs = teacher.denoiser.inputs
+    if config.lora is not None:
+        net = twin(teacher.net)
+        attach(net, config.lora, context.backbone.lora_targets, context.key("fake").seed32(0))
+    elif config.guidance_embedding:
+        net, inputs = context.backbone.with_input(teacher.net, GUIDANCE), (*inputs, GUIDANCE)
+        net.requires_grad_(True)
+    else:
+        net = deepcopy(teacher.net).requires_grad_(True)
+    return with_net(teacher, net, context.backbone, inputs)
+
+
+def noised_at(path: Schedule, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+    """`alpha x + sigma eps` at t `[B]` of the path, in x's dtype."""
+    alpha, sigma = path.alpha_sigma(t)
+    return expand_like(alpha, x) * x + expand_like(sigma, x) * eps.to(x)
+
+
+def prediction_error(denoiser: Denoiser, estimate: Estimate, target: Estimate, t: Tensor) -> Tensor:
+    """Error `[B, ...]` of an estimate, in what the network predicts (eps, v, velocity ...)."""
+    alpha, sigma = denoiser.own_alpha_sigma(t)
+    raw, wanted = (from_estimate(each, alpha, sigma, denoiser.prediction) for each in (estimate, target))
+    return raw - wanted
