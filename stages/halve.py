@@ -3,9 +3,9 @@
 import sys
 
 from fewstep.config.base import read
-from fewstep.config.sampling import SamplingConfig
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
+from fewstep.core.text import normalised
 from fewstep.methods.halve import Config
 from fewstep.students.learn import Task, learn
 
@@ -19,7 +19,7 @@ def main() -> None:
     The negative prompt is the one of `sampling`.
     """
     config, shards = read(Config, "halve", ROUND), read(list[int], "triplets", "shards")
-    negative = read(SamplingConfig, "sampling").negative_prompt
+    negative = normalised(read(str, "sampling", "negative_prompt"))
     seed = read(int, "seed")
     learn(Task(f"halve@{ROUND}", NAME, "halve", config, shards, seed, negative_prompt=negative))
 

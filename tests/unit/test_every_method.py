@@ -14,9 +14,22 @@ from fewstep.students.learn import Task, learn, method_module
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import MAKERS
 
+FAKE = {"learning_rate": 0.01}
 METHODS: dict[str, dict[str, Any]] = {
     "direct": {},
+    "dmd2": {
+        "fake": FAKE,
+        "steps": 2,
+        "student_every": 2,
+        "guidance": 2.0,
+        "gan": {"divergence": "jensen_shannon"},
+        "decoupled": True,
+        "diversity": {"steps": 1, "of": 3},
+        "ida": 0.1,
+    },
     "lcm": {"grid": 4, "guidance": 2.0},
+    "sid": {"fake": FAKE, "guidance": [1.0, 3.0], "first_time": 0.75},
+    "tdm": {"fake": FAKE, "steps": 2, "guidance": 2.0},
 }
 """Method -> its parameters beside the training's."""
 FILES = Path(method_module("direct").__file__).parent

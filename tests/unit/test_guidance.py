@@ -35,7 +35,7 @@ from fewstep.export.pipeline import export
 from fewstep.methods import direct, halve, reflow
 from fewstep.sampling.draw import Sampler
 from fewstep.students.context import Context
-from fewstep.students.learn import Task, learn
+from fewstep.students.learn import Task, learn, method_module
 from fewstep.students.start import start_and_student
 from fewstep.training.method import Rows
 from tests.miniature import draw_triplets, import_miniature, prepare_images
@@ -167,26 +167,36 @@ def test_halving_bakes_in_the_guidance_that_the_teacher_samples_with() -> None:
     assert (first - second).abs().max() > 1e-3
 
 
-def test_the_halve_stage_takes_the_negative_prompt_of_sampling(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("stage", "key", "name", "section", "more"),
+    [
+        ("halve", "1", "halve-1", "halve", {"steps": 1}),
+        ("distill", "new", "new", "students", {"method": "lcm", "grid": 4}),
+    ],
+)
+def test_the_stages_take_the_negative_prompt_of_sampling(
+    stage: str, key: str, name: str, section: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone)
-    round_ = {"from": "teacher", "steps": 1, "guidance": 5.0, "training": TRAINING.model_dump(mode="json")}
-    monkeypatch.setattr("sys.argv", ["halve.py", "1"])
+    student = {"from": "teacher", "guidance": 5.0, "training": TRAINING.model_dump(mode="json")} | more
+    method = str(more.get("method", stage))
+    monkeypatch.setattr("sys.argv", [f"{stage}.py", key])
 
     def weights() -> Tensor:
-        net = open_model(MODELS / "halve-1", backbone).net
-        shutil.rmtree(MODELS / "halve-1")
+        net = open_model(MODELS / name, backbone).net
+        shutil.rmtree(MODELS / name)
         return torch.cat([weight.detach().flatten() for weight in net.parameters()])
 
     found = []
     for negative in ("", "a small red star"):
-        sampling = {"negative_prompt": negative}
-        params = {"seed": 0, "sampling": sampling, "triplets": {"shards": [0]}, "halve": {"1": round_}}
+        params = {"seed": 0, "features": str(TEACHER), "sampling": {"negative_prompt": negative}}
+        params |= {"triplets": {"shards": [0]}, section: {key: student}}
         Path("params.yaml").write_text(yaml.safe_dump(params))
-        runpy.run_path(str(ROOT / "stages/halve.py"))["main"]()
+        runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
         found.append(weights())
-        config = halve.Config.model_validate(round_)
-        learn(Task("halve@1", "halve-1", "halve", config, [0], 0, negative_prompt=negative))
+        config = method_module(method).Config.model_validate(student)
+        learn(Task(f"{stage}@{key}", name, method, config, [0], 0, negative_prompt=negative))
         assert torch.equal(found[-1], weights())
     assert not torch.equal(*found)
 

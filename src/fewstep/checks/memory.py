@@ -18,6 +18,7 @@ from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device
 from fewstep.core.switches import count_of, is_on
+from fewstep.students.config import MethodConfig
 from fewstep.training.half import half
 from fewstep.training.lora import LoraSettings
 
@@ -45,11 +46,30 @@ class Setup:
     lora: LoraSettings | None = None
     checkpointed: bool = False
     accumulates: bool = False
+    further: tuple[str, ...] = ()
+    """Optimizers of further trained networks of this size."""
+    averages: int = 0
+    """Moving averages of the trained weights that the method evaluates."""
+    gradient_passes: int = 1
+    """Evaluations per sample whose activations are kept for one backward pass."""
+    teacher: bool = False
+    """Whether the teacher is in memory beside another start model."""
 
     @property
     def kind(self) -> Kind:
         """Settings that the trace of its step depends on."""
         return Kind(self.optimizer, self.lora, self.checkpointed, self.accumulates)
+
+
+def student_setup(config: MethodConfig) -> Setup:
+    """Setup of a student's training. Raises UserError on an invalid switch."""
+    return replace(
+        setup_of(config.training, config.lora, True),
+        further=tuple(each.optimizer for each in config.further_networks),
+        averages=config.averages,
+        gradient_passes=config.gradient_passes,
+        teacher=bool(config.further_networks) and config.from_ != "teacher",
+    )
 
 
 class Need(NamedTuple):
@@ -87,11 +107,17 @@ def need(design: Design, setup: Setup) -> Need:
     """Memory that the training needs in one process."""
     traced = trace(design, setup.kind)
     copies = setup.start and setup.lora is None
-    state = FLOAT * (traced.parameters * (1 + copies) + setup.ema * traced.trained) + traced.optimizer
+    averages = setup.ema + setup.averages
+    state = FLOAT * (traced.parameters * (1 + copies) + averages * traced.trained) + traced.optimizer
+    for optimizer in setup.further:
+        other = trace(design, replace(setup, optimizer=optimizer).kind)
+        state += FLOAT * other.trained + other.optimizer
     if (dtype := half()) is not None:
         state -= (FLOAT - dtype.itemsize) * traced.rounded
     frozen = traced.parameters - traced.trained
-    return Need(traced.parameters if setup.lora is None else frozen, state, traced.peak(setup.rows))
+    parameters = traced.parameters if setup.lora is None else frozen
+    state += setup.teacher * FLOAT * parameters
+    return Need(parameters, state, traced.peak(setup.rows * setup.gradient_passes))
 
 
 def advice(design: Design, setup: Setup, memory: int) -> str | None:

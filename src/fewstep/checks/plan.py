@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
-from fewstep.checks.memory import Setup, setup_of
+from fewstep.checks.memory import Setup, setup_of, student_setup
 from fewstep.checks.teacher import Sizes, design, in_cache, is_local, sizes
 from fewstep.config.training import TrainingConfig
 
@@ -85,5 +85,4 @@ def trainings(chain: Chain) -> dict[str, Setup]:
     found = {}
     if chain.teacher.train and chain.train_teacher:
         found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
-    configs = {name: model.config for name, model in chain.models().items()}
-    return found | {name: setup_of(config.training, config.lora, True) for name, config in configs.items()}
+    return found | {name: student_setup(model.config) for name, model in chain.models().items()}

@@ -7,7 +7,7 @@ methods, `sampling/draw.py`, the autoencoder and the classifier. Only the data s
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -62,8 +62,15 @@ Run = Callable[[int], object]
 """What is timed: called with a number of samples."""
 
 
+@dataclass(frozen=True)
 class Invented(Context):
-    """A method's context with synthetic triplets and encoded images."""
+    """A method's context with synthetic triplets and encoded images; own_teacher: the chain's teacher."""
+
+    own_teacher: Model = field(kw_only=True)
+
+    @cached_property
+    def teacher(self) -> Model:
+        return self.own_teacher
 
     @cached_property
     def prompted(self) -> list[Prompted]:
@@ -187,7 +194,9 @@ class Rehearsal:
         config = made.config
         start, student = start_and_student(self.model(config.from_), name, self.backbone, config, chain.seed)
         features = self.features_path if config.needs_feature_maps else None
-        given = Invented(name, chain.seed, start, student, self.backbone, (), features, None)
+        given = Invented(
+            name, chain.seed, start, student, self.backbone, (), features, None, own_teacher=self.teacher
+        )
         module = method_module(made.method)
         method: Method = module.METHOD(config, given, module.student_of(config, student))
         return method

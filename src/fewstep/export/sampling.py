@@ -49,9 +49,10 @@ def stock_sampling(
     if END_TIME in denoiser.inputs:
         raise UserError(f"export.{name}: no diffusers pipeline passes its network the end time of a step")
     flow = is_flow(scheduler)
-    if record.solver is Solver.RENOISE and steps > 1:
+    own_times = bool(record.times) and record.grid(steps) != trailing(steps)
+    if record.solver is Solver.RENOISE and (steps > 1 or own_times):
         return renoising(name, denoiser, record.grid(steps), scheduler, flow)
-    if record.times and record.grid(steps) != trailing(steps):
+    if own_times:
         raise UserError(f"export.{name}: no scheduler of diffusers takes DDIM steps at the model's times")
     match denoiser.schedule, denoiser.path, denoiser.prediction:
         case RectifiedFlow(), RectifiedFlow(), Prediction.FLOW if flow:
@@ -96,7 +97,10 @@ def renoising(
     entries.
     """
     match denoiser.schedule, denoiser.prediction:
-        case RectifiedFlow(), Prediction.FLOW if flow and denoiser.path == denoiser.schedule:
+        case RectifiedFlow(), Prediction.FLOW if (
+            # Earlier than at 1 the stock scheduler would start from noise of another scale than the model.
+            flow and denoiser.path == denoiser.schedule and times[0] == 1
+        ):
             return StockSampling(FlowMatchLCMScheduler(shift=1.0), {"sigmas": list(times[:-1])})
         case DiscreteVP() as table, _ if denoiser.path == table:
             entries = [t * len(table.alphas_cumprod) for t in times[:-1]]

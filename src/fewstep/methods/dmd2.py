@@ -19,7 +19,7 @@ from fewstep.backbones.model import Model
 from fewstep.config.base import Section
 from fewstep.core.errors import UserError
 from fewstep.diffusion.denoiser import branches, expand_like, scale_of
-from fewstep.diffusion.solvers import asked, at, ddim, ddim_step, trailing
+from fewstep.diffusion.solvers import at, ddim, ddim_step, trailing
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching, divergence_weight, error_scale
 from fewstep.students.context import Context
@@ -68,6 +68,10 @@ class Config(ScoreConfig):
     """Null: no such term."""
     ida: float = Field(0.0, ge=0, lt=1)
     """Share of the student's weights mixed into the fake's after the student's update; SenseFlow: 0.03."""
+
+    @property
+    def gradient_passes(self) -> int:
+        return 1 + (self.gan is not None) + (self.diversity is not None)
 
     @model_validator(mode="after")
     def _starts_at_noise(self) -> Self:
@@ -141,13 +145,13 @@ class DistributionMatching(ScoreDistillation):
         On the rectified flow it is the error of the student's velocity.
         """
         path, times = self.path, trailing(diversity.of)[: diversity.steps + 1]
-        t, s = at(1.0, batch.real), at(times[-1], batch.real)
-        x_1 = batch.noise[0] * expand_like(path.scale(t), batch.noise[0])
+        x_1, t = self.first_input(batch.noise[0])
+        s = at(times[-1], x_1)
         teacher = replace(self.teacher, denoiser=self.teacher.denoiser.on(path))
         with torch.no_grad():
             solved = guided_model(teacher, self.context, self.config.scale, self.config.per_sample)
             z_s = ddim(solved, x_1, times, batch.conditions, path).float()
-        x_s = ddim_step(asked(self.denoiser, x_1.float(), t, torch.zeros_like(t), batch.conditions), path, s)
+        x_s = ddim_step(self.estimate(x_1, t, batch.s, batch.conditions), path, s)
         return ((x_s - z_s) / expand_like(1 - s, x_s)).square().mean()
 
     def fake_losses(self, batch: Batch) -> dict[str, Tensor]:

@@ -44,6 +44,10 @@ class Config(GuidedConfig):
     decay: float = Field(0.95, ge=0, lt=1)
     """Decay of the moving average of the student's weights that makes the targets."""
 
+    @property
+    def averages(self) -> int:
+        return 1
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.grid % self.segments:

@@ -22,6 +22,11 @@ class Config(ScoreConfig):
     alpha: float = 1.0
     """Weight of the squared difference of the denoisers."""
 
+    @property
+    def gradient_passes(self) -> int:
+        guided = self.per_sample or self.scale != 1
+        return 5 if guided else 3
+
 
 student_of = few_step
 

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from fewstep.config.base import Section
-from fewstep.config.training import StudentTrainingConfig
+from fewstep.config.training import OptimizerConfig, StudentTrainingConfig
 from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.training.lora import LoraSettings
 
@@ -36,6 +36,21 @@ class MethodConfig(Section):
     def draws_guidance(self) -> bool:
         """Whether the method draws each sample's guidance scale itself, so that its data need none."""
         return False
+
+    @property
+    def further_networks(self) -> tuple[OptimizerConfig, ...]:
+        """Optimizers of further trained networks of the teacher's size, such as a fake score."""
+        return ()
+
+    @property
+    def averages(self) -> int:
+        """Number of moving averages of the student's weights that the method evaluates."""
+        return 0
+
+    @property
+    def gradient_passes(self) -> int:
+        """Evaluations per sample whose activations the student's update keeps for its backward pass."""
+        return 1
 
     @property
     def needs_feature_maps(self) -> bool:

@@ -64,15 +64,19 @@ class ScoreConfig(GuidedConfig):
         return self
 
     @property
+    def further_networks(self) -> tuple[OptimizerConfig, ...]:
+        return (self.fake,)
+
+    @property
     def times(self) -> list[float]:
         """The `steps + 1` times of the student's steps, from `first_time` to 0."""
         return [self.first_time * t for t in trailing(self.steps)]
 
 
-def few_step(config: ScoreConfig, start: Model) -> Model:
-    """The start on its own path, sampled with fresh noise between the steps."""
+def few_step(config: ScoreConfig, start: Model, solver: Solver = Solver.RENOISE) -> Model:
+    """The start on its own path, in `steps` steps; by default with fresh noise between them."""
     times = {} if config.first_time == 1 else {config.steps: tuple(config.times)}
-    sampling = replace(start.sampling, solver=Solver.RENOISE, times=times)
+    sampling = replace(start.sampling, solver=solver, times=times)
     return replace(start, steps=config.steps, sampling=sampling)
 
 
@@ -94,8 +98,10 @@ class Batch:
     """The input of the student's step `exit`, float64."""
     t: Tensor
     """Its time `[B]`."""
+    s: Tensor
+    """Time `[B]` at which the step ends; 0 where the student predicts x_0 and fresh noise follows."""
     x: Tensor
-    """The student's x_0 there, float64, without gradient."""
+    """The student's sample at s, float64, without gradient."""
 
 
 class ScoreDistillation(StudentMethod):
@@ -138,28 +144,32 @@ class ScoreDistillation(StudentMethod):
         times = torch.from_numpy(context.key("times").uniform(positions, 3)).to(device())
         eps = torch.stack([normal("eps/student"), normal("eps/fake")])
         conditions = with_scales(conditions, context, self.config.guidance, positions)
-        return Batch(real, conditions, noise, times, eps, noise[0], times[:, 0], noise[0])
+        x_t, t = self.first_input(noise[0])
+        return Batch(real, conditions, noise, times, eps, x_t, t, torch.zeros_like(t), x_t)
+
+    def first_input(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(x_t, t) of the student's first step from noise `[B, ...]`."""
+        t = at(self.config.first_time, noise)
+        return noise * expand_like(self.path.scale(t), noise), t
 
     def prepare(self, batch: Batch) -> Batch:
-        x_t, t = self.student_input(batch.noise, batch.conditions)
-        return replace(batch, x_t=x_t, t=t, x=self.sample(x_t, t, batch.conditions).double())
+        """Backward simulation: the inputs of later steps are the student's own (DMD2, section 4.4)."""
+        x_t, t, s = batch.x_t, batch.t, batch.s
+        for time, fresh in zip(self.config.times[1:], batch.noise[1:], strict=False):
+            x_0 = self.estimate(x_t, t, s, batch.conditions).x_0.double()
+            t = at(time, x_0)
+            x_t = noised_at(self.path, x_0, t, fresh)
+        x = self.estimate(x_t, t, s, batch.conditions).x_0.double()
+        return replace(batch, x_t=x_t, t=t, x=x)
 
-    def student_input(self, noise: Tensor, conditions: Conditions) -> tuple[Tensor, Tensor]:
-        """Input and time of the trained step, by backward simulation (DMD2, section 4.4)."""
-        times = [at(t, noise[0]) for t in self.config.times]
-        x_t = noise[0] * expand_like(self.path.scale(times[0]), noise[0])
-        for j, fresh in enumerate(noise[1:]):
-            x_0 = self.sample(x_t, times[j], conditions).double()
-            x_t = noised_at(self.path, x_0, times[j + 1], fresh)
-        return x_t, times[len(noise) - 1]
-
-    def sample(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
-        """The student's x_0 `[B, ...]`, float32."""
-        return asked(self.denoiser, x_t.float(), t, torch.zeros_like(t), conditions).x_0
+    def estimate(self, x_t: Tensor, t: Tensor, s: Tensor, conditions: Conditions) -> Estimate:
+        """The student's estimate at t `[B]` for a step that ends at s `[B]`, float32."""
+        return asked(self.denoiser, x_t.float(), t, s, conditions)
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         if group == "student":
-            return self.student_losses(self.sample(batch.x_t, batch.t, batch.conditions), batch)
+            x_0 = self.estimate(batch.x_t, batch.t, batch.s, batch.conditions).x_0
+            return self.student_losses(x_0, batch)
         return self.fake_losses(batch)
 
     def fake_losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -173,7 +183,7 @@ class ScoreDistillation(StudentMethod):
 
     @abstractmethod
     def student_losses(self, x: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Terms of the student's loss for its samples x `[B, ...]`."""
+        """Terms of the student's loss for its estimate x of x_0 `[B, ...]`."""
 
     def noised(self, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """(x_tau, tau) for the student's update, float64: x noised at a time in [earliest, latest]."""
