@@ -1,7 +1,9 @@
 """A teacher that is known exactly: images whose pixels are draws of a mixture of two Gaussians."""
 
 import math
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -86,19 +88,9 @@ class Toy(nn.Module):
         return found
 
 
-def learn_mixture(
-    method: str, mixture: Mixture, folder: Any, values: dict[str, Any], **more: Any
-) -> tuple[float, float]:
-    """Train a student of the exact teacher; the Wasserstein-1 distance and the share's error of its samples.
-
-    values: the method's parameters. more: further inputs of the context.
-    """
-    torch.manual_seed(0)
-    teacher = toy_model(Toy(mixture).requires_grad_(False))
-    teacher = Model("teacher", teacher.net, teacher.denoiser, None, TEACHERS)
-    student = toy_model(Toy(mixture))
-    student.net.load_state_dict(teacher.net.state_dict())
-    context = SimpleNamespace(
+def context_of(mixture: Mixture, teacher: Model, **more: Any) -> Any:
+    """A method's inputs; more: further ones."""
+    return SimpleNamespace(
         start=teacher,
         teacher=teacher,
         key=lambda use: Key(0, use),
@@ -106,10 +98,22 @@ def learn_mixture(
         backbone=SimpleNamespace(network=lambda net, inputs: net),
         **more,
     )
+
+
+def learn_mixture(
+    method: str, mixture: Mixture, folder: Path, values: dict[str, Any], **more: Any
+) -> tuple[float, float]:
+    """Train a student of the exact teacher. Returns `Mixture.distance` of its samples.
+
+    values: the method's parameters. more: further inputs of the context.
+    """
+    torch.manual_seed(0)
+    teacher = replace(toy_model(Toy(mixture).requires_grad_(False)), name="teacher", sampling=TEACHERS)
+    student = toy_model(deepcopy(teacher.net).requires_grad_(True))
     module = method_module(method)
     config: MethodConfig = module.Config.model_validate({"method": method, "from": "teacher"} | values)
     made = module.student_of(config, student)
-    train(module.METHOD(config, context, made), "toy", 0, folder)
+    train(module.METHOD(config, context_of(mixture, teacher, **more), made), "toy", 0, folder)
     indices, steps = range(MANY), made.steps or 1
     noise = torch.from_numpy(Key(1, "noise").normal(indices, SHAPE))
     fresh = fresh_noise(Key(1, "fresh"), indices, SHAPE, noise.device)

@@ -1,7 +1,8 @@
 """The README's path to Stable Diffusion and a folder of photographs, from `fewstep check` to the report.
 
-`params/sd15.yaml` as it is, but for sizes: a miniature of the real classes, small images, a few steps. What
-decides whether the path reaches its end is as wide as in Stable Diffusion: its autoencoder's 512 features.
+`params/instaflow_sd15.yaml` as it is, but for sizes: a miniature of the real classes, small images, few
+steps. What decides whether the path reaches its end is as wide as in Stable Diffusion: its autoencoder's 512
+features.
 """
 
 import json
@@ -19,7 +20,7 @@ from tests.integration.project import ROOT, Project
 from tests.photos import make_photo_folder
 from tests.pipelines import sd
 
-SD15 = ROOT / "params/sd15.yaml"
+SD15 = ROOT / "params/instaflow_sd15.yaml"
 WIDTH, SIDE, LATENT_SIDE = 512, 8, 4
 IMAGES, DRAWN = 1000, 516
 SMALL = {"steps": 2, "batch_size": 4, "warmup": 0}

@@ -1,14 +1,14 @@
-"""The command line: `fewstep check | sample | evaluate | report | clean`, one file per command."""
+"""The command line: `fewstep init | check | sample | evaluate | report | clean`, one file per command."""
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from fewstep.cli import check, clean, evaluate, report, sample
+from fewstep.cli import check, clean, evaluate, init, report, sample
 from fewstep.core.errors import UserError
 from fewstep.core.quiet import quiet
 
-COMMANDS = (check, sample, evaluate, report, clean)
+COMMANDS = (init, check, sample, evaluate, report, clean)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

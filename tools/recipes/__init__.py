@@ -1,0 +1,36 @@
+"""Parameter files of published methods for the known families: params/METHOD_FAMILY.yaml.
+
+A file is chain.yaml followed by the method's template, with the family's values of families.yaml.
+"""
+
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+PARAMS = HERE.parents[1] / "params"
+FAMILIES: dict[str, dict[str, str]] = yaml.safe_load((HERE / "families.yaml").read_text())["families"]
+"""Family -> values of the templates."""
+METHODS: dict[str, dict[str, Any]] = {
+    "instaflow": {"what": "reflow, halving, one step (InstaFlow), as low-rank adapters", "encoded": "{}"},
+    "flash": {
+        "what": "Flash Diffusion, a low-rank adapter for 1 to 4 steps",
+        "encoded": "{train: {dtype: float16}}",
+    },
+    "dmd2": {"what": "distribution matching (DMD2), a low-rank adapter", "encoded": "{}"},
+}
+"""Method -> what its file trains, and the real images that it needs."""
+
+
+def recipes() -> dict[str, str]:
+    """File name -> text of every parameter file."""
+    return {f"{method}_{family}.yaml": recipe(method, family) for method in METHODS for family in FAMILIES}
+
+
+def recipe(method: str, family: str) -> str:
+    """The text of one parameter file."""
+    whole = "".join((HERE / f"{name}.yaml").read_text() for name in ("chain", method))
+    values = FAMILIES[family] | METHODS[method] | {"method": method, "family": family}
+    return Template(whole).substitute(values)
