@@ -64,9 +64,9 @@ def check(module: ModuleType) -> None:
 
 MUTATIONS = [
     ("target = x + (real - fake).to(x)", "target = x - (real - fake).to(x)"),
-    ("HUBER, error_scale(x, real.to(x))", "HUBER"),
-    ("HUBER, error_scale(x, real.to(x))", "HUBER, error_scale(x, fake.to(x))"),
-    ("HUBER = 1e-3", "HUBER = 1e-1"),
+    ("self.config.huber, error_scale(x, real.to(x))", "self.config.huber"),
+    ("self.config.huber, error_scale(x, real.to(x))", "self.config.huber, error_scale(x, fake.to(x))"),
+    ("self.config.huber,", "0.1,"),
     ("config.scale, config.per_sample)", "1.0, config.per_sample)"),
     ("batch.times[:, 0]) * (batch.t - batch.s)", "batch.times[:, 0])"),
     ("tau = batch.s + batch.times[:, 1]", "tau = batch.times[:, 1]"),

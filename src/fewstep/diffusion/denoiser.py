@@ -66,6 +66,12 @@ def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def add_noise(path: Schedule, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """`x_t = alpha x_0 + sigma eps` at t `[B]` of the path; x_0, eps, x_t `[B, ...]`, in x_0's dtype."""
+    alpha, sigma = path.alpha_sigma(t)
+    return expand_like(alpha, x_0) * x_0 + expand_like(sigma, x_0) * eps.to(x_0)
+
+
 def to_estimate(raw: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Estimate:
     """Solve `x = alpha x_0 + sigma eps, raw = c_0 x_0 + c_1 eps` for (x_0, eps).
 

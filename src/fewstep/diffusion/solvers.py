@@ -7,7 +7,7 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoise, Estimate, expand_like
+from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoise, Estimate, add_noise, expand_like
 from fewstep.diffusion.schedules import Schedule
 
 Times = Sequence[float | Tensor]
@@ -80,8 +80,7 @@ def renoise(
         x_0 = asked(denoise, x, t, torch.zeros_like(t), conditions).x_0
         if not s.any():
             return x_0
-        alpha, sigma = path.alpha_sigma(s)
-        x = expand_like(alpha, x) * x_0 + expand_like(sigma, x) * fresh(i).to(x)
+        x = add_noise(path, x_0, fresh(i), s)
     return x
 
 

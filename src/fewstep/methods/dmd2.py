@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from fewstep.backbones.model import Model
 from fewstep.config.base import Section
 from fewstep.core.errors import UserError
-from fewstep.diffusion.denoiser import branches, expand_like, scale_of
+from fewstep.diffusion.denoiser import add_noise, branches, expand_like, scale_of
 from fewstep.diffusion.solvers import at, ddim, ddim_step, trailing
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching, divergence_weight, error_scale
 from fewstep.students.context import Context
 from fewstep.students.discriminator import Features, head_on
 from fewstep.students.guidance import guided_model
-from fewstep.students.scores import Batch, ScoreConfig, ScoreDistillation, few_step, noised_at
+from fewstep.students.scores import Batch, ScoreConfig, ScoreDistillation, few_step
 
 CLAMP = 0.1
 """Least scale of a decoupled term (arXiv 2511.22677)."""
@@ -131,7 +131,7 @@ class DistributionMatching(ScoreDistillation):
         real = self.teacher.denoiser(x_tau, tau, batch.conditions).x_0
         fake = self.fake_estimate(x_tau, tau, batch.conditions).x_0
         cleaner = batch.times[:, 2] * self.scores.time_at(self.path.angle(batch.t))
-        x_cleaner = noised_at(self.scores, x.double(), cleaner, batch.eps[0])
+        x_cleaner = add_noise(self.scores, x.double(), batch.eps[0], cleaner)
         (with_prompt, _), (without, _) = branches(
             self.teacher.denoiser, self.unconditional, x_cleaner, cleaner, batch.conditions
         )
@@ -159,7 +159,7 @@ class DistributionMatching(ScoreDistillation):
         if (gan := self.config.gan) is not None:
             tau = batch.times[:, 1]
             drawn, real = (
-                noised_at(self.scores, x, tau, batch.eps[1]) for x in (batch.x, batch.real.double())
+                add_noise(self.scores, x, batch.eps[1], tau) for x in (batch.x, batch.real.double())
             )
             both = {name: torch.cat([value, value]) for name, value in batch.conditions.items()}
             features = self.features(torch.cat([real, drawn]).float(), torch.cat([tau, tau]), both)

@@ -29,8 +29,6 @@ from fewstep.students.context import Context
 from fewstep.students.guidance import guided_model
 from fewstep.students.scores import Batch, ScoreConfig, ScoreDistillation, few_step
 
-HUBER = 1e-3
-"""c of the pseudo-Huber loss."""
 LARGEST_SNR = 5.0
 """Bound of the signal-to-noise ratio by which the fake's loss is weighted."""
 
@@ -42,6 +40,8 @@ class Config(ScoreConfig):
     """Steps of the student."""
     student_every: int = Field(1, ge=1)
     """Updates of the fake per update of the student."""
+    huber: float = Field(1e-3, gt=0)
+    """c of the pseudo-Huber loss; differences above it all count nearly the same."""
 
 
 def student_of(config: Config, start: Model) -> Model:
@@ -55,6 +55,8 @@ class TrajectoryMatching(ScoreDistillation):
     With `D_w = D_c + (w - 1) (D_c - D_u)` this is the paper's target. All networks are evaluated on the
     student's path.
     """
+
+    config: Config
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
         super().__init__(config, context, student)
@@ -79,7 +81,7 @@ class TrajectoryMatching(ScoreDistillation):
             real = self.real(x_tau, tau, batch.conditions).x_0
             fake = self.fake_estimate(x_tau, tau, batch.conditions).x_0
             target = x + (real - fake).to(x)
-        return {"matching": pseudo_huber(x - target, HUBER, error_scale(x, real.to(x)))}
+        return {"matching": pseudo_huber(x - target, self.config.huber, error_scale(x, real.to(x)))}
 
     def fake_losses(self, batch: Batch) -> dict[str, Tensor]:
         """`min(SNR, 5) (v / sigma^2) ||D_F(x_tau) - y||^2`, `E[y | x_tau]` the denoiser of x_tau."""

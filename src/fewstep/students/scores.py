@@ -24,6 +24,7 @@ from fewstep.diffusion.denoiser import (
     Denoise,
     Denoiser,
     Estimate,
+    add_noise,
     expand_like,
     from_estimate,
 )
@@ -158,7 +159,7 @@ class ScoreDistillation(StudentMethod):
         for time, fresh in zip(self.config.times[1:], batch.noise[1:], strict=False):
             x_0 = self.estimate(x_t, t, s, batch.conditions).x_0.double()
             t = at(time, x_0)
-            x_t = noised_at(self.path, x_0, t, fresh)
+            x_t = add_noise(self.path, x_0, fresh, t)
         x = self.estimate(x_t, t, s, batch.conditions).x_0.double()
         return replace(batch, x_t=x_t, t=t, x=x)
 
@@ -176,7 +177,7 @@ class ScoreDistillation(StudentMethod):
         """The teacher's own regression on the student's samples, over all times."""
         tau, eps = batch.times[:, 1], batch.eps[1]
         estimate = self.fake_estimate(
-            noised_at(self.scores, batch.x, tau, eps).float(), tau, batch.conditions
+            add_noise(self.scores, batch.x, eps, tau).float(), tau, batch.conditions
         )
         target = Estimate(batch.x.float(), eps.float())
         return {"denoising": prediction_error(self.fake.denoiser, estimate, target, tau).square().mean()}
@@ -189,7 +190,7 @@ class ScoreDistillation(StudentMethod):
         """(x_tau, tau) for the student's update, float64: x noised at a time in [earliest, latest]."""
         low, high = self.config.earliest, self.config.latest
         tau = low + (high - low) * batch.times[:, 0]
-        return noised_at(self.scores, x.double(), tau, batch.eps[0]), tau
+        return add_noise(self.scores, x.double(), batch.eps[0], tau), tau
 
 
 def fake_of(teacher: Model, config: ScoreConfig, context: Context) -> Model:
@@ -207,12 +208,6 @@ def fake_of(teacher: Model, config: ScoreConfig, context: Context) -> Model:
     else:
         net = deepcopy(teacher.net).requires_grad_(True)
     return with_net(teacher, net, context.backbone, inputs)
-
-
-def noised_at(path: Schedule, x: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-    """`alpha x + sigma eps` at t `[B]` of the path, in x's dtype."""
-    alpha, sigma = path.alpha_sigma(t)
-    return expand_like(alpha, x) * x + expand_like(sigma, x) * eps.to(x)
 
 
 def prediction_error(denoiser: Denoiser, estimate: Estimate, target: Estimate, t: Tensor) -> Tensor:
