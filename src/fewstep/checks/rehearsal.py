@@ -218,14 +218,18 @@ class Rehearsal:
 
 
 def training_step(method: Method, training: TrainingConfig, folder: Path) -> Run:
-    """A function that takes one real training step; calls cycle through PHASES points of the training."""
+    """A function that takes one real training step; calls cycle through PHASES points of the training.
+
+    Calls at one point take consecutive steps: a group may be updated at every third step only.
+    """
     state = State(method, folder)
     places = [training.steps * (2 * k + 1) // (2 * PHASES) for k in range(PHASES)]
     calls = 0
 
     def run(rows: int) -> object:
         nonlocal calls
-        state.step, calls = places[calls % PHASES], calls + 1
+        state.step = min(places[calls % PHASES] + calls // PHASES, training.steps - 1)
+        calls += 1
         return advance(state, "forecast", 0, rows)
 
     return run

@@ -1,0 +1,60 @@
+"""Floating-point operations of each student's training: all networks, forward and backward passes.
+
+    python benchmarks/compute.py [--params FILE]
+
+Real training steps on invented data (as in `fewstep check`) are counted by torch's FLOP counter: matrix
+products, convolutions and attention. Consecutive steps at three points of the training are averaged, because
+a method may update a network only at some steps, and may change its loss.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from fewstep.chain import load_chain
+from fewstep.checks.rehearsal import PHASES, rehearsal, training_step, uncompiled
+from fewstep.checks.teacher import design
+from fewstep.core.quiet import quiet
+
+ROWS = 4
+"""Samples of a counted step; operations are proportional to them."""
+CONSECUTIVE = 6
+"""Steps counted at each point of a training: a multiple of 2 and 3, the usual intervals of updates."""
+
+
+def main() -> None:
+    """Count, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    chosen = parser.parse_args()
+    quiet()
+    chain = load_chain(chosen.params)
+    table = Table("model", "method", "steps", "batch", "GFLOP a sample", "TFLOP in all")
+    with tempfile.TemporaryDirectory() as folder, uncompiled():
+        here = rehearsal(chain, design(chain), Path(folder), 1 << 62)
+        for name, made in chain.models().items():
+            training = made.config.training
+            step = training_step(here.student_training(name), training, Path(folder, name))
+            with FlopCounterMode(display=False) as counter:
+                for _ in range(PHASES * CONSECUTIVE):
+                    step(ROWS)
+            each = counter.get_total_flops() / (PHASES * CONSECUTIVE * ROWS)
+            whole = each * training.steps * training.batch_size
+            counts = (
+                str(training.steps),
+                str(training.batch_size),
+                f"{each / 1e9:.2f}",
+                f"{whole / 1e12:.1f}",
+            )
+            table.add_row(name, made.method, *counts)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
