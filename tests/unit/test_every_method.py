@@ -19,6 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "direct": {},
     "flow_map": {"warmup_tangent": 2, "guidance": 2.0},
     "lcm": {"grid": 4, "guidance": 2.0},
+    "piecewise": {"windows": 2, "solver_steps": 2, "guidance": 2.0},
 }
 """Method -> its parameters beside the training's."""
 FILES = Path(method_module("direct").__file__).parent
