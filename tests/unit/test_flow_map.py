@@ -11,18 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.model import Model, open_model
+from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import autocast
 from fewstep.core.keyed import Key
-from fewstep.core.paths import TEACHER
+from fewstep.core.paths import MODELS, TEACHER
 from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoiser, Network, Prediction, expand_like
 from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import Solver, asked, solve, trailing
 from fewstep.methods import flow_map
+from fewstep.sampling.draw import Sampler
+from fewstep.students.learn import Task, learn
 from fewstep.students.start import start_and_student
 from fewstep.training.loop import train
 from fewstep.training.method import Rows
-from tests.miniature import import_miniature
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
 from tests.schedules import STABLE_DIFFUSION
 
@@ -142,6 +145,23 @@ def test_the_central_difference_is_the_derivative_along_the_ode() -> None:
     assert torch.allclose(flow_map.derivative(smooth, x, t, v), by_hand, atol=1e-12)
     assert torch.allclose(found[0], by_hand[0], atol=5e-4)
     assert torch.allclose(found[:-1], by_hand[:-1], atol=5e-2)
+
+
+@pytest.mark.parametrize("derivative", ["central", "jvp"])
+def test_a_diffusers_network_is_trained_and_measured(derivative: str) -> None:
+    prepare_images()
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    training = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "evaluate_every": 1, "keep": "best"}
+    settings = config(training=training, derivative=derivative, warmup_tangent=0)
+    learn(Task("distill", "student", "flow_map", settings, [0], 0))
+    made = open_model(MODELS / "student", backbone)
+    assert made.denoiser.inputs == (END_TIME,) and made.steps is None
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        conditions = backbone.encode_prompts(CAPTIONS)
+    drawn = [Sampler(made, backbone, SamplingConfig()).latents(conditions, noise, n) for n in (1, 3)]
+    assert all(each.isfinite().all() for each in drawn) and not torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])

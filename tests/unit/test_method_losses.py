@@ -19,6 +19,7 @@ from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoiser, Prediction
 from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.diffusion.schedules import Cosine, DiscreteVP, RectifiedFlow
+from fewstep.losses import perceptual
 from fewstep.methods import direct, flow_map, halve, lcm, piecewise, reflow
 from fewstep.students import guidance as guiding
 from fewstep.students import noising
@@ -307,11 +308,14 @@ def check_flow_map(module: ModuleType) -> None:
         made = on_a_path(model(Scaled(0.7, slope), Prediction.FLOW, schedule))
         found = losses(module.METHOD(config, context(start), module.student_of(config, made)), step)
         t = r[:, :1] if times == "uniform" else np.where(r[:, 1:2] < 0.5, s, 1 - s)
-        t = np.clip(t, 1e-5, min(1 - 1e-5, LAST[schedule]))
+        t = np.clip(t, 1e-5, 1 - 1e-5)
+        x_t = (1 - t) * pairs.x_0.numpy() + t * eps
+        # The same point with the schedule's noisiest time, and the scale that the path has there.
+        beyond, t = t, np.minimum(t, LAST[schedule])
+        x_t *= np.hypot(1 - t, t) / np.hypot(1 - beyond, beyond)
         end = np.where(r[:, 2:3] < 0.3, t, np.where(r[:, 2:3] < 0.5, 0, r[:, 3:] * t))
         w = drawn if isinstance(guidance, tuple) else guidance
         k = UNCONDITIONAL + w * (scale.numpy() - UNCONDITIONAL)
-        x_t = (1 - t) * pairs.x_0.numpy() + t * eps
         v = flow_network(schedule, k, 0.0, 0.0)(x_t, t, end)
         u = flow_network(schedule, 0.7, slope, END)
         after, before = np.minimum(t + h, LAST[schedule]), np.maximum(t - h, end)
@@ -369,6 +373,31 @@ def check_piecewise(module: ModuleType) -> None:
         assert found == {"velocity": pytest.approx((error**2).mean(), rel=1e-5)}
 
 
+def check_perceptual(module: ModuleType) -> None:
+    """Zhang et al. 2018, eq. 1: `sum_l mean_hw sum_c w (a - b)^2` of unit vectors; w = 1: the mean over l."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=generator) for _ in range(2))
+    weights = [torch.tensor([0.2, 0.5, 0.0]), torch.tensor([1.5])]
+
+    def maps(x: Tensor) -> list[Tensor]:
+        return [x, x[:, :1, :2].exp() - 1]
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.sqrt((x**2).sum(1, keepdims=True))
+
+    def expected(channels: list[Any]) -> list[float]:
+        images = zip(maps(x), maps(y), channels, strict=True)
+        squares = [((unit(a.numpy()) - unit(b.numpy())) ** 2, np.array(w)) for a, b, w in images]
+        return [(w[:, None, None] * square).sum(1).mean() for square, w in squares]
+
+    for given, value in (
+        (None, np.mean(expected([[1.0] * 3, [1.0]]))),
+        (weights, np.sum(expected([weight.tolist() for weight in weights]))),
+    ):
+        found = module.perceptual_distance(SimpleNamespace(maps=maps, channel_weights=given), x, y)
+        assert float(found) == pytest.approx(float(value), rel=1e-5)
+
+
 CHECKS: dict[ModuleType, Callable[[ModuleType], None]] = {
     halve: check_halve,
     reflow: check_reflow,
@@ -378,6 +407,7 @@ CHECKS: dict[ModuleType, Callable[[ModuleType], None]] = {
     piecewise: check_piecewise,
     noising: check_noising,
     guiding: check_guidance,
+    perceptual: check_perceptual,
 }
 MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
     halve: [
@@ -436,7 +466,8 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
     ],
     flow_map: [
         ("context.start.denoiser.on(self.denoiser.path)", "context.start.denoiser"),
-        (".clamp(max=self.denoiser.last_time)", ""),
+        ("x_t, t = self.denoiser.onto_schedule(x_t, t)", ""),
+        ("x_t, t = self.denoiser.onto_schedule(x_t, t)", "t = self.denoiser.onto_schedule(x_t, t)[1]"),
         ("uniform[:, 2], uniform[:, 3]", "uniform[:, 2], uniform[:, 2]"),
         ("kind < whole, 0.0, share * t", "kind < whole, share * t, 0.0"),
         ("share * t))", "share))"),
@@ -463,10 +494,8 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("context.start.denoiser.on(self.path)", "context.start.denoiser"),
         ("self.config.windows).floor() + 1", "self.config.windows).floor()"),
         ("end, start = (k - 1) / self", "end, start = 0 * k / self"),
-        ("expand_like(noisiest, x) * x, x)", "x, x)"),
-        ("self.path.scale(torch.full_like(start, last)) /", "1 /"),
-        ("start > last", "start >= 0"),
-        ("start.clamp(max=last)", "start"),
+        ("x, start = self.denoiser.onto_schedule(x, start)", ""),
+        ("x, start = self.denoiser.onto_schedule", "_, start = self.denoiser.onto_schedule"),
         ("torch.lerp(start, end, uniform[:, 1])", "torch.lerp(end, start, uniform[:, 1])"),
         ("torch.lerp(start, end, uniform[:, 1])", "start"),
         ("for i in range(steps + 1)", "for i in (0, steps)"),
@@ -496,6 +525,16 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("if scale != 1 or", "if"),
         ("or (by_scale and per_sample)", ""),
         ("(by_scale and per_sample)", "per_sample"),
+    ],
+    perceptual: [
+        ("normalize(a.float(), dim=1) - normalize(b.float(), dim=1)", "a.float() - b.float()"),
+        (".square()", ".abs()"),
+        ("targets = network.maps(y)", "targets = network.maps(x)"),
+        ("for each in squares]).mean()", "for each in squares]).sum()"),
+        ("for each in weighted]).sum()", "for each in weighted]).mean()"),
+        ("w[:, None, None] * each", "each"),
+        ("w[:, None, None] * each", "w[:, None, None] ** 2 * each"),
+        ("each.sum(1).mean() for each in weighted", "each.mean() for each in weighted"),
     ],
 }  # fmt: skip
 

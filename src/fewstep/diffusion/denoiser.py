@@ -117,6 +117,15 @@ class Denoiser:
         """
         return float(self.path.time_at(self.schedule.angle(torch.ones(1, dtype=torch.float64))))
 
+    def onto_schedule(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The point of `path`, at most at `last_time`, that the network takes x `[B, ...]` at t `[B]` for.
+
+        The estimate is the same at both. Pure noise at t = 1, where sampling starts, becomes the noisiest
+        point of the schedule. Where t is not beyond `last_time`, nothing changes.
+        """
+        reached = t.clamp(max=self.last_time)
+        return x * expand_like(self.path.scale(reached) / self.path.scale(t), x), reached
+
     def own_time(self, t: Tensor) -> Tensor:
         """The time of `schedule` at which the network is evaluated for t `[B]` of `path`, float64.
 

@@ -104,13 +104,14 @@ class FlowMap(StudentMethod):
     def batch(self, rows: Rows) -> Points:
         """Random streams: `times`, `noise` and `guidance` of the training.
 
-        Times beyond the schedule of the student's network are clamped to its noisiest one, where sampling
-        evaluates the network too.
+        Points beyond the schedule of the student's network, such as pure noise, become its noisiest one, as
+        in sampling.
         """
         uniform = torch.from_numpy(self.context.key("times").uniform(rows.positions, 4)).to(device())
-        t = times_from(self.config.times, uniform[:, :2]).clamp(max=self.denoiser.last_time)
-        r = self.ends(t, uniform[:, 2], uniform[:, 3])
+        t = times_from(self.config.times, uniform[:, :2])
         x_t, conditions = noised_at(self.context, self.denoiser.path, rows.positions, t)
+        x_t, t = self.denoiser.onto_schedule(x_t, t)
+        r = self.ends(t, uniform[:, 2], uniform[:, 3])
         conditions = with_scales(conditions, self.context, self.config.guidance, rows.positions)
         return Points(x_t, t, r, conditions)
 

@@ -94,17 +94,13 @@ class Piecewise(StudentMethod):
         """Random streams: `times`, `noise` and `guidance` of the training.
 
         Sampling starts with pure noise, which the network takes for the noisiest point of its schedule. So
-        the first window starts there, with the path's scale (see `solve`): at `last_time` instead of at 1.
-        Where the schedule ends in pure noise, this is the path's own end.
+        the first window starts there: at `last_time` instead of at 1.
         """
         uniform = torch.from_numpy(self.context.key("times").uniform(rows.positions, 2)).to(device())
         k = (uniform[:, 0] * self.config.windows).floor() + 1
         end, start = (k - 1) / self.config.windows, k / self.config.windows
         x, conditions = noised_at(self.context, self.path, rows.positions, start)
-        last = self.denoiser.last_time
-        noisiest = self.path.scale(torch.full_like(start, last)) / self.path.scale(start)
-        x = torch.where(expand_like(start > last, x).bool(), expand_like(noisiest, x) * x, x)
-        start = start.clamp(max=last)
+        x, start = self.denoiser.onto_schedule(x, start)
         conditions = with_scales(conditions, self.context, self.config.guidance, rows.positions)
         return Window(x, start, end, torch.lerp(start, end, uniform[:, 1]), conditions)
 
