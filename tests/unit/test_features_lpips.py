@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch_fidelity import sample_similarity_lpips as reference
 from torchvision import models
 
+from fewstep.checks.settings import feature_width
+from fewstep.checks.teacher import Known
 from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
 from fewstep.data.triplets import TripletBatch
@@ -71,6 +73,7 @@ def published(folder: Path, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatc
     layers = layers_of(folder.name)
     weights = torch.load(folder / NAMES[folder.name], weights_only=True)
     layers.load_state_dict({name[9:]: value for name, value in weights.items() if name[0] == "f"})
+    layers.requires_grad_(False)
     monkeypatch.setattr(reference, "load_state_dict_from_url", lambda *_, **__: linear)
     monkeypatch.setattr(
         reference, "torchvision_load_pretrained_vgg16", lambda: SimpleNamespace(features=layers)
@@ -120,6 +123,8 @@ def test_it_is_a_feature_network(folder: Path) -> None:
     assert network.name == {"vgg": "lpips-vgg16", "alex": "lpips-alexnet"}[folder.name]
     x = images(2).requires_grad_()
     assert network.features(x).shape == (2, WIDTHS[folder.name][-1])
+    chain: Any = SimpleNamespace(features=folder)
+    assert feature_width(chain, Known({}, {}, {})) == WIDTHS[folder.name][-1], "as `fewstep check` assumes"
     assert tuple(m.shape[1] for m in network.maps(x)) == WIDTHS[folder.name]
     perceptual_distance(network, x, images(4)[2:]).backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None and x.grad.isfinite().all() and x.grad.abs().sum() > 0

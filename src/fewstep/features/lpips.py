@@ -21,15 +21,16 @@ SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Classifier(NamedTuple):
-    """A classifier of torchvision. ends: number of its `features` before the end of each of the five maps."""
+    """A classifier of torchvision. width: channels of the last map. ends: number of layers up to each map."""
 
     name: str
+    width: int
     ends: tuple[int, ...]
 
 
 CLASSIFIERS = {
-    "vgg.pth": Classifier("vgg16", (4, 9, 16, 23, 30)),
-    "alex.pth": Classifier("alexnet", (2, 5, 8, 10, 12)),
+    "vgg.pth": Classifier("vgg16", 512, (4, 9, 16, 23, 30)),
+    "alex.pth": Classifier("alexnet", 256, (2, 5, 8, 10, 12)),
 }
 """File of the channels' weights -> the classifier that they are for. Each map is the output of a ReLU."""
 FOLDERS = {
