@@ -55,8 +55,9 @@ class Config(GuidedConfig):
     """Share of the samples with r = 0, which learn the step to data. For others r is uniform in [0, t]."""
     derivative: Literal["central", "jvp"] = "central"
     """central: du/dt as a difference of two evaluations 0.01 apart, under any attention kernel. jvp: exact,
-    by forward-mode differentiation. It amplifies fast terms of the network's time embedding (Lu & Song 2024,
-    section 4.1), and compiled and FSDP-sharded networks may not have it."""
+    by forward-mode differentiation. They differ where the time embedding oscillates within 0.01: the
+    difference averages that, the derivative amplifies it (Lu & Song 2024, section 4.1). Compiled and
+    FSDP-sharded networks may have no forward-mode derivative."""
     warmup_tangent: int = Field(2000, ge=0)
     """Steps over which the term `(t - r) du/dt` grows linearly from 0 to its full size; 0: full at once."""
 
