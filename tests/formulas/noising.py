@@ -28,10 +28,10 @@ def check(module: ModuleType) -> None:
 
 
 MUTATIONS = [
-    ("alpha_sigma((i + 1) / steps)", "alpha_sigma(i / steps + 0.1)"),
+    ("positions, (i + 1) / steps)", "positions, i / steps + 0.1)"),
     ("(uniform * steps).floor()", "(uniform * steps).round() * 0.9"),
-    ("expand_like(sigma, eps) * eps", "expand_like(alpha, eps) * eps"),
-    ("expand_like(alpha, x_0) * x_0", "expand_like(sigma, x_0) * x_0"),
+    ("add_noise(path, x_0, eps, t)", "add_noise(path, eps, x_0, t)"),
+    ("add_noise(path, x_0, eps, t)", "add_noise(path, x_0, eps, t / 2)"),
     ('context.key("noise")', 'context.key("other")'),
     ('context.key("step")', 'context.key("other")'),
 ]  # fmt: skip

@@ -84,6 +84,24 @@ def test_the_networks_own_point_is_the_paths_where_the_table_reaches(prediction:
 
 @pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
 @pytest.mark.parametrize("time", TIMES)
+def test_a_point_beyond_the_table_is_taken_for_one_of_the_path(prediction: Prediction, time: float) -> None:
+    """With the same estimate, which adds up to it."""
+    denoiser, x = teacher(prediction), noise(8, 3)
+    t = at(time, x)
+    moved, reached = denoiser.onto_schedule(x, t)
+    assert (reached == min(time, denoiser.last_time)).all() and denoiser.last_time == pytest.approx(
+        0.936, abs=1e-3
+    )
+    if time < denoiser.last_time:
+        assert torch.equal(moved, x)
+    for found, expected in zip(denoiser(moved, reached, {}), denoiser(x, t, {}), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    (alpha, sigma), (x_0, eps) = FLOW.alpha_sigma(reached), denoiser(moved, reached, {})
+    torch.testing.assert_close(expand_like(alpha, x) * x_0 + expand_like(sigma, x) * eps, moved)
+
+
+@pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
+@pytest.mark.parametrize("time", TIMES)
 def test_a_bound_that_nothing_reaches_changes_nothing(prediction: Prediction, time: float) -> None:
     denoiser, x = teacher(prediction), noise(8, 3)
     for denoise, conditions in compositions(denoiser):

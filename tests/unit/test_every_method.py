@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.model import open_model
+from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS
 from fewstep.students.learn import Task, learn, method_module
 from tests.miniature import draw_triplets, import_miniature, prepare_images
@@ -27,7 +28,9 @@ METHODS: dict[str, dict[str, Any]] = {
         "diversity": {"steps": 1, "of": 3},
         "ida": 0.1,
     },
+    "flow_map": {"warmup_tangent": 2, "guidance": 2.0},
     "lcm": {"grid": 4, "guidance": 2.0},
+    "piecewise": {"windows": 2, "solver_steps": 2, "guidance": 2.0},
     "sid": {"fake": FAKE, "guidance": [1.0, 3.0], "first_time": 0.75},
     "tdm": {"fake": FAKE, "steps": 2, "guidance": 2.0},
 }
@@ -35,6 +38,25 @@ METHODS: dict[str, dict[str, Any]] = {
 FILES = Path(method_module("direct").__file__).parent
 TRAINING = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "ema": 0.5}
 LORA = {"rank": 2, "alpha": 2.0}
+WITH_A_PLACE = {"sd", "sdxl"}
+"""Families whose networks have a place for a further input."""
+
+
+def config(method: str, lora: dict[str, float] | None = None) -> Any:
+    """The method's parameters."""
+    values = {"method": method, "from": "teacher", "training": TRAINING, "lora": lora} | METHODS[method]
+    return method_module(method).Config.model_validate(values)
+
+
+ADDING = [method for method in METHODS if config(method).inputs]
+"""Methods that add an input to the student's network, which an adapter does not train."""
+TRAINED = [
+    (method, family, lora)
+    for method in METHODS
+    for family in sorted(MAKERS)
+    for lora in (None, LORA)
+    if method not in ADDING or (family in WITH_A_PLACE and lora is None)
+]
 
 
 @pytest.fixture(autouse=True)
@@ -50,18 +72,19 @@ def test_no_method_is_left_out() -> None:
     assert {file.stem for file in FILES.glob("*.py")} - made_by_a_section_of_its_own == set(METHODS)
 
 
-@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
-@pytest.mark.parametrize("family", sorted(MAKERS))
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "family", "lora"),
+    TRAINED,
+    ids=[f"{method}-{family}-{'lora' if lora else 'whole'}" for method, family, lora in TRAINED],
+)
 def test_a_student_is_trained_and_resumed_to_the_same_bytes(
     method: str, family: str, lora: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare_images(16 if family == "pixel" else 64)
     backbone = import_miniature(family)
     draw_triplets(backbone)
-    values = {"method": method, "from": "teacher", "training": TRAINING, "lora": lora} | METHODS[method]
     module = method_module(method)
-    task = Task("distill", "student", method, module.Config.model_validate(values), [0], 0)
+    task = Task("distill", "student", method, config(method, lora), [0], 0)
 
     def weights() -> dict[str, Tensor]:
         learn(task)
@@ -87,3 +110,18 @@ def test_a_student_is_trained_and_resumed_to_the_same_bytes(
             learn(task)
     resumed = weights()
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize("family", sorted(set(MAKERS) - WITH_A_PLACE))
+@pytest.mark.parametrize("method", ADDING)
+def test_a_family_without_a_place_for_the_methods_input_says_so(method: str, family: str) -> None:
+    prepare_images(16 if family == "pixel" else 64)
+    draw_triplets(import_miniature(family))
+    with pytest.raises(UserError, match="has no place for it; sd's and sdxl's networks have"):
+        learn(Task("distill", "student", method, config(method), [0], 0))
+
+
+@pytest.mark.parametrize("method", ADDING)
+def test_an_adapter_of_a_method_that_adds_an_input_is_refused(method: str) -> None:
+    with pytest.raises(ValueError, match="trains weights that are not in an adapter"):
+        config(method, LORA)

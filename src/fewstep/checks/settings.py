@@ -18,7 +18,7 @@ from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.diffusion.denoiser import Denoiser
 from fewstep.diffusion.sampling import TEACHERS
 from fewstep.export.sampling import demand_stock_pipeline, stock_sampling
-from fewstep.features import inception
+from fewstep.features import inception, lpips
 from fewstep.features.network import opener
 from fewstep.students.learn import method_module
 from fewstep.students.start import inputs_of
@@ -110,6 +110,9 @@ def feature_width(chain: Chain, known: Known) -> int | None:
         return known.feature_width or PUBLISHED_WIDTH
     if chain.features.name == inception.FILE:
         return inception.WIDTH
+    for linear, classifier in lpips.CLASSIFIERS.items():
+        if (chain.features / linear).is_file():
+            return classifier.width
     if not (chain.features / CONFIG).is_file():
         return None
     described = read_object(chain.features / CONFIG)

@@ -115,6 +115,23 @@ class Denoiser:
         """The same network; schedule and path without a zero terminal SNR, as in stock DPM-Solver++."""
         return replace(self, schedule=self.schedule.without_zero_snr(), path=self.path.without_zero_snr())
 
+    @property
+    def last_time(self) -> float:
+        """The time of `path` at which the network's schedule ends (SD's on the rectified flow: 0.936).
+
+        At noisier times the network is evaluated as at this one, and takes pure noise for its noisiest point.
+        """
+        return float(self.path.time_at(self.schedule.angle(torch.ones(1, dtype=torch.float64))))
+
+    def onto_schedule(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The point of `path`, at most at `last_time`, that the network takes x `[B, ...]` at t `[B]` for.
+
+        The estimate is the same at both. Pure noise at t = 1, where sampling starts, becomes the noisiest
+        point of the schedule. Where t is not beyond `last_time`, nothing changes.
+        """
+        reached = t.clamp(max=self.last_time)
+        return x * expand_like(self.path.scale(reached) / self.path.scale(t), x), reached
+
     def own_time(self, t: Tensor) -> Tensor:
         """The time of `schedule` at which the network is evaluated for t `[B]` of `path`, float64.
 

@@ -43,6 +43,7 @@ class AttributeClassifier(nn.Module):
 
     name = "judge"
     kernel, opens = "polynomial", ("artifact judge",)
+    channel_weights = None
 
     def __init__(
         self,

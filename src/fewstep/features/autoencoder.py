@@ -15,6 +15,7 @@ class AutoencoderFeatures(nn.Module):
     name = "autoencoder"
     kernel = "polynomial"
     opens = ("artifact teacher",)
+    channel_weights = None
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()

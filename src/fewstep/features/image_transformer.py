@@ -74,6 +74,7 @@ class ImageTransformer(nn.Module):
     without a crop, and normalised with the preprocessor's mean and standard deviation.
     """
 
+    channel_weights = None
     mean: Tensor
     std: Tensor
 

@@ -27,6 +27,7 @@ class InceptionFeatures(nn.Module):
     name = FILE.removesuffix(".pt")
     kernel = "polynomial"
     opens = (f"file {FILE}",)
+    channel_weights = None
 
     def __init__(self, folder: Path) -> None:
         super().__init__()

@@ -25,6 +25,7 @@ class Layout:
 
     name = "layout"
     kernel = "polynomial"
+    channel_weights = None
 
     def features(self, x: Tensor) -> Tensor:
         """`layout(x)`, `[B, 192]`."""

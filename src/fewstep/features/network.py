@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Protocol, Self
@@ -29,6 +30,14 @@ class FeatureNetwork(Protocol):
 
         "polynomial": (x . y / D + 1)^3 (KID, Binkowski et al. 2018). "gaussian": exp(-|x - y|^2 / 200) on
         features of unit length, times 1,000 (CMMD, Jayasumana et al. 2024).
+        """
+        ...
+
+    @property
+    def channel_weights(self) -> Sequence[Tensor] | None:
+        """Learned weights of the channels of each of the `maps`, `[C_i]`, for a perceptual distance.
+
+        None: all channels and maps have equal weight.
         """
         ...
 
@@ -80,9 +89,10 @@ def opener(path: Path) -> Opener:
 
 
 def kind_of(path: Path) -> str | None:
-    """What is at `path`: "artifact <kind>", "model_type <type>" or "file <name>"; None for anything else.
+    """What is at `path`: "artifact <kind>", "model_type <type>", "file <name>" or "files <name>, <name>".
 
-    The model type is that of `config.json` in a folder saved by transformers.
+    The model type is that of `config.json` in a folder saved by transformers. Two files are all that a folder
+    holds beside hidden ones. None for anything else.
     """
     if path.is_file():
         return f"file {path.name}"
@@ -90,7 +100,8 @@ def kind_of(path: Path) -> str | None:
         return f"artifact {read_json(path / NAME).get('kind')}"
     if (path / CONFIG).is_file() and (model := read_object(path / CONFIG).get("model_type")):
         return f"model_type {model}"
-    return None
+    names = sorted(each.name for each in path.glob("[!.]*")) if path.is_dir() else []
+    return f"files {', '.join(names)}" if len(names) == 2 else None
 
 
 @cache

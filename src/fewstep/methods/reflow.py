@@ -86,7 +86,7 @@ def on_the_students_line(denoiser: Denoiser, pairs: TripletBatch, t: Tensor) -> 
     end = torch.ones(1, dtype=torch.float64, device=t.device)
     alpha, sigma = denoiser.own_alpha_sigma(end)
     eps = ((pairs.eps.double() - alpha * pairs.x_0) / sigma).to(pairs.eps)
-    return replace(pairs, eps=eps), t.clamp(max=denoiser.path.time_at(denoiser.schedule.angle(end)).to(t))
+    return replace(pairs, eps=eps), t.clamp(max=denoiser.last_time)
 
 
 def velocity_error(denoise: Denoise, pairs: TripletBatch, t: Tensor) -> Tensor:

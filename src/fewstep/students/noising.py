@@ -1,4 +1,4 @@
-"""Training points on a time grid: clean samples with fresh noise."""
+"""Training points: clean samples with fresh noise, on a time grid or at any time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, expand_like
+from fewstep.diffusion.denoiser import Conditions, add_noise
 from fewstep.diffusion.schedules import Schedule
 from fewstep.students.context import Context
 
@@ -22,15 +22,22 @@ class Noised:
 
 
 def noised(context: Context, path: Schedule, positions: Sequence[int], steps: int) -> Noised:
-    """`x_t = alpha x_0 + sigma eps`, x_0 from the method's data, eps fresh, i uniform.
+    """`noised_at` at a time of the grid, i uniform. Random streams: `step` and `noise` of the training."""
+    uniform = torch.from_numpy(context.key("step").uniform(positions)[:, 0]).to(device())
+    i = (uniform * steps).floor()
+    x_t, conditions = noised_at(context, path, positions, (i + 1) / steps)
+    return Noised(x_t, i, conditions)
 
-    eps is independent of x_0 (Salimans & Ho 2022, algorithm 2), also for triplets, which have noise of their
-    own. Random streams: `step` and `noise` of the training.
+
+def noised_at(
+    context: Context, path: Schedule, positions: Sequence[int], t: Tensor
+) -> tuple[Tensor, Conditions]:
+    """`x_t = alpha x_0 + sigma eps` `[B, ...]` float64 at t `[B]`, and the conditions of x_0.
+
+    x_0 is from the method's data, eps fresh. eps is independent of x_0 (Salimans & Ho 2022, algorithm 2),
+    also for triplets, which have noise of their own. Random stream: `noise` of the training.
     """
     x_0, conditions = context.clean_batch(positions)
     x_0 = x_0.double()
-    uniform = torch.from_numpy(context.key("step").uniform(positions)[:, 0]).to(device())
-    i = (uniform * steps).floor()
     eps = torch.from_numpy(context.key("noise").normal(positions, x_0.shape[1:])).to(x_0)
-    alpha, sigma = path.alpha_sigma((i + 1) / steps)
-    return Noised(expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps, i, conditions)
+    return add_noise(path, x_0, eps, t), conditions
