@@ -16,6 +16,7 @@ from tests.pipelines import MAKERS
 
 METHODS: dict[str, dict[str, Any]] = {
     "direct": {},
+    "flash": {"grid": 4, "distance": "l2", "discriminator": {"learning_rate": 0.01}},
     "lcm": {"grid": 4, "guidance": 2.0},
 }
 """Method -> its parameters beside the training's."""
