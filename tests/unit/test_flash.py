@@ -78,7 +78,7 @@ def test_starts_follow_the_mixture_of_their_phase(number: int, grid: int) -> Non
     starts = np.rint((1 - found.t.numpy()) * grid).astype(int)
     assert np.allclose(found.t.numpy(), 1 - starts / grid, atol=1e-12)
     i = np.arange(grid)
-    weights = sum(w * np.exp(-((i - m * grid // 4) ** 2) / 0.5) for m, w in enumerate(MODES[number]))
+    weights = np.sum([w * np.exp(-((i - m * grid // 4) ** 2) / 0.5) for m, w in enumerate(MODES[number])], 0)
     expected = many * weights / weights.sum()
     drawn = np.bincount(starts, minlength=grid)
     rare = expected < 5

@@ -212,9 +212,13 @@ class Flash(StudentMethod):
 
     def prepare(self, batch: Batch) -> Batch:
         """Solve the teacher's ODE for all samples, each from its own time."""
-        made_of, config = Estimate(batch.z, batch.eps[0]), self.config
         target = solve_staggered(
-            *(config.solver, self.teacher, batch.x_t, batch.t, made_of, config.times),
+            self.config.solver,
+            self.teacher,
+            batch.x_t,
+            batch.t,
+            Estimate(batch.z, batch.eps[0]),
+            self.config.times,
             batch.conditions,
             self.path,
         )
