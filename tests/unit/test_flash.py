@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import chi2  # type: ignore[import-untyped]
+from tools.imports import ROOT
 from torch import Tensor, nn
 
+from fewstep.chain import load_chain
+from fewstep.checks.recipe import warnings
 from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Estimate, Prediction
 from fewstep.diffusion.sampling import STUDENTS
@@ -273,3 +276,36 @@ def test_the_student_is_sampled_at_the_times_of_its_training() -> None:
 def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         config_of(**more)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid", "guidance", "lora", "adversarial", "solver", "shift"),
+    [
+        ("sd15", 32, (3, 13), (128, 128), [0, 0.1, 0.2, 0.3], Solver.DPM_SOLVER_PP_2M, 1),
+        ("sdxl", 32, (3, 13), (64, 64), [0, 0.1, 0.2, 0.3], Solver.DPM_SOLVER_PP_2M, 1),
+        ("pixart", 16, (2, 9), (64, 8), [0, 0.05, 0.1, 0.2], Solver.DPM_SOLVER_PP_2M, 1),
+        ("sd3", 32, (7, 13), (64, 8), [0, 0.1, 0.3, 0.5], Solver.DDIM, 3),
+    ],
+)
+def test_recipes_have_the_published_values(
+    name: str,
+    grid: int,
+    guidance: tuple[float, float],
+    lora: tuple[int, float],
+    adversarial: list[float],
+    solver: Solver,
+    shift: float,
+) -> None:
+    chain = load_chain(ROOT / f"params/flash_{name}.yaml")
+    config = chain.students["flash"]
+    assert chain.teacher.backbone == name.replace("sd15", "sd") and not list(warnings(chain))
+    assert (config.grid, config.guidance, config.solver, config.shift) == (grid, guidance, solver, shift)
+    assert (config.lora.rank, config.lora.alpha, config.data, config.adversarial) == (
+        *lora,
+        "encoded",
+        "lsgan",
+    )
+    assert [phase.adversarial for phase in config.phases] == adversarial
+    assert [phase.modes for phase in config.phases] == list(MODES)
+    assert [phase.matching for phase in config.phases] == [0, 0.3, 0.5, 0.7]
+    assert config.training.learning_rate == config.discriminator.learning_rate == 1e-5

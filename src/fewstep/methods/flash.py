@@ -100,7 +100,7 @@ class Config(GuidedConfig):
     """Adversarial loss; LSGAN is the best in the paper's ablation."""
     real: Literal["data", "teacher"] = "data"
     """Real samples of the discriminator: clean samples, or the teacher's end points."""
-    discriminator: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, decay="constant")
+    discriminator: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, decay="constant", weight_decay=0.01)
     """Optimizer of the discriminator; unused where no phase has an adversarial weight."""
 
     @property
