@@ -471,7 +471,7 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("self.head(real), self.head(drawn)", "self.head(drawn), self.head(real)"),
         ('if self.config.distance == "l2"', 'if self.config.distance == "l1"'),
         ("decode(centre(f, crop)), image", "centre(f, crop), image"),
-        ("shift * t / (1 + (shift - 1) * t)", "t"),
+        ("shifted(trailing(self.grid), self.shift)", "trailing(self.grid)"),
         ("context, config.scale, config.per_sample)", "context, config.scale, False)"),
         ("matching=0.5, adversarial=0.2", "matching=0.4, adversarial=0.2"),
         ("modes=(0.4, 0.2, 0.2, 0.2)", "modes=(0.2, 0.2, 0.2, 0.4)"),

@@ -23,6 +23,11 @@ def trailing(steps: int) -> list[float]:
     return [1 - i / steps for i in range(steps)] + [0.0]
 
 
+def shifted(times: Sequence[float], shift: float) -> list[float]:
+    """Times `shift t / (1 + (shift - 1) t)`; a shift above 1 moves them to noise (Esser et al. 2024, eq. 23)."""
+    return [shift * t / (1 + (shift - 1) * t) for t in times]
+
+
 def asked(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, conditions: Conditions) -> Estimate:
     """The estimate at time t `[B]` for a step that ends at time s `[B]`."""
     return denoise(x, t, conditions | {END_TIME: s})

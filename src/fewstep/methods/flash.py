@@ -6,9 +6,9 @@ phases: the start of the ODE moves from low to high noise, and the two further t
 
 Differences from the authors' code: start, guidance and times are drawn per sample, not per batch. The
 matching term has its sample's guidance, not a second draw. The teacher's ODE is solved once per step, for
-both groups. A phase is a share of the steps; their counter runs twice per step. LSGAN compares logits with 0
-and 1 as in Mao et al. 2017, without a sigmoid before it. The head has a logit per position. Decoded images
-are not clipped. Their boundary scaling (c_skip, c_out) is left out: c_skip is below 1e-5 at all start times.
+both groups. A phase is a share of the steps; their counter runs twice per step. LSGAN is that of Mao et al.
+2017: no sigmoid before it, and a factor 1/2 in the student's loss. The head has a logit per position. Decoded
+images are not clipped. The boundary scaling c_skip is left out; it is below 1e-5 at all starts of K = 32.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from fewstep.config.sampling import Scale, ScaleRange
 from fewstep.config.training import OptimizerConfig
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Estimate, expand_like
-from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, asked, trailing
+from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, asked, shifted, trailing
 from fewstep.diffusion.staggered import solve_staggered
 from fewstep.features.network import open_features
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
@@ -81,6 +81,7 @@ class Config(GuidedConfig):
     method: str
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
     guidance: Scale | ScaleRange = (3.0, 13.0)
+    """Guidance scale of the teacher; a range: drawn per sample. See `GuidedConfig`."""
     steps: int | None = Field(None, ge=1)
     """Step count of the student, a divisor of the number of modes; null: any."""
     grid: int = Field(32, ge=1)
@@ -88,8 +89,9 @@ class Config(GuidedConfig):
     solver: Solver = Solver.DPM_SOLVER_PP_2M
     """Solver of the teacher's ODE."""
     shift: float = Field(1.0, gt=0)
-    """Times are `shift t / (1 + (shift - 1) t)` (Esser et al. 2024, eq. 23); SD3: 3."""
+    """Of the times of teacher and student, see `solvers.shifted`; SD3: 3."""
     phases: tuple[Phase, ...] = Field(PHASES, min_length=1)
+    """In order; the student is sampled at the mode times of the last one."""
     width: float = Field(0.5, gt=0)
     """A start index i has the weight `exp(-(i - m)^2 / width)` of a mode at index m."""
     distance: Literal["l2", "l1", "perceptual"] = "perceptual"
@@ -283,11 +285,6 @@ class Flash(StudentMethod):
 
 
 METHOD = Flash
-
-
-def shifted(times: list[float], shift: float) -> list[float]:
-    """Times in [0, 1] moved towards noise by a shift above 1; see `Config.shift`."""
-    return [shift * t / (1 + (shift - 1) * t) for t in times]
 
 
 def centre(x: Tensor, side: int | None) -> Tensor:
