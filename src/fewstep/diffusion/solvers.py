@@ -24,7 +24,7 @@ def trailing(steps: int) -> list[float]:
 
 
 def shifted(times: Sequence[float], shift: float) -> list[float]:
-    """Times `shift t / (1 + (shift - 1) t)`; a shift above 1 moves them to noise (Esser et al. 2024, eq. 23)."""
+    """Times `shift t / (1 + (shift - 1) t)` (Esser et al. 2024, eq. 23); above 1, more at high noise."""
     return [shift * t / (1 + (shift - 1) * t) for t in times]
 
 

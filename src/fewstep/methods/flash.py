@@ -124,7 +124,7 @@ class Config(GuidedConfig):
         return self.phases[-1]
 
     def start_probabilities(self, phase: Phase) -> Tensor:
-        """`P(i)` of the start indices `[grid]`, a mixture around m K / M for the M modes (section 3.2)."""
+        """`P(i)` of the start indices `[grid]`, a mixture around m K / M for the M modes."""
         i, each = torch.arange(self.grid, dtype=torch.float64), self.grid // len(phase.modes)
         near = [w * torch.exp(-((i - m * each) ** 2) / self.width) for m, w in enumerate(phase.modes)]
         weights = torch.stack(near).sum(0)
@@ -144,9 +144,7 @@ class Config(GuidedConfig):
                 raise ValueError(f"grid = {self.grid}: not a multiple of {len(phase.modes)} modes")
         modes = len(self.phases[-1].modes)
         if self.steps is not None and modes % self.steps:
-            raise ValueError(
-                f"steps = {self.steps}: the student is trained at {modes} times; has to divide it"
-            )
+            raise ValueError(f"steps = {self.steps}: the student is trained at {modes} times; take a divisor")
         return self
 
 
