@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "ida": 0.1,
     },
     "flow_map": {"warmup_tangent": 2, "guidance": 2.0},
+    "flash": {"grid": 4, "distance": "l2", "discriminator": {"learning_rate": 0.01}},
     "lcm": {"grid": 4, "guidance": 2.0},
     "piecewise": {"windows": 2, "solver_steps": 2, "guidance": 2.0},
     "sid": {"fake": FAKE, "guidance": [1.0, 3.0], "first_time": 0.75},

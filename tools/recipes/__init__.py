@@ -13,15 +13,23 @@ HERE = Path(__file__).parent
 PARAMS = HERE.parents[1] / "params"
 FAMILIES: dict[str, dict[str, str]] = yaml.safe_load((HERE / "families.yaml").read_text())["families"]
 """Family -> values of the templates."""
-METHODS: dict[str, dict[str, Any]] = {
-    "instaflow": {"what": "reflow, halving, one step (InstaFlow), as low-rank adapters", "encoded": "{}"},
-    "flash": {
-        "what": "Flash Diffusion, a low-rank adapter for 1 to 4 steps",
-        "encoded": "{train: {dtype: float16}}",
-    },
-    "dmd2": {"what": "distribution matching (DMD2), a low-rank adapter", "encoded": "{}"},
+ENCODED = "{train: {dtype: float16}}"
+FEW = {
+    "encoded": ENCODED,
+    "shards": "[0]         # for comparisons while it trains",
+    "drawn": "500",
 }
-"""Method -> what its file trains, and the real images that it needs."""
+METHODS: dict[str, dict[str, Any]] = {
+    "instaflow": {
+        "what": "reflow, halving, one step (InstaFlow), as low-rank adapters",
+        "encoded": "{}",
+        "shards": "[0, 1, 2, 3, 4, 5, 6, 7]       # InstaFlow had 3.2 million triplets",
+        "drawn": "4000",
+    },
+    "flash": {"what": "Flash Diffusion, a low-rank adapter for 1 to 4 steps"} | FEW,
+    "dmd2": {"what": "distribution matching (DMD2), a low-rank adapter"} | FEW,
+}
+"""Method -> what its file trains, and the data that it needs."""
 
 
 def recipes() -> dict[str, str]:

@@ -23,6 +23,11 @@ def trailing(steps: int) -> list[float]:
     return [1 - i / steps for i in range(steps)] + [0.0]
 
 
+def shifted(times: Sequence[float], shift: float) -> list[float]:
+    """Times `shift t / (1 + (shift - 1) t)` (Esser et al. 2024, eq. 23); above 1, more at high noise."""
+    return [shift * t / (1 + (shift - 1) * t) for t in times]
+
+
 def asked(denoise: Denoise, x: Tensor, t: Tensor, s: Tensor, conditions: Conditions) -> Estimate:
     """The estimate at time t `[B]` for a step that ends at time s `[B]`."""
     return denoise(x, t, conditions | {END_TIME: s})
@@ -52,6 +57,7 @@ def dpm_solver_pp_2m(
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2), first order at both ends.
 
     One evaluation per step; second order in log(alpha / sigma), with the estimate of the previous step.
+    A step of no length leaves a sample as it is, and the sample's next step is of first order.
     """
     previous: tuple[Tensor, Tensor] | None = None
     for t, s in pairs(times, x):
@@ -61,7 +67,8 @@ def dpm_solver_pp_2m(
         target = x_0
         if previous is not None:
             before, last_step = previous
-            slope = expand_like(torch.where(torch.isfinite(step), step / (2 * last_step), 0), x)
+            usable = torch.isfinite(step) & (last_step > 0)
+            slope = expand_like(torch.where(usable, step / (2 * last_step), 0), x)
             target = (1 + slope) * x_0 - slope * before
         x = expand_like(sigma_s / sigma_t, x) * x - expand_like(alpha_s * torch.expm1(-step), x) * target
         previous = x_0, step
