@@ -30,24 +30,25 @@ def feature_matching(maps: Sequence[Tensor], targets: Sequence[Tensor]) -> Tenso
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """SSIM of each channel `[B, C]`, mean over the windows inside the map (Wang et al. 2004, eq. 13).
 
-    x, y: `[B, C, H, W]`. A map smaller than the window is compared with a window of its own size. Feature
-    maps have no fixed dynamic range: L is the range of the channel of y.
+    x, y: `[B, C, H, W]`. A map smaller than the window is compared with a window of its own size.
+
+    SSIM is defined for signals in [0, L]. Feature maps have any sign and range: both are shifted so that the
+    channel of y begins at 0, and L is its range. Without the shift -y would have an SSIM of 1 with y, because
+    the factors of means and of structure are both -1.
     """
     with full_precision():
         x, y = x.float(), y.detach().float()
-        top, bottom = y.amax((2, 3), keepdim=True), y.amin((2, 3), keepdim=True)
-        c_1, c_2 = (((k * (top - bottom)).square() + SMALLEST) for k in (K_1, K_2))
-        # Variances do not depend on an offset. Without it, E[x^2] - E[x]^2 loses fewer digits.
-        offset = y.mean((2, 3), keepdim=True)
-        x, y = x - offset, y - offset
+        least = y.amin((2, 3), keepdim=True)
+        x, y = x - least, y - least
+        dynamic_range = y.amax((2, 3), keepdim=True)
+        c_1, c_2 = ((k * dynamic_range).square() + SMALLEST for k in (K_1, K_2))
         mean_x, mean_y = window_mean(x), window_mean(y)
         variance_x = window_mean(x.square()) - mean_x.square()
         variance_y = window_mean(y.square()) - mean_y.square()
         covariance = window_mean(x * y) - mean_x * mean_y
-        mean_x, mean_y = mean_x + offset, mean_y + offset
-        luminance = (2 * mean_x * mean_y + c_1) / (mean_x.square() + mean_y.square() + c_1)
+        means = (2 * mean_x * mean_y + c_1) / (mean_x.square() + mean_y.square() + c_1)
         structure = (2 * covariance + c_2) / (variance_x + variance_y + c_2)
-        return (luminance * structure).mean((2, 3))
+        return (means * structure).mean((2, 3))
 
 
 def window_mean(x: Tensor) -> Tensor:

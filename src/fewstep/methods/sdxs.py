@@ -92,10 +92,10 @@ class Config(ScoreConfig):
             raise ValueError("warmup_steps: has no loss where lambda_fm starts at 0; set warmup_steps: 0")
         if min(self.alpha) * self.latest <= self.earliest:
             raise ValueError(f"alpha = {min(self.alpha)}: leaves no times above earliest = {self.earliest}")
-        if self.gan is not None and not self.warmup_steps <= self.gan.from_step < self.training.steps:
+        first, last = self.warmup_steps, self.training.steps - 1
+        if self.gan is not None and not first <= self.gan.from_step <= last:
             raise ValueError(
-                f"gan.from_step = {self.gan.from_step}: has to be warmup_steps = {self.warmup_steps} or later, "
-                f"below training.steps = {self.training.steps}"
+                f"gan.from_step = {self.gan.from_step}: has to be in [{first}, {last}], after the warm-up"
             )
         return self
 
@@ -136,7 +136,7 @@ class SegmentedScores(ScoreDistillation):
         if config.gan is not None:
             widths = enumerate(map_widths(self.features))
             self.heads = [new_head(width, context.key(f"head/{i}")).to(device()) for i, width in widths]
-            modules: dict[str, nn.Module] = {f"head {i}": head for i, head in enumerate(self.heads)}
+            modules: dict[str, nn.Module] = {f"head_{i}": head for i, head in enumerate(self.heads)}
             self.groups = {**self.groups, "discriminator": Group(modules, config.gan.optimizer)}
 
     def schedule(self, step: int) -> Sequence[str]:

@@ -1,0 +1,350 @@
+"""SDXS: feature matching against other computations, schedules, and students in closed form."""
+
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import correlate1d
+from skimage.metrics import structural_similarity
+from torch import Tensor, nn
+
+from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.model import Model
+from fewstep.core.keyed import Key
+from fewstep.data.triplets import TripletBatch
+from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
+from fewstep.diffusion.sampling import TEACHERS
+from fewstep.features.attribute_classifier import AttributeClassifier
+from fewstep.features.network import FeatureNetwork, open_features
+from fewstep.losses.feature_matching import feature_matching, ssim
+from fewstep.methods import sdxs
+from fewstep.sources.shapes import LABELS
+from fewstep.training.loop import advance, train
+from fewstep.training.state import State
+from tests.mixtures import PATH, SHAPE, Mixture, Toy, learn_mixture, toy_model
+from tests.pipelines import vae
+from tests.unit.test_features_transformers import make
+
+DATA = 0.5
+"""Standard deviation of Gaussian data."""
+RATES = {"learning_rate": 0.005, "decay": "constant", "betas": (0.0, 0.99), "clip": 10.0}
+TRAINING = RATES | {"steps": 1200, "batch_size": 8, "learning_rate": 0.008, "decay": "cosine"}
+VALUES = {"method": "sdxs", "from": "teacher", "fake": RATES, "training": TRAINING}
+GAN = {"optimizer": RATES}
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("FEWSTEP_TRACKERS", "")
+    monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
+
+
+def config_of(**more: Any) -> sdxs.Config:
+    return sdxs.Config.model_validate(VALUES | more)
+
+
+# --- structural similarity
+
+
+def maps_of(seed: int, side: tuple[int, int], scale: float = 1.0) -> np.ndarray:
+    """Two samples of three channels, correlated in space."""
+    noise = np.random.default_rng(seed).standard_normal((2, 3, *side))
+    return scale * correlate1d(correlate1d(noise, [1, 2, 1], axis=2), [1, 2, 1], axis=3)
+
+
+@pytest.mark.parametrize(("side", "offset"), [((24, 17), 0.0), ((11, 11), 0.0), ((24, 17), 300.0)])
+def test_ssim_is_that_of_scikit_image(side: tuple[int, int], offset: float) -> None:
+    """On maps that begin at 0. With a range of hundreds, the constant that DISTS adds is negligible."""
+    y = maps_of(0, side, 100.0) + offset
+    x = 0.7 * y + maps_of(1, side, 50.0) + 20
+    found = ssim(torch.from_numpy(x), torch.from_numpy(y))
+    for i in range(2):
+        for j in range(3):
+            expected = structural_similarity(
+                x[i, j] - y[i, j].min(),
+                y[i, j] - y[i, j].min(),
+                data_range=y[i, j].max() - y[i, j].min(),
+                gaussian_weights=True,
+                sigma=1.5,
+                use_sample_covariance=False,
+            )
+            assert float(found[i, j]) == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.parametrize("side", [(5, 3), (2, 20), (1, 1)])
+def test_a_small_map_has_a_window_of_its_size(side: tuple[int, int]) -> None:
+    x, y = maps_of(1, side), maps_of(0, side)
+    x, y = x - y.min((2, 3), keepdims=True), y - y.min((2, 3), keepdims=True)
+    weights = [np.exp(-((np.arange(n) - (n - 1) / 2) ** 2) / 4.5) for n in (min(11, s) for s in side)]
+    kernel = np.multiply.outer(*(each / each.sum() for each in weights))
+    windows = np.lib.stride_tricks.sliding_window_view
+    m_x, m_y, m_xx, m_yy, m_xy = (
+        (windows(f, kernel.shape, (2, 3)) * kernel).sum((-2, -1)) for f in (x, y, x * x, y * y, x * y)
+    )
+    spread = y.max((2, 3), keepdims=True)
+    c_1, c_2 = (0.01 * spread) ** 2 + 1e-6, (0.03 * spread) ** 2 + 1e-6
+    expected = (2 * m_x * m_y + c_1) / (m_x**2 + m_y**2 + c_1)
+    expected *= (2 * (m_xy - m_x * m_y) + c_2) / (m_xx - m_x**2 + m_yy - m_y**2 + c_2)
+    found = ssim(torch.from_numpy(x), torch.from_numpy(y))
+    assert np.allclose(found.numpy(), expected.mean((2, 3)), atol=1e-4)
+
+
+def test_equal_maps_have_no_loss_and_opposite_ones_much() -> None:
+    maps = [torch.from_numpy(maps_of(seed, (13, 12))) for seed in (0, 1)]
+    centred = [x - x.mean((2, 3), keepdim=True) for x in maps]
+    assert float(feature_matching(maps, maps)) == 0
+    assert float(feature_matching(maps, centred)) > 0
+    constant = [torch.zeros(1, 2, 9, 9)]
+    assert float(feature_matching(constant, constant)) == 0
+    assert float(feature_matching([-x for x in maps], maps)) > 1.5
+
+
+def test_the_gradient_of_feature_matching() -> None:
+    """By finite differences in float32; also finite where a map is constant. The target receives none."""
+    x, y = (torch.from_numpy(maps_of(seed, (12, 13))).float() for seed in (0, 1))
+    x, y = x.requires_grad_(), y.requires_grad_()
+    (gradient,) = torch.autograd.grad(feature_matching([x], [y]), x)
+    direction = torch.from_numpy(maps_of(2, (12, 13))).float()
+    with torch.no_grad():
+        ends = [float(feature_matching([x + step * direction], [y])) for step in (-1e-2, 1e-2)]
+    assert float((gradient * direction).sum()) == pytest.approx((ends[1] - ends[0]) / 2e-2, rel=1e-2)
+    assert torch.autograd.grad(feature_matching([x], [y]), y, allow_unused=True) == (None,)
+    flat = torch.zeros(1, 2, 9, 9, requires_grad=True)
+    (gradient,) = torch.autograd.grad(feature_matching([flat], [torch.zeros(1, 2, 9, 9)]), flat)
+    assert gradient.isfinite().all()
+
+
+def judge(folder: Path) -> Path:
+    AttributeClassifier(LABELS, widths=(8, 16), feature_dim=10).save(folder, 32, {})
+    return folder
+
+
+def autoencoder(folder: Path) -> Path:
+    vae().save_pretrained(folder / "vae")
+    Manifest.seal(folder, "teacher", {}, {})
+    return folder
+
+
+def vision(folder: Path) -> Path:
+    return make("dinov2", folder)
+
+
+@pytest.mark.parametrize("kind", [judge, autoencoder, vision])
+def test_any_feature_network_serves(kind: Callable[[Path], Path]) -> None:
+    """The chain's classifier, the autoencoder's encoder and a vision network by local path."""
+    torch.manual_seed(0)
+    network = open_features(kind(Path("features")))
+    x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    x.requires_grad_()
+    loss = feature_matching(network.maps(x), network.maps(y))
+    assert 0 < float(loss) < 2
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert gradient.isfinite().all() and gradient.abs().amax((1, 2, 3)).min() > 0
+    assert float(feature_matching(network.maps(y), network.maps(y))) == 0
+
+
+# --- settings and schedules
+
+
+def test_alpha_and_lambda_change_linearly_after_the_warm_up() -> None:
+    training = TRAINING | {"steps": 15}
+    config = config_of(training=training, warmup_steps=4, alpha=(0.9, 0.4), lambda_fm=(2.0, 0.0))
+    assert config.at(0) == config.at(4) == (0.9, 2.0)
+    assert config.at(9) == pytest.approx((0.65, 1.0))
+    assert config.at(14) == (0.4, 0.0)
+
+
+def test_what_needs_a_feature_network() -> None:
+    assert config_of().needs_feature_maps
+    assert not config_of(lambda_fm=(0, 0)).needs_feature_maps
+    assert config_of(lambda_fm=(0, 0), gan=GAN).needs_feature_maps
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"steps": 2}, "steps"),
+        ({"data": "encoded"}, "learns from triplets alone"),
+        ({"guidance": (2.0, 4.0)}, "guidance"),
+        ({"warmup_steps": 1200}, "warmup_steps = 1200: has to be below training.steps = 1200"),
+        ({"warmup_steps": 5, "lambda_fm": (0, 1)}, "has no loss where lambda_fm starts at 0"),
+        ({"alpha": (1.0, 0.1), "earliest": 0.1}, "alpha = 0.1: leaves no times above earliest = 0.1"),
+        ({"alpha": (1.5, 0.5)}, "less than or equal to 1"),
+        ({"lambda_fm": (1.0, -0.5)}, "greater than or equal to 0"),
+        ({"warmup_steps": 5, "gan": GAN | {"from_step": 4}}, "has to be in \\[5, 1199\\]"),
+        ({"gan": GAN | {"from_step": 1200}}, "gan.from_step = 1200"),
+        ({"gan": {}}, "optimizer"),
+    ],
+)
+def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        config_of(**more)
+
+
+# --- students
+
+
+class Pixels:
+    """A feature network whose only map is the image."""
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        return [x]
+
+    def to(self, device: torch.device) -> "Pixels":
+        return self
+
+
+@pytest.fixture
+def pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pixels for the chain's features."""
+    network: FeatureNetwork = Pixels()  # type: ignore[assignment]
+    monkeypatch.setattr(sdxs, "open_maps", lambda context: network)
+    monkeypatch.setattr(sdxs, "map_widths", lambda network: [1])
+
+
+def pairs_of(mixture: Mixture, positions: Any) -> TripletBatch:
+    """Independent noise and images: what the score part alone needs."""
+    eps = torch.from_numpy(Key(0, "pairs").normal(positions, SHAPE))
+    return TripletBatch(mixture.images(Key(0, "modes"), positions), eps, {})
+
+
+@pytest.mark.parametrize(
+    "mixture", [Mixture(0.5, -1, 1, 0.3), Mixture(0.3, -0.8, 1, 0.35)], ids=["symmetric", "skewed"]
+)
+def test_the_scores_find_both_modes(mixture: Mixture) -> None:
+    values = VALUES | {"student_every": 2, "lambda_fm": (0, 0), "alpha": (1.0, 0.5)}
+    distance, share = learn_mixture(
+        "sdxs", mixture, Path("states"), values, triplet_batch=lambda positions: pairs_of(mixture, positions)
+    )
+    assert distance < 0.05 and abs(share) < 0.05
+
+
+class Gaussian(nn.Module):
+    """x_0 of data `N(mean, deviation^2)`, both learnable."""
+
+    def __init__(self, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.tensor(mean))
+        self.log_variance = nn.Parameter(torch.tensor(2 * np.log(deviation)).float())
+
+    def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        angle = (torch.pi / 2 * time / 1000).reshape(-1, 1, 1, 1)
+        alpha, sigma, variance = torch.cos(angle), torch.sin(angle), self.log_variance.exp()
+        return self.mean + alpha * variance / (alpha**2 * variance + sigma**2) * (x - alpha * self.mean)
+
+
+class Affine(nn.Module):
+    """One step `x_0 = k eps + b`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.k, self.b = nn.Parameter(torch.tensor(0.2)), nn.Parameter(torch.tensor(0.8))
+
+    def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        return self.k * x + self.b
+
+
+def learned(real: tuple[float, float], **more: Any) -> list[float]:
+    """(k, b) of an affine student.
+
+    The teacher's scores are those of N(0.3, DATA^2). Its end points are `real[0] eps + real[1]`.
+    """
+
+    def model(net: Any) -> Model:
+        return Model("toy", net, Denoiser(net, PATH, Prediction.SAMPLE, PATH), None, TEACHERS)
+
+    def triplets(positions: Any) -> TripletBatch:
+        eps = torch.from_numpy(Key(0, "pairs").normal(positions, SHAPE))
+        return TripletBatch(real[0] * eps + real[1], eps, {})
+
+    def clean(positions: Any) -> tuple[Tensor, Conditions]:
+        return triplets(positions).x_0, {}
+
+    teacher, student = model(Gaussian(0.3, DATA).requires_grad_(False)), model(Affine())
+    context: Any = SimpleNamespace(
+        start=teacher,
+        teacher=teacher,
+        key=lambda use: Key(0, use),
+        triplet_batch=triplets,
+        clean_batch=clean,
+        backbone=SimpleNamespace(network=lambda net, inputs: net, decode=lambda z: z, decoder=nn.Identity),
+    )
+    rates = {"learning_rate": 0.03, "betas": (0.0, 0.99), "decay": "cosine"}
+    values = {"fake": rates | {"decay": "constant"}, "training": rates | {"steps": 200, "batch_size": 4}}
+    config = config_of(**values | more)
+    train(sdxs.METHOD(config, context, sdxs.student_of(config, student)), "toy", 0, Path(tempfile.mkdtemp()))
+    return [float(weight) for weight in (student.net.k, student.net.b)]  # type: ignore[arg-type]
+
+
+def test_the_warm_up_learns_the_teachers_map(pixels: None) -> None:
+    """Whatever the scores are: the single step after the warm-up changes next to nothing."""
+    assert learned((0.7, -0.4), warmup_steps=199) == pytest.approx([0.7, -0.4], abs=0.02)
+
+
+def test_the_scores_match_the_teachers_distribution() -> None:
+    assert learned((0.7, -0.4), lambda_fm=(0, 0)) == pytest.approx([DATA, 0.3], abs=0.02)
+
+
+def test_lambda_moves_the_student_from_the_scores_to_the_features(pixels: None) -> None:
+    """End points that contradict the scores: the more weight, the nearer to them."""
+    weights = (0.0, 0.3, 100.0)
+    offsets = [learned((DATA, -0.4), lambda_fm=(weight, weight))[1] for weight in weights]
+    assert offsets[0] == pytest.approx(0.3, abs=0.02)
+    assert offsets[2] == pytest.approx(-0.4, abs=0.02)
+    assert offsets[2] + 0.05 < offsets[1] < offsets[0] - 0.05
+
+
+def test_the_discriminator_moves_the_student_to_the_real_images(pixels: None) -> None:
+    """The scores alone would lead to an offset of 0.3, the real images have -0.4."""
+    gan = {"optimizer": {"learning_rate": 0.01, "betas": (0.0, 0.99)}, "weight": 1.0}
+    assert learned((DATA, -0.4), lambda_fm=(0, 0), gan=gan)[1] < 0.1
+
+
+@pytest.mark.parametrize("loss", ["hinge", "wgan"])
+def test_exactly_the_right_networks_move_at_each_step(pixels: None, loss: str) -> None:
+    mixture = Mixture(0.5, -1, 1, 0.3)
+    teacher = toy_model(Toy(mixture).requires_grad_(False))
+    context: Any = SimpleNamespace(
+        start=teacher,
+        teacher=teacher,
+        key=lambda use: Key(0, use),
+        triplet_batch=lambda positions: pairs_of(mixture, positions),
+        clean_batch=lambda positions: (pairs_of(mixture, positions).x_0, {}),
+        backbone=SimpleNamespace(network=lambda net, inputs: net, decode=lambda z: z, decoder=nn.Identity),
+    )
+    more = {"warmup_steps": 2, "student_every": 2, "gan": GAN | {"from_step": 4, "loss": loss}}
+    config = config_of(**more)
+    made = sdxs.student_of(config, toy_model(deepcopy(teacher.net).requires_grad_(True)))
+    method = sdxs.METHOD(config, context, made)
+    state, frozen = State(method, Path("states")), deepcopy(teacher.net.state_dict())
+
+    def weights() -> dict[str, list[Tensor]]:
+        return {
+            label: [w.detach().clone() for net in group.modules.values() for w in net.parameters()]
+            for label, group in method.groups.items()
+        }
+
+    moved = []
+    for _ in range(6):
+        before = weights()
+        advance(state, "toy", 0, 4)
+        moved.append(
+            {
+                label
+                for label, after in weights().items()
+                if any(not torch.equal(a, b) for a, b in zip(before[label], after, strict=True))
+            }
+        )
+    both, discriminator = {"fake", "student"}, {"fake", "discriminator"}
+    assert moved == [{"student"}, {"student"}, both, {"fake"}, both | discriminator, discriminator]
+    assert all(torch.equal(value, frozen[name]) for name, value in teacher.net.state_dict().items())
+    largest = max(float(w.detach().abs().max()) for head in method.heads for w in head.parameters())
+    assert (largest <= 0.01) == (loss == "wgan")
