@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.model import open_model
-from fewstep.core.paths import MODELS
+from fewstep.core.paths import JUDGE, MODELS
+from fewstep.features.attribute_classifier import AttributeClassifier
+from fewstep.sources.shapes import LABELS
 from fewstep.students.learn import Task, learn, method_module
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import MAKERS
@@ -17,6 +19,12 @@ from tests.pipelines import MAKERS
 METHODS: dict[str, dict[str, Any]] = {
     "direct": {},
     "lcm": {"grid": 4, "guidance": 2.0},
+    "sdxs": {
+        "fake": {"learning_rate": 0.01},
+        "warmup_steps": 1,
+        "guidance": 2.0,
+        "gan": {"from_step": 1, "optimizer": {"learning_rate": 0.01}},
+    },
 }
 """Method -> its parameters beside the training's."""
 FILES = Path(method_module("direct").__file__).parent
@@ -30,6 +38,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "0")
+
+
+def untrained_judge() -> Path:
+    """The chain's classifier with random weights."""
+    torch.manual_seed(0)
+    AttributeClassifier(LABELS, widths=(8, 16), feature_dim=8).save(JUDGE, 64, {})
+    return JUDGE
 
 
 def test_no_method_is_left_out() -> None:
@@ -48,7 +63,9 @@ def test_a_student_is_trained_and_resumed_to_the_same_bytes(
     draw_triplets(backbone)
     values = {"method": method, "from": "teacher", "training": TRAINING, "lora": lora} | METHODS[method]
     module = method_module(method)
-    task = Task("distill", "student", method, module.Config.model_validate(values), [0], 0)
+    config = module.Config.model_validate(values)
+    features = untrained_judge() if config.needs_feature_maps else None
+    task = Task("distill", "student", method, config, [0], 0, features)
 
     def weights() -> dict[str, Tensor]:
         learn(task)
