@@ -328,7 +328,9 @@ def check_sdxs(module: ModuleType) -> None:
         expected = {"features": weight * matched}
         expected |= {"matching": 0.5 * (g**2).mean()} if step >= 4 else {}
         expected |= {"adversarial": 0.3 * deceived} if step >= 6 else {}
-        assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
+        assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
+            expected, rel=1e-4
+        )
         if step >= 4:
             (slope,) = torch.autograd.grad(found["matching"], gain, retain_graph=True)
             assert float(slope) == pytest.approx((g * eps).mean(), rel=1e-4)

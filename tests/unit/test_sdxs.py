@@ -15,8 +15,9 @@ from skimage.metrics import structural_similarity
 from torch import Tensor, nn
 
 from fewstep.artifacts.manifest import Manifest
-from fewstep.backbones.model import Model
+from fewstep.backbones.model import Model, open_model
 from fewstep.core.keyed import Key
+from fewstep.core.paths import JUDGE, MODELS
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
 from fewstep.diffusion.sampling import TEACHERS
@@ -25,8 +26,11 @@ from fewstep.features.network import FeatureNetwork, open_features
 from fewstep.losses.feature_matching import feature_matching, ssim
 from fewstep.methods import sdxs
 from fewstep.sources.shapes import LABELS
+from fewstep.students.learn import Task, learn
 from fewstep.training.loop import advance, train
+from fewstep.training.method import Rows
 from fewstep.training.state import State
+from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.mixtures import PATH, SHAPE, Mixture, Toy, learn_mixture, toy_model
 from tests.pipelines import vae
 from tests.unit.test_features_transformers import make
@@ -122,22 +126,22 @@ def test_the_gradient_of_feature_matching() -> None:
     assert gradient.isfinite().all()
 
 
-def judge(folder: Path) -> Path:
+def judge_at(folder: Path) -> Path:
     AttributeClassifier(LABELS, widths=(8, 16), feature_dim=10).save(folder, 32, {})
     return folder
 
 
-def autoencoder(folder: Path) -> Path:
+def autoencoder_at(folder: Path) -> Path:
     vae().save_pretrained(folder / "vae")
     Manifest.seal(folder, "teacher", {}, {})
     return folder
 
 
-def vision(folder: Path) -> Path:
+def vision_at(folder: Path) -> Path:
     return make("dinov2", folder)
 
 
-@pytest.mark.parametrize("kind", [judge, autoencoder, vision])
+@pytest.mark.parametrize("kind", [judge_at, autoencoder_at, vision_at])
 def test_any_feature_network_serves(kind: Callable[[Path], Path]) -> None:
     """The chain's classifier, the autoencoder's encoder and a vision network by local path."""
     torch.manual_seed(0)
@@ -145,7 +149,7 @@ def test_any_feature_network_serves(kind: Callable[[Path], Path]) -> None:
     x, y = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     x.requires_grad_()
     loss = feature_matching(network.maps(x), network.maps(y))
-    assert 0 < float(loss) < 2
+    assert 0 < float(loss.detach()) < 2
     (gradient,) = torch.autograd.grad(loss, x)
     assert gradient.isfinite().all() and gradient.abs().amax((1, 2, 3)).min() > 0
     assert float(feature_matching(network.maps(y), network.maps(y))) == 0
@@ -281,7 +285,7 @@ def learned(real: tuple[float, float], **more: Any) -> list[float]:
     values = {"fake": rates | {"decay": "constant"}, "training": rates | {"steps": 200, "batch_size": 4}}
     config = config_of(**values | more)
     train(sdxs.METHOD(config, context, sdxs.student_of(config, student)), "toy", 0, Path(tempfile.mkdtemp()))
-    return [float(weight) for weight in (student.net.k, student.net.b)]  # type: ignore[arg-type]
+    return [float(weight.detach()) for weight in (student.net.k, student.net.b)]  # type: ignore[operator]
 
 
 def test_the_warm_up_learns_the_teachers_map(pixels: None) -> None:
@@ -308,11 +312,8 @@ def test_the_discriminator_moves_the_student_to_the_real_images(pixels: None) ->
     assert learned((DATA, -0.4), lambda_fm=(0, 0), gan=gan)[1] < 0.1
 
 
-@pytest.mark.parametrize("loss", ["hinge", "wgan"])
-def test_exactly_the_right_networks_move_at_each_step(pixels: None, loss: str) -> None:
-    mixture = Mixture(0.5, -1, 1, 0.3)
-    teacher = toy_model(Toy(mixture).requires_grad_(False))
-    context: Any = SimpleNamespace(
+def context_of(mixture: Mixture, teacher: Model) -> Any:
+    return SimpleNamespace(
         start=teacher,
         teacher=teacher,
         key=lambda use: Key(0, use),
@@ -320,6 +321,13 @@ def test_exactly_the_right_networks_move_at_each_step(pixels: None, loss: str) -
         clean_batch=lambda positions: (pairs_of(mixture, positions).x_0, {}),
         backbone=SimpleNamespace(network=lambda net, inputs: net, decode=lambda z: z, decoder=nn.Identity),
     )
+
+
+@pytest.mark.parametrize("loss", ["hinge", "wgan"])
+def test_exactly_the_right_networks_move_at_each_step(pixels: None, loss: str) -> None:
+    mixture = Mixture(0.5, -1, 1, 0.3)
+    teacher = toy_model(Toy(mixture).requires_grad_(False))
+    context = context_of(mixture, teacher)
     more = {"warmup_steps": 2, "student_every": 2, "gan": GAN | {"from_step": 4, "loss": loss}}
     config = config_of(**more)
     made = sdxs.student_of(config, toy_model(deepcopy(teacher.net).requires_grad_(True)))
@@ -348,3 +356,47 @@ def test_exactly_the_right_networks_move_at_each_step(pixels: None, loss: str) -
     assert all(torch.equal(value, frozen[name]) for name, value in teacher.net.state_dict().items())
     largest = max(float(w.detach().abs().max()) for head in method.heads for w in head.parameters())
     assert (largest <= 0.01) == (loss == "wgan")
+
+
+def test_losses_are_means_over_rows(pixels: None) -> None:
+    """So a batch may be cut into micro-batches and over processes."""
+    mixture = Mixture(0.5, -1, 1, 0.3)
+    teacher = toy_model(Toy(mixture).requires_grad_(False))
+    student = toy_model(deepcopy(teacher.net))
+    method = sdxs.METHOD(config_of(gan=GAN), context_of(mixture, teacher), student)
+
+    def losses(rows: range) -> dict[str, Tensor]:
+        batch = method.prepare(method.batch(Rows(7, rows)))
+        found = {label: method.losses(label, batch, 7) for label in method.groups}
+        return {f"{label} {name}": x.detach() for label, each in found.items() for name, x in each.items()}
+
+    whole, halves = losses(range(6)), [losses(range(3)), losses(range(3, 6))]
+    assert set(whole) == {
+        "fake denoising",
+        "student matching",
+        "student features",
+        "student adversarial",
+        "discriminator critic",
+    }
+    for name, value in whole.items():
+        assert float(sum(half[name] for half in halves) / 2) == pytest.approx(float(value), rel=1e-5), name
+
+
+def test_a_low_rank_student_with_a_discriminator_starts_from_the_first() -> None:
+    """The authors' last stage, on a miniature of Stable Diffusion."""
+    prepare_images()
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    torch.manual_seed(0)
+    training = {"steps": 2, "batch_size": 2, "learning_rate": 0.01}
+    rates = {"learning_rate": 0.01}
+    first = {"method": "sdxs", "from": "teacher", "training": training, "fake": rates, "warmup_steps": 1}
+    second = first | {"from": "one_step", "warmup_steps": 0, "lora": {"rank": 1, "alpha": 1.0}}
+    for name, values in (("one_step", first), ("sharp", second | {"gan": {"optimizer": rates}})):
+        config = sdxs.Config.model_validate(values)
+        learn(Task(f"distill@{name}", name, "sdxs", config, [0], 0, features=judge_at(JUDGE)))
+    before, after = (open_model(MODELS / name, backbone).net.state_dict() for name in ("one_step", "sharp"))
+    changes = [value - before[name] for name, value in after.items() if not torch.equal(value, before[name])]
+    assert changes
+    for change in changes:
+        assert torch.linalg.matrix_rank(change.flatten(1).double(), rtol=1e-4) == 1
