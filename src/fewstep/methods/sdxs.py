@@ -121,8 +121,9 @@ class Batch(scores.Batch):
 class SegmentedScores(ScoreDistillation):
     """`integral of w(t) (s_F - s_w) dt over [0, alpha T] + lambda_FM L_FM` (eq. 11).
 
-    Neither paper states w(t). Diff-Instruct's code (Luo et al. 2023) has the plain difference of the x_0:
-    `w(t) = sigma^2 / alpha^2`, alpha and sigma of the schedule. It has no normalisation per sample.
+    The integral is alpha times the mean over times that are uniform in [0, alpha T]. The paper does not state
+    w(t). Diff-Instruct's code (Luo et al. 2023) takes the plain difference of the x_0, without normalisation
+    per sample: `w(t) = sigma^2 / alpha^2`, with the schedule's alpha and sigma.
     """
 
     config: Config
