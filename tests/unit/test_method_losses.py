@@ -416,7 +416,7 @@ MUTATIONS: dict[ModuleType, Sequence[tuple[str, str]]] = {
         ("low + (high - low) * batch.times[:, 0]", "high * batch.times[:, 0]"),
         ("low + (high - low) * batch.times[:, 0]", "low + (high - low) * batch.times[:, 1]"),
         ("batch.eps[0]", "batch.eps[1]"),
-        ('"x_t": x_t,', ""),
+        ('"x_t": x_t, ', ""),
         ("lambda_fm * feature_matching(", "feature_matching("),
         ("targets = self.maps(batch.real)", "targets = maps"),
         ("batch.step >= config.warmup_steps", "batch.step > config.warmup_steps"),

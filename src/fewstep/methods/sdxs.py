@@ -154,10 +154,12 @@ class SegmentedScores(ScoreDistillation):
 
     def batch(self, rows: Rows) -> Batch:
         """The student starts from the noise of the triplets, not from fresh noise."""
-        drawn, eps = super().batch(rows), self.context.triplet_batch(rows.positions).eps.double()
+        drawn, pairs = super().batch(rows), self.context.triplet_batch(rows.positions)
+        eps = pairs.eps.double()
         t = at(self.config.first_time, eps)
         x_t = expand_like(self.path.scale(t), eps) * eps
-        return Batch(**vars(drawn) | {"noise": eps[None], "x_t": x_t, "t": t}, step=rows.step)
+        triplet = {"real": pairs.x_0, "noise": eps[None], "x_t": x_t, "t": t}
+        return Batch(**vars(drawn) | triplet, step=rows.step)
 
     def prepare(self, batch: Batch) -> Batch:  # type: ignore[override]
         if batch.step < self.config.warmup_steps:
