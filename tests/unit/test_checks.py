@@ -144,7 +144,7 @@ def test_what_a_stage_would_refuse_is_said_before(dotted: dict[str, Any], fault:
         ({"data.count": 200}, "about 50 of 200 images are held out, which cannot fill the 64"),
         (
             {"features": "inception-2015-12-05.pt", "students.one_step.perceptual_weight": 1.0},
-            "students.one_step.perceptual_weight: inception-2015-12-05.pt gives no feature maps",
+            "students.one_step: its loss needs feature maps and inception-2015-12-05.pt gives none",
         ),
         ({"export.reflow": {"steps": None}}, "export.reflow: runs at any number of steps"),
         ({"students.one_step.training.batch_size": 1}, "has no sample for each of the 2 processes"),

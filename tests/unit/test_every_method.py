@@ -10,7 +10,9 @@ from torch import Tensor
 
 from fewstep.backbones.model import open_model
 from fewstep.core.errors import UserError
-from fewstep.core.paths import MODELS
+from fewstep.core.paths import JUDGE, MODELS
+from fewstep.features.attribute_classifier import AttributeClassifier
+from fewstep.sources.shapes import LABELS
 from fewstep.students.learn import Task, learn, method_module
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import MAKERS
@@ -33,6 +35,12 @@ METHODS: dict[str, dict[str, Any]] = {
     "lcm": {"grid": 4, "guidance": 2.0},
     "piecewise": {"windows": 2, "solver_steps": 2, "guidance": 2.0},
     "sid": {"fake": FAKE, "guidance": [1.0, 3.0], "first_time": 0.75},
+    "sdxs": {
+        "fake": FAKE,
+        "warmup_steps": 1,
+        "guidance": 2.0,
+        "gan": {"from_step": 1, "optimizer": FAKE},
+    },
     "tdm": {"fake": FAKE, "steps": 2, "guidance": 2.0},
 }
 """Method -> its parameters beside the training's."""
@@ -68,6 +76,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "0")
 
 
+def untrained_judge() -> Path:
+    """The chain's classifier with random weights."""
+    torch.manual_seed(0)
+    AttributeClassifier(LABELS, widths=(8, 16), feature_dim=8).save(JUDGE, 64, {})
+    return JUDGE
+
+
 def test_no_method_is_left_out() -> None:
     made_by_a_section_of_its_own = {"reflow", "halve", "__init__"}
     assert {file.stem for file in FILES.glob("*.py")} - made_by_a_section_of_its_own == set(METHODS)
@@ -85,7 +100,9 @@ def test_a_student_is_trained_and_resumed_to_the_same_bytes(
     backbone = import_miniature(family)
     draw_triplets(backbone)
     module = method_module(method)
-    task = Task("distill", "student", method, config(method, lora), [0], 0)
+    chosen = config(method, lora)
+    features = untrained_judge() if chosen.needs_feature_maps else None
+    task = Task("distill", "student", method, chosen, [0], 0, features)
 
     def weights() -> dict[str, Tensor]:
         learn(task)

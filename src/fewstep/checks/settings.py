@@ -79,8 +79,8 @@ def features(chain: Chain, known: Known) -> Iterator[str]:
         for model in chain.models().values():
             if model.config.needs_feature_maps:
                 yield (
-                    f"{model.place}.perceptual_weight: {chain.features.name} gives no feature maps; "
-                    f"take features of {JUDGE} or {TEACHER}, or weight 0"
+                    f"{model.place}: its loss needs feature maps and {chain.features.name} gives none; take "
+                    f"features of {JUDGE} or {TEACHER}, or give the terms that need maps weight 0"
                 )
     width = feature_width(chain, known)
     if width is None:

@@ -17,19 +17,17 @@ from pydantic import Field
 from torch import Tensor
 
 from fewstep.backbones.model import Model
-from fewstep.core.hardware import device
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import asked
-from fewstep.features.network import FeatureNetwork, open_features
+from fewstep.features.network import FeatureNetwork
 from fewstep.losses.perceptual import perceptual_distance
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
+from fewstep.students.perceptual import open_maps
 from fewstep.training.method import Group, Rows
 
-PROBE = 32
-"""Side in pixels of the blank image on which a feature network is tested."""
 NEAR = 0.02
 """A sample's mean absolute error, of latents of unit variance, below which `log_l1` is nearly linear."""
 
@@ -70,10 +68,7 @@ class Direct(StudentMethod):
         if config.perceptual_weight + config.pixel_weight > 0:
             self.frozen = (context.backbone.decoder(),)
         if config.perceptual_weight > 0:
-            assert context.features is not None, "a perceptual loss needs a feature network"
-            self.features = open_features(context.features).to(device())
-            # A network without feature maps fails here, not only at the step `perceptual_from`.
-            self.features.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))
+            self.features = open_maps(context)
 
     def batch(self, rows: Rows) -> TripletBatch:
         return self.context.triplet_batch(rows.positions)

@@ -43,6 +43,11 @@ def head_on(features: Features, x_0: Tensor, conditions: Conditions, key: Key) -
     """
     with torch.no_grad():
         channels = features(x_0, torch.full((1,), 0.5, device=x_0.device), conditions).shape[1]
+    return new_head(channels, key)
+
+
+def new_head(channels: int, key: Key) -> nn.Sequential:
+    """A head on maps `[B, channels, h, w]`, its weights drawn from `key`."""
     torch.manual_seed(key.seed32(0))
     return nn.Sequential(
         nn.Conv2d(channels, WIDTH, 3, padding=1),

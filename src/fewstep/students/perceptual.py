@@ -1,0 +1,27 @@
+"""The feature network of a loss that compares feature maps."""
+
+import torch
+
+from fewstep.core.hardware import device
+from fewstep.features.network import FeatureNetwork, open_features
+from fewstep.students.context import Context
+
+PROBE = 32
+"""Side in pixels of the blank image on which a feature network is tested."""
+
+
+def open_maps(context: Context) -> FeatureNetwork:
+    """The chain's feature network, frozen, on the device. Raises UserError where it gives no feature maps.
+
+    It is tested now, because the first step whose loss needs the maps may come after days.
+    """
+    assert context.features is not None, "a loss of feature maps needs a feature network"
+    network = open_features(context.features).to(device())
+    map_widths(network)
+    return network
+
+
+@torch.no_grad()
+def map_widths(network: FeatureNetwork) -> list[int]:
+    """Number of channels of each feature map."""
+    return [found.shape[1] for found in network.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))]
