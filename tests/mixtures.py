@@ -79,8 +79,9 @@ class Toy(nn.Module):
             nn.SiLU(),
             nn.Linear(width, 1),
         )
-        nn.init.zeros_(self.layers[-1].weight)
-        nn.init.zeros_(self.layers[-1].bias)
+        last: Any = self.layers[-1]
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         angle = (math.pi / 2 * time.double() / 1000).reshape(-1, 1, 1, 1).expand(x.shape)
@@ -128,5 +129,5 @@ def learn_mixture(
 
 def toy_model(net: nn.Module) -> Model:
     """A student on this network."""
-    denoiser = Denoiser(net, PATH, Prediction.V, PATH)  # type: ignore[arg-type]
+    denoiser = Denoiser(net, PATH, Prediction.V, PATH)
     return Model("toy", net, denoiser, None, STUDENTS)

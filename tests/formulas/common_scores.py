@@ -69,9 +69,9 @@ def method_of(module: ModuleType, values: dict[str, Any], student: Any = None) -
     """The method on these networks, with its fake already apart from the teacher."""
     net = Multiple(0.0)
     path = Cosine()
-    teacher = Model("teacher", net, Denoiser(net, path, Prediction.SAMPLE, path), None, TEACHERS)  # type: ignore[arg-type]
+    teacher = Model("teacher", net, Denoiser(net, path, Prediction.SAMPLE, path), None, TEACHERS)
     own = Unprompted(Multiple(STUDENT)) if student is None else student
-    denoiser = Denoiser(own, path, Prediction.SAMPLE, path, (END_TIME,))  # type: ignore[arg-type]
+    denoiser = Denoiser(own, path, Prediction.SAMPLE, path, (END_TIME,))
     context = SimpleNamespace(
         teacher=teacher,
         start=teacher,

@@ -146,11 +146,11 @@ def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
 def test_stock_diffusers_draws_the_chains_renoised_latents(tmp_path: Path) -> None:
     """With the same fresh noise: the pipeline's generator draws it step by step."""
     ours: dict[Path, torch.Tensor] = {}
-    times = {3: (1.0, 0.7, 0.2, 0.0)}
+    times: dict[int, tuple[float, ...]] = {3: (1.0, 0.7, 0.2, 0.0)}
     for family in ("sd", "sdxl", "pixart", "sd3", "sana"):
         teacher_of(family, tmp_path / family)
         # A flow's noise before time 1 has another scale in stock pipelines; see the refusals below.
-        later = {} if family in ("sd3", "sana") else {1: (0.6, 0.0)}
+        later: dict[int, tuple[float, ...]] = {} if family in ("sd3", "sana") else {1: (0.6, 0.0)}
         renoised = Sampling(Solver.RENOISE, Guidance.BUILT_IN, times | later)
         for steps in (1, 3, 4):
             backbone = open_backbone(tmp_path / family)

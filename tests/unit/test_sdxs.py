@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import norm
+from scipy.stats import norm  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 from fewstep.backbones.model import Model, open_model
