@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
-from triplets import alternate
+from triplets import alternate  # type: ignore[import-not-found]
 
+from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.registry import open_backbone
 from fewstep.core.hardware import autocast, device, mixed_precision
 from fewstep.core.keyed import Key
@@ -26,7 +27,7 @@ from fewstep.data.encoded import open_encoded
 from fewstep.data.pixels import image_batch
 from fewstep.data.prompted import collate_rows
 from fewstep.data.shards import open_images
-from fewstep.diffusion.denoiser import Conditions, expand_like
+from fewstep.diffusion.denoiser import Conditions, add_noise
 from fewstep.evaluation.speed import machine
 from fewstep.sampling.encode import encode_split
 
@@ -48,23 +49,23 @@ def main() -> None:
 
     def step(x_0: Tensor, conditions: Conditions) -> None:
         t = torch.rand(len(x_0), device=x_0.device)
-        alpha, sigma = schedule.alpha_sigma(t)
         eps = torch.randn_like(x_0)
         with autocast():
             raw = network(
-                expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps,
+                add_noise(schedule, x_0, eps, t),
                 schedule.network_time(t).float(),
                 conditions,
             )
             loss = mse_loss(raw.float(), eps)
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
 
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        made_from = {"data": DATA, "teacher": TEACHER}
-        work, out = Path(folder, "work"), Path(folder, "encoded")
-        encode_split(out, backbone, DATA, "train", "float32", work, made_from)
+        out, inputs = Path(folder, "encoded"), {"data": DATA, "teacher": TEACHER}
+        work = Workspace("encode_data@benchmark", {}, inputs)
+        encode_split(out, backbone, DATA, "train", "float32", work, inputs)
+        work.finish()
         encoded = open_encoded(out, ORDER)
 
         def cached() -> None:
