@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -17,10 +18,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fewstep.config.training import StudentTrainingConfig
-from fewstep.core.paths import MODELS
+from fewstep.core.paths import MODELS, TEACHER
 from fewstep.core.stage import run
 from fewstep.methods import halve, reflow
-from fewstep.students.learn import Task, learn
+from fewstep.students.learn import Task, learn, method_module
 from fewstep.training.lora import LoraSettings
 from fewstep.training.state import State
 
@@ -29,13 +30,29 @@ MUON = TRAINING.model_copy(update={"optimizer": "muon"})
 REFLOW = reflow.Config(training=TRAINING, **{"from": "teacher"})
 HALVE = halve.Config(training=TRAINING, steps=1, **{"from": "teacher"})
 ADAPTER = LoraSettings(rank=3, alpha=4.0)
-STUDENTS = {
+STUDENTS: dict[str, tuple[Any, dict[str, str]]] = {
     "micro": (REFLOW.model_copy(update={"training": MUON}), {"MICRO_BATCH": "2", "EMA_ON_HOST": "1"}),
     "adapter": (HALVE.model_copy(update={"lora": ADAPTER}), {"CHECKPOINT_ACTIVATIONS": "1"}),
     "compiled": (REFLOW, {"COMPILE": "aot_eager"}),
     "half": (HALVE.model_copy(update={"training": MUON}), {}),
 }
 """Name -> configuration and switches."""
+FAKE = {"learning_rate": 1e-3, "clip": 0.1}
+METHODS: dict[str, dict[str, Any]] = {
+    "dmd2": {"fake": FAKE, "steps": 2, "student_every": 2, "gan": {}, "decoupled": True, "ida": 0.1},
+    "flash": {"grid": 4, "distance": "l2", "discriminator": FAKE},
+    "flow_map": {"warmup_tangent": 2},
+    "lcm": {"grid": 4},
+    "piecewise": {"windows": 2, "solver_steps": 2},
+    "sdxs": {"fake": FAKE, "warmup_steps": 1, "gan": {"from_step": 1, "optimizer": FAKE}},
+    "sid": {"fake": FAKE},
+    "tdm": {"fake": FAKE, "steps": 2},
+}
+"""Method -> its parameters, without any switch."""
+SHORT = TRAINING.model_copy(update={"steps": 3})
+for method, values in METHODS.items():
+    given = {"method": method, "from": "teacher", "training": SHORT, "guidance": 2.0} | values
+    STUDENTS[method] = (method_module(method).Config.model_validate(given), {})
 SCALE = 2.0**8
 """Of half precision: small enough for no gradient to overflow, which in parts of a batch it does less."""
 
@@ -48,7 +65,8 @@ def main() -> None:
             place.pop("FEWSTEP_COMPILE", None)
         place["ACCELERATE_MIXED_PRECISION"] = "fp16" if name == "half" else "no"
         with patch.dict(os.environ, place), recorded(name):
-            learn(Task("learn", name, type(config).__module__.split(".")[-1], config, [0], 0))
+            features = TEACHER if config.needs_feature_maps else None
+            learn(Task("learn", name, type(config).__module__.split(".")[-1], config, [0], 0, features))
 
 
 @contextmanager
