@@ -4,7 +4,8 @@
 
 Real training steps on invented data (as in `fewstep check`) are counted by torch's FLOP counter: matrix
 products, convolutions and attention. Consecutive steps at three points of the training are averaged, because
-a method may update a network only at some steps, and may change its loss.
+a method may update a network only at some steps, and may change its loss. Two batch sizes are counted: what
+does not grow with the batch is the optimizer's own (Muon's matrix products).
 """
 
 import argparse
@@ -20,8 +21,8 @@ from fewstep.checks.rehearsal import PHASES, rehearsal, training_step, uncompile
 from fewstep.checks.teacher import design
 from fewstep.core.quiet import quiet
 
-ROWS = 4
-"""Samples of a counted step; operations are proportional to them."""
+ROWS = (2, 4)
+"""Samples of the counted steps."""
 CONSECUTIVE = 6
 """Steps counted at each point of a training: a multiple of 2 and 3, the usual intervals of updates."""
 
@@ -35,24 +36,27 @@ def main() -> None:
     chosen = parser.parse_args()
     quiet()
     chain = load_chain(chosen.params)
-    table = Table("model", "method", "steps", "batch", "GFLOP a sample", "TFLOP in all")
+    table = Table(
+        "model", "method", "steps", "batch", "GFLOP a sample", "GFLOP a step besides", "TFLOP in all"
+    )
     with tempfile.TemporaryDirectory() as folder, uncompiled():
         here = rehearsal(chain, design(chain), Path(folder), 1 << 62)
         for name, made in chain.models().items():
             training = made.config.training
-            step = training_step(here.student_training(name), training, Path(folder, name))
-            with FlopCounterMode(display=False) as counter:
-                for _ in range(PHASES * CONSECUTIVE):
-                    step(ROWS)
-            each = counter.get_total_flops() / (PHASES * CONSECUTIVE * ROWS)
-            whole = each * training.steps * training.batch_size
-            counts = (
-                str(training.steps),
-                str(training.batch_size),
-                f"{each / 1e9:.2f}",
-                f"{whole / 1e12:.1f}",
+            totals = []
+            for rows in ROWS:
+                step = training_step(here.student_training(name), training, Path(folder, f"{name}-{rows}"))
+                with FlopCounterMode(display=False) as counter:
+                    for _ in range(PHASES * CONSECUTIVE):
+                        step(rows)
+                totals.append(counter.get_total_flops() / (PHASES * CONSECUTIVE))
+            each = (totals[1] - totals[0]) / (ROWS[1] - ROWS[0])
+            besides = totals[0] - ROWS[0] * each
+            whole = training.steps * (besides + training.batch_size * each)
+            counts = (str(training.steps), str(training.batch_size))
+            table.add_row(
+                name, made.method, *counts, f"{each / 1e9:.2f}", f"{besides / 1e9:.2f}", f"{whole / 1e12:.1f}"
             )
-            table.add_row(name, made.method, *counts)
     Console().print(table)
 
 
