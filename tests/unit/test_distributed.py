@@ -148,8 +148,8 @@ def assert_equal(one: Path, other: Path, tolerance: float) -> None:
 
 
 TOLERANCE = {"half": 0.05, "lcm": 0.01}
-"""Of a model's change in training. lcm's loss is nearly the absolute error, whose gradient is a sign. Where the
-error is about 0, rounding decides it."""
+"""Share of a model's change in training. lcm's loss is nearly the absolute error, whose gradient is a sign:
+near 0, rounding decides it."""
 
 
 def test_students_in_shards_are_those_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
