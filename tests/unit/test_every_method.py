@@ -143,3 +143,23 @@ def test_a_family_without_a_place_for_the_methods_input_says_so(method: str, fam
 def test_an_adapter_of_a_method_that_adds_an_input_is_refused(method: str) -> None:
     with pytest.raises(ValueError, match="trains weights that are not in an adapter"):
         config(method, LORA)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_student_takes_guidance_as_an_input(method: str) -> None:
+    """Drawn by the method, or that of its triplets; with all that the method evaluates besides."""
+    prepare_images(64)
+    backbone = import_miniature("sd")
+    draw_triplets(backbone, guidance=(1.0, 3.0))
+    values = config(method).model_dump(by_alias=True) | {"guidance_embedding": True}
+    if method not in ("direct", "sdxs"):
+        values["guidance"] = (1.0, 3.0)
+    chosen = method_module(method).Config.model_validate(values)
+    features = untrained_judge() if chosen.needs_feature_maps else None
+    learn(Task("distill", "student", method, chosen, [0], 0, features))
+    model = open_model(MODELS / "student", backbone)
+    assert model.takes_guidance
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
+    conditions, t = backbone.encode_prompts(["a red star"] * 2) | {"end_time": torch.zeros(2)}, torch.ones(2)
+    found = [model.denoiser(noise, t, conditions | {"guidance": torch.full((2,), w)}).x_0 for w in (1, 3)]
+    assert not torch.equal(*found)

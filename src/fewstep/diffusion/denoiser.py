@@ -188,12 +188,8 @@ def branches(
     denoise: Denoise, unconditional: Conditions, x: Tensor, t: Tensor, conditions: Conditions
 ) -> tuple[Estimate, Estimate]:
     """The conditional and the unconditional estimate, in one pass; `unconditional` has batch size 1."""
-    free = unconditional | {name: conditions[name] for name in (END_TIME,) if name in conditions}
-    both = {
-        name: torch.cat([value, free[name].expand_as(value)])
-        for name, value in conditions.items()
-        if name != GUIDANCE
-    }
+    free = unconditional | {name: conditions[name] for name in (END_TIME, GUIDANCE) if name in conditions}
+    both = {name: torch.cat([value, free[name].expand_as(value)]) for name, value in conditions.items()}
     estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
     (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
     return Estimate(x_0, eps), Estimate(x_0_free, eps_free)
