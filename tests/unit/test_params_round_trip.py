@@ -16,9 +16,10 @@ from fewstep.core.errors import UserError
 
 FILES = sorted(
     path.relative_to(ROOT)
-    for pattern in ("params.yaml", "params/*.yaml", "examples/*/params.yaml")
+    for pattern in ("params.yaml", "params/*_sdxl.yaml", "examples/*/params.yaml")
     for path in ROOT.glob(pattern)
 )
+"""Of the templates' files (tools/recipes) one family's, which stands for all."""
 APART = 8
 """One value of so many is changed at a time: neighbours may be on one line."""
 each_file = pytest.mark.parametrize("file", FILES, ids=str)

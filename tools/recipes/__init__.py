@@ -5,9 +5,11 @@ A file is chain.yaml followed by the method's template, with the family's values
 
 from pathlib import Path
 from string import Template
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
+from dvc.utils.hydra import apply_overrides  # type: ignore[import-untyped]
 
 HERE = Path(__file__).parent
 PARAMS = HERE.parents[1] / "params"
@@ -41,4 +43,13 @@ def recipe(method: str, family: str) -> str:
     """The text of one parameter file."""
     whole = "".join((HERE / f"{name}.yaml").read_text() for name in ("chain", method))
     values = FAMILIES[family] | METHODS[method] | {"method": method, "family": family}
-    return Template(whole).substitute(values)
+    return as_dvc_writes(Template(whole).substitute(values))
+
+
+def as_dvc_writes(text: str) -> str:
+    """The text in the form of DVC's writer, so that `dvc exp run -S` changes one line."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "params.yaml")
+        file.write_text(text)
+        apply_overrides(str(file), ["seed=0"])
+        return file.read_text()
