@@ -35,12 +35,12 @@ class Multiple(nn.Module):
 
 def drawn(use: str) -> np.ndarray:
     """The method's normal numbers for this use."""
-    return Key(0, f"model/{use}").normal(ROWS, SHAPE).astype(np.float64)
+    return Key(0, f"model/scores/{use}").normal(ROWS, SHAPE).astype(np.float64)
 
 
 def uniform(use: str, columns: int) -> np.ndarray:
     """The method's uniform numbers, a list of columns that each broadcast to images."""
-    return Key(0, f"model/{use}").uniform(ROWS, columns).T.reshape(columns, -1, 1, 1, 1)
+    return Key(0, f"model/scores/{use}").uniform(ROWS, columns).T.reshape(columns, -1, 1, 1, 1)
 
 
 def cosine(t: Any) -> tuple[Any, Any]:

@@ -49,7 +49,7 @@ def check_plain(module: ModuleType, steps: int) -> None:
     g = direction(STUDENT * x_t)
     assert found == {"matching": near(0.5 * (g**2).mean())}
     assert gradient == near((g * x_t).mean())
-    x, (_, u, _), eps = STUDENT * x_t, uniform("times", 3), drawn("eps/fake")
+    x, (_, u, _), eps = STUDENT * x_t, uniform("times", 3), drawn("fake")
     alpha, sigma = cosine(u)
     x_tau = alpha * x + sigma * eps
     error = (FAKE + WIDE) * x_tau - x
@@ -59,7 +59,7 @@ def check_plain(module: ModuleType, steps: int) -> None:
 
 def direction(x: np.ndarray) -> np.ndarray:
     """`(D_F - D_w) / mean|x - D_w|` at the first time of the batch."""
-    u, eps = uniform("times", 3)[0], drawn("eps/student")
+    u, eps = uniform("times", 3)[0], drawn("student")
     alpha, sigma = cosine(0.02 + 0.96 * u)
     x_tau = alpha * x + sigma * eps
     real = (UNCONDITIONAL + W * (WIDE - UNCONDITIONAL)) * x_tau
@@ -70,7 +70,7 @@ def check_decoupled(module: ModuleType) -> None:
     method = method_of(module, {"steps": 2, "guidance": W, "decoupled": True})
     step = next(step for step in range(20) if exit_of(2, step) == 1)
     x_t, t = student_input(1, 2)
-    x, (u, _, v), eps = STUDENT * x_t, uniform("times", 3), drawn("eps/student")
+    x, (u, _, v), eps = STUDENT * x_t, uniform("times", 3), drawn("student")
     (alpha, sigma), (alpha_1, sigma_1) = cosine(0.02 + 0.96 * u), cosine(v * t)
     x_tau, x_cleaner = alpha * x + sigma * eps, alpha_1 * x + sigma_1 * eps
     matching = FAKE * x_tau / np.maximum(mean_of(x - WIDE * x_tau), 0.1)
@@ -84,7 +84,7 @@ def check_gan(module: ModuleType) -> None:
     x_t, _ = student_input(0, 1)
     x, (u, u_fake, _) = STUDENT * x_t, uniform("times", 3)
     alpha, sigma = cosine(0.02 + 0.96 * u)
-    logits = ((FAKE + WIDE) * (alpha * x + sigma * drawn("eps/student"))).mean(1, keepdims=True)
+    logits = ((FAKE + WIDE) * (alpha * x + sigma * drawn("student"))).mean(1, keepdims=True)
     ratio = np.exp(logits.mean((1, 2, 3), keepdims=True)).clip(0.1, 20)
     for divergence, h in {
         "reverse_kl": 1.0,
@@ -98,7 +98,7 @@ def check_gan(module: ModuleType) -> None:
         assert found["adversarial"] == near(0.5 * np.logaddexp(0, -logits).mean())
         assert found["matching"] == near(0.5 * ((h * direction(x)) ** 2).mean())
         alpha_f, sigma_f = cosine(u_fake)
-        real, fake = (((FAKE + WIDE) * (alpha_f * z + sigma_f * drawn("eps/fake"))).mean(1) for z in (X_0, x))
+        real, fake = (((FAKE + WIDE) * (alpha_f * z + sigma_f * drawn("fake"))).mean(1) for z in (X_0, x))
         critic = 0.25 * (np.logaddexp(0, -real).mean() + np.logaddexp(0, fake).mean())
         assert losses(method, "fake")[0]["critic"] == near(critic)
 

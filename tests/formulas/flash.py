@@ -124,7 +124,9 @@ def check(module: ModuleType) -> None:
         i = (uniform[:, :1] >= (p / p.sum()).cumsum()[None]).sum(1)
         even = np.linspace(1, 0, grid + 1)
         times = shift * even / (1 + (shift - 1) * even)
-        x_t = np.where(i[:, None] == 0, normal("noise"), noise(z, times[i][:, None], normal("noise")))
+        x_t = np.where(
+            i[:, None] == 0, normal("noise/start"), noise(z, times[i][:, None], normal("noise/start"))
+        )
         solve = {"ddim": ddim, "dpm_solver_pp_2m": multistep}[solver]
         target = np.stack([solve(x_t[b], k[b], times[i[b] :]) for b in positions])
         f = 0.7 * x_t + 0.2 * times[i][:, None]

@@ -49,13 +49,13 @@ def check(module: ModuleType) -> None:
             x_t = alpha * STUDENT * x_t + sigma * drawn(f"noise/{j}")
         x, (u, u_fake, _) = STUDENT * x_t, uniform("times", 3)
         (alpha, sigma), tau = cosine(0.1 + 0.6 * u), 0.1 + 0.6 * u
-        x_tau = alpha * x + sigma * drawn("eps/student")
+        x_tau = alpha * x + sigma * drawn("student")
         found, gradient = losses(method, "student", step)
         expected = {"x": x.mean(), "x_tau": (x_tau**2).mean(), "tau": tau.mean()}
         assert found == {name: pytest.approx(value, rel=1e-5, abs=1e-7) for name, value in expected.items()}
         assert gradient == pytest.approx((x_t * (1 + 2 * x_tau * alpha)).mean(), rel=1e-4)
         alpha, sigma = cosine(u_fake)
-        error = (FAKE + WIDE) * (alpha * x + sigma * drawn("eps/fake")) - x
+        error = (FAKE + WIDE) * (alpha * x + sigma * drawn("fake")) - x
         assert losses(method, "fake", step)[0] == {"denoising": pytest.approx((error**2).mean(), rel=1e-5)}
         assert [method.schedule(step) for step in range(4)] == [
             ("fake", "student"), ("fake",), ("fake",), ("fake", "student")
@@ -94,7 +94,7 @@ MUTATIONS = [
     ("{config.steps: tuple(config.times)}", "{}"),
     ("step % self.config.student_every == 0", "step % self.config.student_every == 1"),
     ("[0, 0] * self.config.steps", "[0, 0] * 1"),
-    ('normal(f"noise/{j}")', 'normal("noise/0")'),
+    ('key(f"scores/noise/{j}")', 'key("scores/noise/0")'),
     ("self.config.times[1:], batch.noise[1:]", "self.config.times[:-1], batch.noise[1:]"),
     ("x_t = add_noise(self.path, x_0, fresh, t)", "x_t = add_noise(self.path, x_t, fresh, t)"),
     ("tau, eps = batch.times[:, 1], batch.eps[1]", "tau, eps = batch.times[:, 0], batch.eps[1]"),

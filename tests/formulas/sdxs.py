@@ -81,8 +81,8 @@ def check(module: ModuleType) -> None:
 
     matched = np.mean([1 - ssim(x, y).mean() for x, y in feature_maps])
     deceived = np.mean([-(h * a).mean() for (a, _), h in zip(feature_maps, (2, -2), strict=True)])
-    times = Key(0, "model/times").uniform(range(BATCH), 3)[:, :1]
-    noise = Key(0, "model/eps/student").normal(range(BATCH), (SIZE,)).astype(np.float64)
+    times = Key(0, "model/scores/times").uniform(range(BATCH), 3)[:, :1]
+    noise = Key(0, "model/scores/student").normal(range(BATCH), (SIZE,)).astype(np.float64)
     for step, alpha, weight in [(2, 1.0, 2.0), (4, 1.0, 2.0), (6, 0.8, 1.36), (9, 0.5, 0.4)]:
         batch = method.prepare(method.batch(Rows(step, range(BATCH))))
         found = method.losses("student", batch, step)

@@ -30,7 +30,7 @@ def check(module: ModuleType) -> None:
         x_t, _ = student_input(0, 1)
         x, (u, u_fake, _) = STUDENT * x_t, uniform("times", 3)
         a, s = cosine(0.02 + 0.96 * u)
-        x_tau = a * x + s * drawn("eps/student")
+        x_tau = a * x + s * drawn("student")
         k = UNCONDITIONAL + W * (WIDE - UNCONDITIONAL)
         difference, rest = -FAKE * x_tau, k * x_tau - x
         scale = mean_of(x - k * x_tau)
@@ -42,7 +42,7 @@ def check(module: ModuleType) -> None:
         }
         assert gradient == pytest.approx((slope / scale * x_t).mean(), rel=1e-4)
         a, s = cosine(u_fake)
-        error = (k + FAKE) * (a * x + s * drawn("eps/fake")) - x
+        error = (k + FAKE) * (a * x + s * drawn("fake")) - x
         assert losses(method, "fake")[0] == {"denoising": pytest.approx((error**2).mean(), rel=1e-5)}
 
 

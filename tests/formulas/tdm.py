@@ -44,7 +44,7 @@ def check(module: ModuleType) -> None:
             variance = sigma**2 - (alpha / alpha_s * sigma_s) ** 2
             return alpha / alpha_s * x + np.sqrt(variance) * eps, variance
 
-        x_tau, _ = further(s + (0.02 + 0.96 * u) * (t - s), drawn("eps/student"))
+        x_tau, _ = further(s + (0.02 + 0.96 * u) * (t - s), drawn("student"))
         k = UNCONDITIONAL + W * (WIDE - UNCONDITIONAL)
         difference = (FAKE + WIDE - k) * x_tau
         scale = mean_of(x_hat - k * x_tau)
@@ -53,7 +53,7 @@ def check(module: ModuleType) -> None:
         assert found == {"matching": pytest.approx(((root - 1e-3) / scale).mean(), rel=1e-4)}
         assert gradient == pytest.approx((difference / root / scale * x_t).mean(), rel=1e-3)
 
-        tau, eps = s + u_fake * (t - s), drawn("eps/fake")
+        tau, eps = s + u_fake * (t - s), drawn("fake")
         x_tau, variance = further(tau, eps)
         alpha, sigma = cosine(tau)
         y = (x_tau - sigma**2 * eps / np.sqrt(variance)) / alpha

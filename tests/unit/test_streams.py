@@ -22,7 +22,13 @@ from fewstep.pretraining.teacher import Teacher
 from fewstep.training.loop import train
 
 MODEL = "a model's name"
-FILLED = {"name": ("teacher", "vae", "judge", MODEL), "self.name": (MODEL,), "suffix": ("",)}
+FILLED = {
+    "name": ("teacher", "vae", "judge", MODEL),
+    "self.name": (MODEL,),
+    "suffix": ("",),
+    "i": ("0", "1"),
+    "j": ("0", "1"),
+}
 """What stands in a stream's name -> its values; the training loop trains by each of these names."""
 METHODS = {file for file in (SRC / "fewstep/methods").glob("*.py") if file.stem != "__init__"}
 NO_RESULT = {*(SRC / "fewstep/checks").glob("*.py")}
@@ -51,7 +57,7 @@ def named_in(file: Path) -> Iterator[tuple[str, str]]:
         if called == "Key" and len(node.args) == 2 and not is_derived(node.args[1]):
             yield from ((stream, place) for stream in names(node.args[1]))
         if called.endswith(".key") and node.args:
-            yield f"{MODEL}/{ast.literal_eval(node.args[0])}", place
+            yield from ((f"{MODEL}/{use}", place) for use in names(node.args[0]))
 
 
 def is_derived(node: ast.expr) -> bool:

@@ -206,8 +206,8 @@ class Flash(StudentMethod):
         cumulated = config.start_probabilities(config.phase(rows.step)).cumsum(0).to(z)
         i = torch.searchsorted(cumulated, uniform[:, 0].contiguous(), right=True).clamp(max=config.grid - 1)
         t = torch.tensor(config.times, dtype=torch.float64, device=z.device)[i]
-        uses = ("noise", "noise/matching", "noise/adversarial")
-        drawn = [torch.from_numpy(context.key(use).normal(positions, z.shape[1:])) for use in uses]
+        keys = context.key("noise/start"), context.key("noise/matching"), context.key("noise/adversarial")
+        drawn = [torch.from_numpy(key.normal(positions, z.shape[1:])) for key in keys]
         eps = torch.stack(drawn).to(z)
         pure = expand_like(self.path.scale(t), z) * eps[0]
         x_t = torch.where(expand_like(i == 0, z).bool(), pure, add_noise(self.path, z, eps[0], t))

@@ -18,6 +18,7 @@ from torch import Tensor
 from fewstep.backbones.model import Model
 from fewstep.config.training import OptimizerConfig
 from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import (
     GUIDANCE,
     Conditions,
@@ -137,13 +138,13 @@ class ScoreDistillation(StudentMethod):
         context, positions = self.context, rows.positions
         real, conditions = context.clean_batch(positions)
 
-        def normal(use: str) -> Tensor:
-            drawn = torch.from_numpy(context.key(use).normal(positions, real.shape[1:]))
-            return drawn.to(device(), torch.float64)
+        def normal(key: Key) -> Tensor:
+            return torch.from_numpy(key.normal(positions, real.shape[1:])).to(device(), torch.float64)
 
-        noise = torch.stack([normal(f"noise/{j}") for j in range(self.exit(rows.step) + 1)])
-        times = torch.from_numpy(context.key("times").uniform(positions, 3)).to(device())
-        eps = torch.stack([normal("eps/student"), normal("eps/fake")])
+        steps = range(self.exit(rows.step) + 1)
+        noise = torch.stack([normal(context.key(f"scores/noise/{j}")) for j in steps])
+        times = torch.from_numpy(context.key("scores/times").uniform(positions, 3)).to(device())
+        eps = torch.stack([normal(context.key("scores/student")), normal(context.key("scores/fake"))])
         conditions = with_scales(conditions, context, self.config.guidance, positions)
         x_t, t = self.first_input(noise[0])
         return Batch(real, conditions, noise, times, eps, x_t, t, torch.zeros_like(t), x_t)
