@@ -184,6 +184,14 @@ def test_the_home_folder_is_what_stages_open(monkeypatch: pytest.MonkeyPatch, tm
     assert chain.data.path == str(tmp_path / "photos")
 
 
+DMD2 = {
+    "method": "dmd2",
+    "from": "teacher",
+    "training": {"steps": 10, "batch_size": 64, "learning_rate": 1e-5},
+    "fake": {"learning_rate": 1.0},
+}
+
+
 @pytest.mark.parametrize(
     ("dotted", "warning"),
     [
@@ -192,6 +200,14 @@ def test_the_home_folder_is_what_stages_open(monkeypatch: pytest.MonkeyPatch, tm
         (
             {"reflow.reflow.lora": LORA, "reflow.reflow.training.learning_rate": 0.01},
             "reflow.reflow.training.learning_rate = 0.01: published for a pretrained adapter",
+        ),
+        (
+            {"reflow.reflow.training.batch_size": 4},
+            "reflow.reflow.training.batch_size = 4: published for a pretrained whole network are 10 to 6000",
+        ),
+        (
+            {"students.fast": DMD2},
+            "students.fast.fake.learning_rate = 1: published for a pretrained whole network",
         ),
         ({"halve.2.steps": 3}, "halve.2.steps = 3: halve-4 was made for 4 steps, and is asked for 6"),
     ],

@@ -237,7 +237,7 @@ def test_a_perceptual_distance_is_that_of_the_decoded_centre(monkeypatch: pytest
         seen.append(tuple(z.shape))
         return torch.cat([z, 2 * z, z.square()], 1)
 
-    monkeypatch.setattr(flash, "open_features", lambda path: Identity())
+    monkeypatch.setattr(flash, "open_maps", lambda context: Identity())
     backbone = SimpleNamespace(decode=decode, decoder=nn.Identity)
     method = method_of(config_of(distance="perceptual", crop=4), backbone=backbone, features=Path("features"))
     f, target = (torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(i)) for i in (0, 1))

@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.backbones.sd_new import new_net
 from fewstep.chain import load_chain
 from fewstep.checks import tracing
-from fewstep.checks.memory import Design, Setup, advice, need, operations, setup_of, speed
+from fewstep.checks.memory import Design, Setup, advice, need, operations, setup_of, speed, student_setup
 from fewstep.checks.plan import trainings
 from fewstep.checks.teacher import design
 from fewstep.checks.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
@@ -27,6 +27,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.hardware import attention, autocast
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
+from fewstep.methods import lcm, sid
 from fewstep.training.half import halve_frozen
 from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
@@ -174,6 +175,33 @@ def test_stable_diffusion_as_published() -> None:
     assert found.parameters == 859_520_964
     assert found.step is not None and 1e10 < found.step < 1e12
     assert found.state == 4 * 4 * 859_520_964
+
+
+def test_fakes_averages_and_a_second_frozen_network_are_counted() -> None:
+    designed = Design("sd", partial(unet, 16))
+    found = need(designed, ADAMW)
+    weights = 4 * found.parameters
+    # Weights and two moments.
+    assert need(designed, replace(ADAMW, further=("adamw",))).state == found.state + 3 * weights
+    assert need(designed, replace(ADAMW, averages=1, teacher=True)).state == found.state + 2 * weights
+    assert (
+        need(designed, replace(ADAMW, gradient_passes=3)).step
+        == need(designed, replace(ADAMW, rows=3 * ROWS)).step
+    )
+    low = replace(ADAMW, lora=LoraSettings(rank=1, alpha=1.0))
+    more = need(designed, replace(low, further=("adamw",))).state - need(designed, low).state
+    assert 0 < more < weights, "of a fake on the same base, its adapter alone"
+
+
+def test_a_methods_networks_are_part_of_its_setup() -> None:
+    training = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
+    fake = {"learning_rate": 1e-3, "optimizer": "muon"}
+    values = {"method": "any", "from": "reflow", "training": training}
+    guided = student_setup(sid.Config.model_validate(values | {"fake": fake, "guidance": 2.0}))
+    assert (guided.further, guided.gradient_passes, guided.teacher) == (("muon",), 5, True)
+    own = student_setup(sid.Config.model_validate(values | {"fake": fake, "from": "teacher"}))
+    assert (own.gradient_passes, own.teacher) == (3, False)
+    assert student_setup(lcm.Config.model_validate(values)).averages == 1
 
 
 def test_a_low_rank_students_state_is_small() -> None:

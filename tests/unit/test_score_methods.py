@@ -106,6 +106,18 @@ def test_exactly_the_right_networks_move_at_each_step(module: Any, every: int) -
     assert all(torch.equal(value, frozen[name]) for name, value in teacher.net.state_dict().items())
 
 
+def test_the_loop_reports_each_update_to_the_method(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher = toy_model(Toy(SYMMETRIC).requires_grad_(False))
+    config = dmd2.Config.model_validate({"method": "dmd2", "from": "teacher", **VALUES})
+    made = dmd2.student_of(config, toy_model(deepcopy(teacher.net).requires_grad_(True)))
+    state = State(dmd2.METHOD(config, context_of(SYMMETRIC, teacher), made), Path("states"))
+    labels: list[str] = []
+    monkeypatch.setattr(state.method, "updated", labels.append)
+    for _ in range(3):
+        advance(state, "toy", 0, 4)
+    assert labels == ["fake", "student", "fake", "fake", "student"]
+
+
 @pytest.mark.parametrize(
     ("module", "more", "said"),
     [

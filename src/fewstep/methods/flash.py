@@ -22,11 +22,9 @@ from fewstep.backbones.model import Model
 from fewstep.config.base import Section
 from fewstep.config.sampling import Scale, ScaleRange
 from fewstep.config.training import OptimizerConfig
-from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Estimate, add_noise, expand_like
 from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, asked, shifted, trailing
 from fewstep.diffusion.staggered import solve_staggered
-from fewstep.features.network import open_features
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching, error_scale
 from fewstep.losses.perceptual import perceptual_distance
@@ -34,14 +32,13 @@ from fewstep.students.context import Context
 from fewstep.students.discriminator import Features, head_on
 from fewstep.students.guidance import GuidedConfig, guided_model, with_scales
 from fewstep.students.method import StudentMethod
+from fewstep.students.perceptual import open_maps
 from fewstep.training.method import Group, Rows
 
 TIMES = (0.01, 0.25, 0.5, 0.75)
 """Times at which the discriminator's samples are noised."""
 SMALLEST = 1e-5
 """Added to the scale of the matching gradient."""
-PROBE = 32
-"""Side in pixels of the blank image on which a feature network is tested."""
 
 
 class Phase(Section):
@@ -192,11 +189,8 @@ class Flash(StudentMethod):
             self.head = head_on(self.features_of_teacher, *context.clean_batch([0]), context.key("head"))
             self.groups["discriminator"] = Group({"head": self.head}, config.discriminator)
         if config.distance == "perceptual":
-            assert context.features is not None, "a perceptual distance needs a feature network"
             self.frozen = (*self.frozen, context.backbone.decoder())
-            self.maps = open_features(context.features).to(device())
-            # A network without feature maps fails here, not at the first step.
-            self.maps.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))
+            self.maps = open_maps(context)
 
     def batch(self, rows: Rows) -> Batch:
         config, context, positions = self.config, self.context, rows.positions
