@@ -1,6 +1,7 @@
 """Features of a denoiser for a discriminator, on real diffusers networks."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,8 @@ def test_features_are_of_the_middle_block_or_the_output(
         found = Features(model.net, model.denoiser)(x_t, t, conditions)
         kept: list[torch.Tensor] = []
         if family == "sd":
-            model.net.mid_block.register_forward_hook(lambda module, inputs, output: kept.append(output))
+            middle: Any = model.net.mid_block
+            middle.register_forward_hook(lambda module, inputs, output: kept.append(output))
         raw = backbone.network(model.net)(x_t, backbone.schedule.network_time(t), conditions)
         assert torch.allclose(found, kept[0] if family == "sd" else raw, atol=1e-4)
         head = head_on(
