@@ -115,7 +115,7 @@ def check(module: ModuleType) -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(module, "head_on", lambda *_: lambda features: 2 * features + 0.1)
             patch.setattr(module, "Group", lambda modules, optimizer: modules)
-            patch.setattr(module, "open_features", lambda path: Maps())
+            patch.setattr(module, "open_maps", lambda context: Maps())
             method = module.METHOD(config, context(start, backbone=backbone, features="features"), student)
         step = 5 * min(number, 3)
         batch = method.prepare(method.batch(Rows(step, range(BATCH))))
