@@ -61,11 +61,13 @@ ADDING = [method for method in METHODS if config(method).inputs]
 """Methods that add an input to the student's network, which an adapter does not train."""
 TRAINED = [
     (method, family, lora)
-    for method in METHODS
-    for family in sorted(MAKERS)
-    for lora in (None, LORA)
+    for i, method in enumerate(METHODS)
+    for j, family in enumerate(sorted(MAKERS))
+    for whole, lora in enumerate((None, LORA))
+    if (family == "sd" or (i + j + whole) % 2 == 0 or method in ADDING)
     if method not in ADDING or (family in WITH_A_PLACE and lora is None)
 ]
+"""Both kinds on `sd`. The other families alternate: each method has both kinds, each family has both."""
 
 
 @pytest.fixture(autouse=True)
@@ -93,9 +95,10 @@ def test_no_method_is_left_out() -> None:
     TRAINED,
     ids=[f"{method}-{family}-{'lora' if lora else 'whole'}" for method, family, lora in TRAINED],
 )
-def test_a_student_is_trained_and_resumed_to_the_same_bytes(
+def test_a_student_is_trained(
     method: str, family: str, lora: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """On `sd` also interrupted and resumed, to the same bytes."""
     prepare_images(16 if family == "pixel" else 64)
     backbone = import_miniature(family)
     draw_triplets(backbone)
@@ -115,6 +118,8 @@ def test_a_student_is_trained_and_resumed_to_the_same_bytes(
     assert any(not torch.equal(value, start[name]) for name, value in whole.items())
     assert all(value.isfinite().all() for value in whole.values())
 
+    if family != "sd":  # what is saved and read does not depend on the family
+        return
     batch = module.METHOD.batch
 
     def interrupted(self: Any, rows: Any) -> Any:

@@ -26,6 +26,7 @@ from fewstep.diffusion.denoiser import (
 )
 from fewstep.diffusion.schedules import Cosine, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import Solver, asked, at, solve
+from fewstep.export.pipeline import without_end_time
 from fewstep.export.sampling import stock_sampling
 from fewstep.methods import reflow
 from fewstep.sampling.draw import Sampler
@@ -180,6 +181,10 @@ def test_a_network_learns_to_heed_the_end_of_a_step_and_keeps_its_guidance(famil
     assert not torch.equal(sampler.latents(PROMPTS, noise, 1), sampler.latents(PROMPTS, noise, 2))
     with pytest.raises(UserError, match=r"export\.b: no diffusers pipeline passes its network the end"):
         stock_sampling("b", opened.denoiser, opened.sampling, 1, {})
+    one_step = without_end_time(opened, backbone)
+    assert one_step.denoiser.inputs == (GUIDANCE,)
+    for guidance in (1.0, 6.0):
+        torch.testing.assert_close(asked_for(one_step, 0.3, guidance), asked_for(opened, 0.0, guidance))
 
 
 @pytest.mark.usefixtures("project")

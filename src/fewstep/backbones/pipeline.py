@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from fewstep.backbones.configurations import INDEX as INDEX
 from fewstep.backbones.configurations import Configurations, channels, square
+from fewstep.backbones.inputs import widened
 from fewstep.backbones.parts import (
     LEFT_OUT,
     Parts,
@@ -24,15 +23,12 @@ from fewstep.backbones.parts import (
 from fewstep.backbones.schedulers import VP_SCHEDULERS
 from fewstep.backbones.schedulers import is_flow as is_flow
 from fewstep.backbones.schedulers import schedule_of as schedule_of
-from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 from fewstep.core.hardware import device, full_precision, to_device
-from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network, Prediction
+from fewstep.diffusion.denoiser import Conditions, Network, Prediction
 from fewstep.diffusion.schedules import DiscreteVP, Schedule
 from fewstep.diffusion.solvers import trailing
 
-INPUTS_WIDTH, INPUT_WIDTH = "time_cond_proj_dim", 256
-"""Config key of the total width of embedded inputs; width per input, as in latent consistency models."""
 CLIP_LENGTH = 77
 """Tokens that CLIP's text encoders read."""
 ANY_TOKENIZER = ("AutoTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
@@ -230,19 +226,7 @@ class DiffusersBackbone:
         raise NotImplementedError
 
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
-        """Adds the input as latent consistency models add guidance (Luo et al. 2023, section 4.2)."""
-        kind: Any = type(net)
-        if INPUTS_WIDTH not in net.config:  # type: ignore[operator]
-            raise UserError(f"{name}: a {kind.__name__} has no place for it; sd's and sdxl's networks have")
-        taken = net.config[INPUTS_WIDTH] or 0  # type: ignore[index]
-        wider = kind.from_config(net.config, **{INPUTS_WIDTH: taken + INPUT_WIDTH})
-        weights = net.state_dict()
-        projection = wider.time_embedding.cond_proj.weight
-        nn.init.zeros_(projection)
-        if taken:
-            projection.detach()[:, :taken] = weights.pop("time_embedding.cond_proj.weight")
-        wider.load_state_dict(weights, strict=False)
-        return to_device(wider)
+        return widened(net, name)
 
     def load_net(self, folder: Path) -> Any:
         return to_device(load_part("diffusers", self.net_class, folder)).eval()
@@ -255,20 +239,3 @@ class DiffusersBackbone:
 def shift(vae: Any) -> float:
     """Mean of an autoencoder's latents before they are scaled."""
     return vae.config.get("shift_factor") or 0.0
-
-
-def embedded(inputs: Sequence[str], conditions: Conditions) -> Tensor | None:
-    """The conditions of these names as the network's `timestep_cond` `[B, W]`; None where it takes none.
-
-    Sinusoidal embeddings: of guidance minus 1, as in stock pipelines; of a time, as in the networks.
-    """
-    if not inputs:
-        return None
-    return torch.cat([embedded_number(name, conditions[name]) for name in inputs], 1)
-
-
-def embedded_number(name: str, value: Tensor) -> Tensor:
-    """Sinusoidal embedding `[B, INPUT_WIDTH]` of a condition `[B]`."""
-    if name == GUIDANCE:
-        return get_timestep_embedding(1000 * (value - 1), INPUT_WIDTH, downscale_freq_shift=1)
-    return get_timestep_embedding(value, INPUT_WIDTH, downscale_freq_shift=0)

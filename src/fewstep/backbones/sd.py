@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.configurations import Configurations, must_be
-from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone, embedded
+from fewstep.backbones.inputs import embedded
+from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import Conditions, Network
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 
 from fewstep.backbones.configurations import CONFIG, read_object
+from fewstep.backbones.inputs import INPUTS_WIDTH
 from fewstep.backbones.model import Model
-from fewstep.backbones.pipeline import INPUTS_WIDTH, schedule_of
+from fewstep.backbones.pipeline import schedule_of
 from fewstep.backbones.registry import family
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of

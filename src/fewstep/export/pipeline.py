@@ -2,20 +2,24 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import diffusers
+import torch
 from diffusers import DDIMPipeline
 from safetensors.torch import save_file
 
 from fewstep.artifacts.manifest import Manifest, identity
+from fewstep.backbones.inputs import fixed
 from fewstep.backbones.model import Model
 from fewstep.backbones.parts import component_names, forget_origin
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder, write_json
+from fewstep.diffusion.denoiser import END_TIME
 from fewstep.evaluation.schema import Metrics
 from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card
@@ -46,6 +50,7 @@ def export(
         raise UserError(
             f"export.{model.name}: runs at any number of steps; say how many in export.{model.name}.steps"
         )
+    model = model if steps > 1 else without_end_time(model, backbone)
     config = backbone.parts["scheduler"]().config
     sampling = stock_sampling(model.name, model.denoiser, model.sampling, steps, config)
     call = call_of(backbone, sampling)
@@ -65,6 +70,19 @@ def export(
         card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics)
         card.save(staging / "README.md")
         Manifest.seal(staging, "export", {"steps": steps}, {model.name: folder, "teacher": teacher})
+
+
+def without_end_time(model: Model, backbone: DiffusersBackbone) -> Model:
+    """The model for one step, which ends at time 0: a flow map's network does not need to be given that."""
+    denoiser = model.denoiser
+    if END_TIME not in denoiser.inputs:
+        return model
+    end = denoiser.schedule.network_time(denoiser.own_time(torch.zeros(1))).float()
+    net = fixed(model.net, denoiser.inputs, END_TIME, end)
+    rest = tuple(name for name in denoiser.inputs if name != END_TIME)
+    return replace(
+        model, net=net, denoiser=replace(denoiser, network=backbone.network(net, rest), inputs=rest)
+    )
 
 
 def class_of(backbone: DiffusersBackbone) -> Any:

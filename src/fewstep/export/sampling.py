@@ -47,7 +47,10 @@ def stock_sampling(
     Raises UserError, with `name`, if diffusers has no such scheduler.
     """
     if END_TIME in denoiser.inputs:
-        raise UserError(f"export.{name}: no diffusers pipeline passes its network the end time of a step")
+        raise UserError(
+            f"export.{name}: no diffusers pipeline passes its network the end time of a step; take "
+            f"export.{name}.steps: 1, where it is always 0"
+        )
     flow = is_flow(scheduler)
     own_times = bool(record.times) and record.grid(steps) != trailing(steps)
     if record.solver is Solver.RENOISE and (steps > 1 or own_times):
