@@ -10,15 +10,17 @@ does not grow with the batch is the optimizer's own (Muon's matrix products).
 
 import argparse
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from fewstep.chain import load_chain
+from fewstep.chain import Chain, load_chain
 from fewstep.checks.rehearsal import PHASES, rehearsal, training_step, uncompiled
 from fewstep.checks.teacher import design
+from fewstep.config.base import PARAMS
 from fewstep.core.quiet import quiet
 
 ROWS = (2, 4)
@@ -27,18 +29,18 @@ CONSECUTIVE = 6
 """Steps counted at each point of a training: a multiple of 2 and 3, the usual intervals of updates."""
 
 
-def main() -> None:
-    """Count, and print a table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
-    chosen = parser.parse_args()
-    quiet()
-    chain = load_chain(chosen.params)
-    table = Table(
-        "model", "method", "steps", "batch", "GFLOP a sample", "GFLOP a step besides", "TFLOP in all"
-    )
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations of a training: per sample, per step besides, and in all."""
+
+    each: float
+    besides: float
+    whole: float
+
+
+def operations(chain: Chain) -> dict[str, Operations]:
+    """Name of each model that is made from another one -> its training's operations."""
+    counted = {}
     with tempfile.TemporaryDirectory() as folder, uncompiled():
         here = rehearsal(chain, design(chain), Path(folder), 1 << 62)
         for name, made in chain.models().items():
@@ -52,11 +54,28 @@ def main() -> None:
                 totals.append(counter.get_total_flops() / (PHASES * CONSECUTIVE))
             each = (totals[1] - totals[0]) / (ROWS[1] - ROWS[0])
             besides = totals[0] - ROWS[0] * each
-            whole = training.steps * (besides + training.batch_size * each)
-            counts = (str(training.steps), str(training.batch_size))
-            table.add_row(
-                name, made.method, *counts, f"{each / 1e9:.2f}", f"{besides / 1e9:.2f}", f"{whole / 1e12:.1f}"
-            )
+            counted[name] = Operations(each, besides, training.steps * (besides + training.batch_size * each))
+    return counted
+
+
+def main() -> None:
+    """Count, and print a table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--params", type=Path, default=PARAMS)
+    chosen = parser.parse_args()
+    quiet()
+    chain = load_chain(chosen.params)
+    table = Table(
+        "model", "method", "steps", "batch", "GFLOP a sample", "GFLOP a step besides", "TFLOP in all"
+    )
+    models = chain.models()
+    for name, found in operations(chain).items():
+        training = models[name].config.training
+        counts = (str(training.steps), str(training.batch_size))
+        each, besides = f"{found.each / 1e9:.2f}", f"{found.besides / 1e9:.2f}"
+        table.add_row(name, models[name].method, *counts, each, besides, f"{found.whole / 1e12:.1f}")
     Console().print(table)
 
 

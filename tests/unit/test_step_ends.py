@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.model import Model, open_model, save_model
+from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
@@ -181,6 +182,7 @@ def test_a_network_learns_to_heed_the_end_of_a_step_and_keeps_its_guidance(famil
     assert not torch.equal(sampler.latents(PROMPTS, noise, 1), sampler.latents(PROMPTS, noise, 2))
     with pytest.raises(UserError, match=r"export\.b: no diffusers pipeline passes its network the end"):
         stock_sampling("b", opened.denoiser, opened.sampling, 1, {})
+    assert isinstance(backbone, DiffusersBackbone)
     one_step = without_end_time(opened, backbone)
     assert one_step.denoiser.inputs == (GUIDANCE,)
     for guidance in (1.0, 6.0):
