@@ -40,12 +40,10 @@ class Mixture:
     def x_0(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """`E[x_0 | x_t]`, element by element."""
         variance = alpha**2 * self.deviation**2 + sigma**2
-        means = torch.tensor([self.low, self.high], dtype=x.dtype)
-        weights = torch.tensor([self.share, 1 - self.share], dtype=x.dtype).log()
-        alpha, variance, x = alpha[..., None], variance[..., None], x[..., None]
-        posterior = torch.softmax(weights - (x - alpha * means) ** 2 / (2 * variance), dim=-1)
-        each = means + alpha * self.deviation**2 / variance * (x - alpha * means)
-        return (posterior * each).sum(-1)
+        apart, middle = self.high - self.low, (self.high + self.low) / 2
+        ratio = math.log((1 - self.share) / self.share) + alpha * apart * (x - alpha * middle) / variance
+        mean = self.low + apart * torch.sigmoid(ratio)
+        return mean + alpha * self.deviation**2 / variance * (x - alpha * mean)
 
     def draw(self, uniform: np.ndarray, normal: np.ndarray) -> np.ndarray:
         """Samples from numbers uniform in [0, 1) and normal, of any shape."""
