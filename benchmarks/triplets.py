@@ -91,7 +91,7 @@ def main() -> None:
 
 def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of each side, run in turn so that changes of the machine's load affect all of them."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
             start = time.perf_counter()
@@ -99,8 +99,8 @@ def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
             if device().type == "cuda":
                 torch.cuda.synchronize()
             if number:
-                found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in found.items()}
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 if __name__ == "__main__":

@@ -38,9 +38,9 @@ def decoded(data: bytes) -> Pixels:
     return np.asarray(image)
 
 
-def assert_close(found: Pixels, expected: NDArray[np.generic], levels: float = 2) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(float) - expected.astype(float)).max() <= levels
+def assert_close(actual: Pixels, expected: NDArray[np.generic], levels: float = 2) -> None:
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(float) - expected.astype(float)).max() <= levels
 
 
 def refusal(data: bytes) -> BadImage:

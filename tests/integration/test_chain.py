@@ -117,8 +117,8 @@ def test_interrupted_it_saves_and_leaves_dvc_clean(copied: Project) -> None:
     def training() -> bool:
         return any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/step-*"))
 
-    said = copied.interrupted("reflow@reflow", training, signal.SIGINT)
-    assert "run `dvc repro` again to go on" in said
+    output = copied.interrupted("reflow@reflow", training, signal.SIGINT)
+    assert "run `dvc repro` again to go on" in output
     assert any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/step-*"))
     result = copied.run("dvc", "repro", "-f", "-s", "reflow@reflow")
     assert result.returncode == 0, result.stderr

@@ -24,7 +24,7 @@ def remade(project: Project, launch: str, *stages: str) -> str:
     """Make stages anew. Returns what they printed."""
     result = project.run("dvc", "repro", "-f", "-s", *stages, **PLACE, FEWSTEP_LAUNCH=launch)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert ("`accelerate launch`" in result.stderr) == bool(launch), "the launcher says what it assumes"
+    assert ("`accelerate launch`" in result.stderr) == bool(launch), "the launcher prints what it assumes"
     return result.stdout
 
 
@@ -47,7 +47,7 @@ def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> Non
 @pytest.mark.parametrize("launch", [LAUNCH, SHARDS], ids=["copies", "shards"])
 def test_two_processes_make_one_teacher(launch: str, copied: Project) -> None:
     """An autoencoder, its latents, a text encoder and a U-Net: one process writes, once."""
-    said = remade(copied, launch, "train_teacher@small")
-    assert said.count("writes artifacts/models/teacher") == 1
+    output = remade(copied, launch, "train_teacher@small")
+    assert output.count("writes artifacts/models/teacher") == 1
     Manifest.open(copied.folder / "artifacts/models/teacher", "teacher")
     assert not list((copied.folder / ".checkpoints/train_teacher").iterdir()), "nothing unfinished is left"

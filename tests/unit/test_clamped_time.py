@@ -94,8 +94,8 @@ def test_a_point_beyond_the_table_is_taken_for_one_of_the_path(prediction: Predi
     )
     if time < denoiser.last_time:
         assert torch.equal(moved, x)
-    for found, expected in zip(denoiser(moved, reached, {}), denoiser(x, t, {}), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for estimate, expected in zip(denoiser(moved, reached, {}), denoiser(x, t, {}), strict=True):
+        torch.testing.assert_close(estimate, expected, atol=1e-5, rtol=1e-5)
     (alpha, sigma), (x_0, eps) = FLOW.alpha_sigma(reached), denoiser(moved, reached, {})
     torch.testing.assert_close(expand_like(alpha, x) * x_0 + expand_like(sigma, x) * eps, moved)
 

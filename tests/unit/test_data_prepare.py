@@ -98,8 +98,8 @@ def test_samples_are_conserved(shapes_data: Path) -> None:
     statistics = read_json(shapes_data / "statistics.json")
     pictures = {**images_of(shapes_data, "train"), **images_of(shapes_data, "heldout")}
     assert statistics["samples"] == statistics["kept"] == len(pictures) == 120
-    given = {(s.caption, tuple((s.labels or {}).values())) for s in shapes.samples(SHAPES, 0)}
-    assert {(p.caption, tuple((p.labels or {}).values())) for p in pictures.values()} == given
+    expected = {(s.caption, tuple((s.labels or {}).values())) for s in shapes.samples(SHAPES, 0)}
+    assert {(p.caption, tuple((p.labels or {}).values())) for p in pictures.values()} == expected
     assert all(p.pixels.shape == (16, 16, 3) and p.pixels.dtype == np.uint8 for p in pictures.values())
 
 
@@ -128,18 +128,18 @@ def test_split_by_caption_holds_prompts_out(tmp_path: Path) -> None:
 
 
 def test_photographs_of_every_kind(photos: Path, tmp_path: Path) -> None:
-    told: list[int] = []
-    prepare(of_folder(photos), 0, tmp_path / "data", told.append)
+    counts: list[int] = []
+    prepare(of_folder(photos), 0, tmp_path / "data", counts.append)
     statistics = read_json(tmp_path / "data" / "statistics.json")
     assert (statistics["kept"], statistics["quarantined"], statistics["rejected"]) == (24, {}, {})
     assert statistics["skipped"] == {}
-    assert told == list(range(1, 25))
+    assert counts == list(range(1, 25))
     assert read_index(tmp_path / "data").labels is None
     for name in ("quarantine.jsonl", "skipped.jsonl"):
         assert (tmp_path / "data" / name).read_text() == ""
 
 
-def test_rejected_and_quarantined_are_told_apart(photos: Path, tmp_path: Path) -> None:
+def test_rejected_and_quarantined_are_counted_apart(photos: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for path in photos.iterdir():
@@ -217,8 +217,8 @@ def test_count_takes_the_first_and_reports_whether_there_are_more(
 ) -> None:
     outcome = prepare(of_folder(photos, count=count, heldout=0.5), 0, tmp_path / "data")
     assert read_json(tmp_path / "data" / "statistics.json")["samples"] == min(count or 24, 24)
-    said = "; stopped after data.count = 10 samples, the source has more"
-    assert str(outcome).endswith(said) == more
+    message = "; stopped after data.count = 10 samples, the source has more"
+    assert str(outcome).endswith(message) == more
 
 
 def test_at_most_one_sample_beyond_count_is_read(
@@ -320,9 +320,9 @@ def test_the_reference_of_the_evaluation_has_each_image_once() -> None:
 
     keys = [f"{image:032x}{caption}" for image in range(7) for caption in ("", "-1", "-2")]
     stream = Stream([len(keys)], lambda _: [picture(key) for key in keys], Key(0, "order"))
-    for count, found in ((5, 5), (7, 7), (100, 7)):
+    for count, expected in ((5, 5), (7, 7), (100, 7)):
         images = [row.key[:32] for row in distinct(stream, count)]
-        assert len(images) == len(set(images)) == found
+        assert len(images) == len(set(images)) == expected
     single = Stream([9], lambda _: [picture(str(i)) for i in range(9)], Key(0, "order"))
     assert [p.key for p in distinct(single, 4)] == [p.key for p in single.rows(range(4))]
 
@@ -365,18 +365,18 @@ def test_prompts_of_a_file_are_normalised(content: bytes, tmp_path: Path) -> Non
 
 def test_prompts_of_two_compositions_are_one(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("Caf\u00e9\nCafe\u0301\u2028x", encoding="utf-8")
-    found = sorted(prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2)))
-    assert found == ["Caf\u00e9", "Caf\u00e9\u2028x"]
+    prompts = sorted(prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2)))
+    assert prompts == ["Caf\u00e9", "Caf\u00e9\u2028x"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("a dog".encode("utf-16"), "not UTF-8; save it as UTF-8"), (None, "No such file or directory")],
 )
-def test_prompts_that_cannot_be_read(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_prompts_that_cannot_be_read(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"triplets\.prompts = .*prompts\.txt: cannot be read: {said}"):
+    with pytest.raises(UserError, match=rf"triplets\.prompts = .*prompts\.txt: cannot be read: {message}"):
         prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2))
 
 

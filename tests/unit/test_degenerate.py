@@ -1,4 +1,4 @@
-"""Samplers that are degenerate on purpose: the headline or a flag tells each of them from a perfect one."""
+"""Samplers that are degenerate on purpose: the headline or a flag distinguishes each from a perfect one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,8 +42,8 @@ class Setting:
     def figures(self, images: Tensor) -> Figures:
         return figures(observe(images, self.judge, self.prompts), self.yardstick)
 
-    def flags(self, found: Figures) -> str:
-        return "; ".join(flags(found, self.reference))
+    def flags(self, measured: Figures) -> str:
+        return "; ".join(flags(measured, self.reference))
 
 
 @pytest.fixture(scope="module")
@@ -90,10 +90,10 @@ def test_a_perfect_sampler_has_no_distance_and_no_flag(setting: Setting) -> None
         def again(labels: Labels, i: int, side: int, start: int = start) -> np.ndarray:
             return perfect(labels, start + i, side)
 
-        found = setting.figures(drawn(again, setting.labels, RESOLUTION))
-        assert found.kernel_distance.low < 1e-3
-        assert setting.flags(found) == ""
-        assert found.prompt_accuracy and found.prompt_accuracy.value > 0.6
+        measured = setting.figures(drawn(again, setting.labels, RESOLUTION))
+        assert measured.kernel_distance.low < 1e-3
+        assert setting.flags(measured) == ""
+        assert measured.prompt_accuracy and measured.prompt_accuracy.value > 0.6
 
 
 def test_images_better_than_the_teachers_have_no_flag(setting: Setting) -> None:
@@ -140,6 +140,6 @@ def test_a_degenerate_sampler_is_flagged(setting: Setting, name: str, flag: str)
 
 @pytest.mark.parametrize("name", ["top_left", "middle", "noise"])
 def test_the_headline_sees_position(setting: Setting, name: str) -> None:
-    found, best = (setting.figures(setting.images[key]) for key in (name, "perfect"))
-    assert found.kernel_distance.low > best.kernel_distance.high
-    assert found.layout_distance.low > best.layout_distance.high
+    measured, best = (setting.figures(setting.images[key]) for key in (name, "perfect"))
+    assert measured.kernel_distance.low > best.kernel_distance.high
+    assert measured.layout_distance.low > best.layout_distance.high

@@ -109,9 +109,9 @@ def test_a_student_is_trained(
 
     def weights() -> dict[str, Tensor]:
         learn(task)
-        found: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
+        state: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
         rmtree(MODELS / "student")
-        return found
+        return state
 
     whole = weights()
     start = backbone.net.state_dict()
@@ -137,7 +137,7 @@ def test_a_student_is_trained(
 
 @pytest.mark.parametrize("family", sorted(set(MAKERS) - WITH_A_PLACE))
 @pytest.mark.parametrize("method", ADDING)
-def test_a_family_without_a_place_for_the_methods_input_says_so(method: str, family: str) -> None:
+def test_a_family_without_a_place_for_the_methods_input_is_refused(method: str, family: str) -> None:
     prepare_images(16 if family == "pixel" else 64)
     draw_triplets(import_miniature(family))
     with pytest.raises(UserError, match="has no place for it; sd's and sdxl's networks have"):
@@ -166,5 +166,7 @@ def test_a_student_takes_guidance_as_an_input(method: str) -> None:
     assert model.takes_guidance
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     conditions, t = backbone.encode_prompts(["a red star"] * 2) | {"end_time": torch.zeros(2)}, torch.ones(2)
-    found = [model.denoiser(noise, t, conditions | {"guidance": torch.full((2,), w)}).x_0 for w in (1, 3)]
-    assert not torch.equal(*found)
+    predictions = [
+        model.denoiser(noise, t, conditions | {"guidance": torch.full((2,), w)}).x_0 for w in (1, 3)
+    ]
+    assert not torch.equal(*predictions)

@@ -43,9 +43,9 @@ def test_stock_diffusers_draws_its_images(method: str, tmp_path: Path) -> None:
         stock.set_progress_bar_config(disable=True)
         call = read_json(out / "fewstep.json")["call"]
         generator = torch.manual_seed(7)  # the global one: not every pipeline gives its scheduler another
-        found = stock(CAPTIONS, latents=noise, output_type="latent", generator=generator, **call).images
+        latents = stock(CAPTIONS, latents=noise, output_type="latent", generator=generator, **call).images
         fresh = torch.Generator().manual_seed(7)
         drawn = [torch.randn(noise.shape, generator=fresh) for _ in range(steps)]
         sampler = Sampler(model, backbone, SamplingConfig())
         expected = sampler.latents(conditions, noise, steps, drawn.__getitem__)
-        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+        torch.testing.assert_close(latents, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)

@@ -77,7 +77,7 @@ def test_a_judgement_depends_on_no_other_image(judge: AttributeClassifier) -> No
     assert judge.recognise(x)[2:3] == judge.recognise(x[2:3])
 
 
-def test_a_judge_learns_to_tell_black_from_white() -> None:
+def test_a_judge_learns_to_distinguish_black_from_white() -> None:
     torch.manual_seed(0)
     judge = AttributeClassifier({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
     x = torch.cat([images(8, 8) * 0.2 - 0.8, images(8, 8) * 0.2 + 0.8])
@@ -91,13 +91,13 @@ def test_a_judge_learns_to_tell_black_from_white() -> None:
 
 
 def test_a_judge_survives_the_disk(judge: AttributeClassifier, judge_folder: Path) -> None:
-    found, x = AttributeClassifier.open(judge_folder), images(2)
-    assert found.labels == judge.labels
-    assert found.recognise(x) == judge.recognise(x)
-    assert torch.equal(found.features(x), judge.features(x))
-    facts = Manifest.open(judge_folder, "judge").facts
-    assert facts["parameters"] == sum(weight.numel() for weight in judge.parameters())
-    assert (facts["feature_dim"], facts["resolution"]) == (10, 32)
+    opened, x = AttributeClassifier.open(judge_folder), images(2)
+    assert opened.labels == judge.labels
+    assert opened.recognise(x) == judge.recognise(x)
+    assert torch.equal(opened.features(x), judge.features(x))
+    metadata = Manifest.open(judge_folder, "judge").facts
+    assert metadata["parameters"] == sum(weight.numel() for weight in judge.parameters())
+    assert (metadata["feature_dim"], metadata["resolution"]) == (10, 32)
 
 
 def test_saving_twice_gives_the_same_bytes(
@@ -144,13 +144,13 @@ def test_everything_else_is_refused_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "made").mkdir()
     Manifest.seal(tmp_path / "made", "triplets", {}, {})
-    for path, found in (
+    for path, kind in (
         ("absent", "nothing"),
         ("notes.txt", r"file notes\.txt"),
         ("empty", "something else"),
         ("made", "artifact triplets"),
     ):
-        with pytest.raises(UserError, match=f"found {found}$") as refused:
+        with pytest.raises(UserError, match=f"found {kind}$") as refused:
             open_features(tmp_path / path)
         for known in ("artifact judge", "artifact teacher", f"file {inception.FILE}", "model_type clip"):
             assert known in str(refused.value)
@@ -179,8 +179,10 @@ def test_a_new_feature_network_is_a_new_file(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     command = [sys.executable, "-c", code]
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["Mean", "polynomial"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["Mean", "polynomial"]
 
 
 def test_a_teacher_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
@@ -211,8 +213,8 @@ def script(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inception_sees_images_as_clean_fid_does(script: Path) -> None:
     network, x = InceptionFeatures(script.parent), images(2)
-    found = network.features(x)
-    for row, image in zip(found, x, strict=True):
+    features = network.features(x)
+    for row, image in zip(features, x, strict=True):
         rounded = ((image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
         channels = [
             np.asarray(

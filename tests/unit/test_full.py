@@ -53,7 +53,7 @@ def test_another_draw_has_other_prompts_and_noise(measured: dict[int, list[dict[
 
 def test_the_spread_is_that_of_the_draws(measured: dict[int, list[dict[str, Any]]]) -> None:
     once, twice, floor = measured[2][4:]
-    assert [(found["model"], found.get("steps")) for found in (once, twice, floor)] == [
+    assert [(record["model"], record.get("steps")) for record in (once, twice, floor)] == [
         ("teacher", 1),
         ("teacher", 2),
         (FLOOR, None),

@@ -31,7 +31,7 @@ def package_of(file: Path) -> str:
 
 def imported_modules(file: Path) -> set[str]:
     """Packages of ours that a module imports, wherever in it the import stands."""
-    found = set()
+    packages = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -41,8 +41,8 @@ def imported_modules(file: Path) -> set[str]:
         for name in names:
             module = module_file(name)
             if module is not None and module != PACKAGE / "__init__.py":
-                found.add(package_of(module))
-    return found
+                packages.add(package_of(module))
+    return packages
 
 
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]

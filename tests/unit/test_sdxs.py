@@ -254,8 +254,8 @@ def test_losses_are_means_over_rows(pixels: None) -> None:
 
     def losses(rows: range) -> dict[str, Tensor]:
         batch = method.prepare(method.batch(Rows(7, rows)))
-        found = {label: method.losses(label, batch, 7) for label in method.groups}
-        return {f"{label} {name}": x.detach() for label, each in found.items() for name, x in each.items()}
+        by_group = {label: method.losses(label, batch, 7) for label in method.groups}
+        return {f"{label} {name}": x.detach() for label, each in by_group.items() for name, x in each.items()}
 
     whole, halves = losses(range(6)), [losses(range(3)), losses(range(3, 6))]
     assert set(whole) == {

@@ -66,13 +66,13 @@ def step_metrics(
 ) -> StepMetrics:
     """All figures of one step count."""
     seen = observe(pixels, network, on.prompts.prompts)
-    found = figures(seen, on.yardstick)
+    measured = figures(seen, on.yardstick)
     return StepMetrics(
-        **dict(found),
+        **dict(measured),
         **against_teacher(seen, pixels, on),
         nfe=sampler.evaluations(steps),
         flops_per_picture=flops(sampler, steps, on.prompts.prompts[0]),
-        flags=tuple(flags(found, on.reference)),
+        flags=tuple(flags(measured, on.reference)),
     )
 
 
