@@ -103,8 +103,8 @@ def memorised(data: Path, prompts: Sequence[str]) -> Tensor:
     taken = dict.fromkeys(by_caption, 0)
     chosen = []
     for prompt in prompts:
-        own = by_caption[prompt]
-        chosen.append(own[taken[prompt] % len(own)])
+        matching = by_caption[prompt]
+        chosen.append(matching[taken[prompt] % len(matching)])
         taken[prompt] += 1
     return torch.from_numpy(np.stack(chosen))
 

@@ -125,9 +125,9 @@ def identities(root: Path, stages: Sequence[Stage]) -> dict[str, str]:
     with Repo(str(root)) as repo:
         known = {stage.name: stage for stage in repo.index.stages}
         for stage in stages:
-            own = known[stage.name]
-            params = [dep.read_params() for dep in own.deps if isinstance(dep, ParamsDependency)]
-            what = [own.cmd, params, [hashes[need] for need in stage.needs]]
+            definition = known[stage.name]
+            params = [dep.read_params() for dep in definition.deps if isinstance(dep, ParamsDependency)]
+            what = [definition.cmd, params, [hashes[need] for need in stage.needs]]
             hashes[stage.name] = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
     return hashes
 

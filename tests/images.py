@@ -27,8 +27,8 @@ LOSSLESS = {"png": {}, "webp": {"lossless": True, "exact": True}}
 
 def saved(image: Image.Image | Pixels, kind: str = "png", **options: object) -> bytes:
     stream = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(stream, kind, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}) | options)
+    opened = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    opened.save(stream, kind, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}) | options)
     return stream.getvalue()
 
 

@@ -149,8 +149,8 @@ def test_sample_draws_with_any_model(
 
 
 def test_evaluate_prints_what_the_stage_writes_and_nothing_but_json(finished: Project) -> None:
-    pictures = finished.params["evaluation_set"]["pictures"]
-    result = finished.run("fewstep", "evaluate", "--model", "one_step:1", "--pictures", str(pictures))
+    count = finished.params["evaluation_set"]["pictures"]
+    result = finished.run("fewstep", "evaluate", "--model", "one_step:1", "--pictures", str(count))
     assert result.returncode == 0, result.stderr
     decoder, text = json.JSONDecoder(), result.stdout.strip()
     record, end = decoder.raw_decode(text)

@@ -72,7 +72,7 @@ class Host:
 def working(project: Project, server: Server, **environment: str) -> Iterator[Host]:
     """A worker in this clone."""
     log = project.folder.parent / f"{project.folder.name}.log"
-    own = {
+    settings = {
         "FEWSTEP_CLONE": str(project.folder),
         "TMPDIR": str(project.folder.parent),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -81,7 +81,7 @@ def working(project: Project, server: Server, **environment: str) -> Iterator[Ho
         process = subprocess.Popen(
             [BIN / "prefect", "worker", "start", "--pool", "fewstep-stages", "--limit", "1"],
             cwd=project.folder,
-            env=project.environment(**server.environment, **own, **environment, FEWSTEP_SLOTS="2"),
+            env=project.environment(**server.environment, **settings, **environment, FEWSTEP_SLOTS="2"),
             stdout=file,
             stderr=subprocess.STDOUT,
             # Where it is ignored, as in a shell's background jobs, Prefect's worker cannot be ended.

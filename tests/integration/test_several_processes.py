@@ -30,11 +30,11 @@ def remade(project: Project, launch: str, *stages: str) -> str:
 
 def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> None:
     """Triplets to the byte; a network's weights to the rounding of a sum."""
-    judge, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
+    classifier, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
     made = []
     for launch in ("", LAUNCH, SHARDS):
         remade(copied, launch, "train_judge@shapes", "generate_triplets@0")
-        weights = load_file(judge / "model.safetensors")
+        weights = load_file(classifier / "model.safetensors")
         made.append((weights, (shard / "triplets.safetensors").read_bytes()))
     (one, one_shard), *others = made
     for two, two_shard in others:

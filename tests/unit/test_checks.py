@@ -61,7 +61,7 @@ def chain_of(dotted: Mapping[str, Any], base: Path = ROOT / "params.yaml") -> Ch
 
 def of_stable_diffusion(dotted: Mapping[str, Any]) -> Chain:
     """The default chain on the photographs and the miniature, whose features are eight."""
-    own: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "data.source": "folder",
         "data.path": "photos",
         "data.count": None,
@@ -72,7 +72,7 @@ def of_stable_diffusion(dotted: Mapping[str, Any]) -> Chain:
         "features": "artifacts/models/teacher",
         "teacher": {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []},
     }
-    return chain_of({**own, **dotted})
+    return chain_of({**defaults, **dotted})
 
 
 def test_what_is_in_order_passes() -> None:
@@ -225,9 +225,12 @@ def test_a_place_of_this_machine_is_better_named(tmp_path: Path) -> None:
 
 def test_steps_that_the_stock_pixel_pipeline_does_not_take_are_refused() -> None:
     make("pixel", Path("pixels"))
-    own = {"teacher": {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []}, "features": "x.pt"}
+    dotted = {
+        "teacher": {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []},
+        "features": "x.pt",
+    }
     with pytest.raises(UserError, match=r"export\.halve-4: the stock DDIMPipeline knows no classes"):
-        check(of_stable_diffusion({**own, "data.resolution": 16, "export": {"halve-4": {"steps": 4}}}))
+        check(of_stable_diffusion({**dotted, "data.resolution": 16, "export": {"halve-4": {"steps": 4}}}))
 
 
 def test_a_model_of_the_chains_own_may_be_trained_as_it_likes() -> None:

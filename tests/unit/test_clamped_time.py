@@ -75,11 +75,11 @@ def test_the_networks_own_point_is_the_paths_where_the_table_reaches(prediction:
     denoiser = teacher(prediction)
     for time in TIMES:
         t = at(time, noise(8, 3))
-        own, path = denoiser.own_alpha_sigma(t), FLOW.alpha_sigma(t)
+        schedule, path = denoiser.own_alpha_sigma(t), FLOW.alpha_sigma(t)
         inside = time < FLOW.time_at(STABLE_DIFFUSION.angle(torch.ones(1)))
-        ratio, expected = own[0] / own[1], path[0] / path[1]
+        ratio, expected = schedule[0] / schedule[1], path[0] / path[1]
         assert torch.allclose(ratio, expected, rtol=1e-9) == bool(inside)
-        assert torch.allclose(torch.hypot(*own), torch.ones(8, dtype=torch.float64))
+        assert torch.allclose(torch.hypot(*schedule), torch.ones(8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])

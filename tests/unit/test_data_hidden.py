@@ -17,11 +17,11 @@ from tests.images import saved
 
 def prepared(config: DataConfig, out: Path) -> list[ImageRecord]:
     prepare(config, 0, out)
-    pictures: list[ImageRecord] = []
+    images: list[ImageRecord] = []
     for split in ("train", "heldout"):
         stream = open_images(out, split, Key(0, "order"))
-        pictures += stream.rows(range(stream.total))
-    return pictures
+        images += stream.rows(range(stream.total))
+    return images
 
 
 def test_shapes_lie_where_their_hidden_attributes_say(tmp_path: Path) -> None:

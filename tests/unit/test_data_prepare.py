@@ -57,7 +57,7 @@ def of_folder(path: Path, **values: Any) -> DataConfig:
 
 def images_of(out: Path, split: str) -> dict[str, ImageRecord]:
     shards = read_index(out).splits[split]
-    return {picture.key: picture for shard in shards for picture in read_shard(out / shard.shard)}
+    return {image.key: image for shard in shards for image in read_shard(out / shard.shard)}
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -96,15 +96,15 @@ def test_index_is_what_lies_there(shapes_data: Path) -> None:
 
 def test_samples_are_conserved(shapes_data: Path) -> None:
     statistics = read_json(shapes_data / "statistics.json")
-    pictures = {**images_of(shapes_data, "train"), **images_of(shapes_data, "heldout")}
-    assert statistics["samples"] == statistics["kept"] == len(pictures) == 120
+    images = {**images_of(shapes_data, "train"), **images_of(shapes_data, "heldout")}
+    assert statistics["samples"] == statistics["kept"] == len(images) == 120
     expected = {(s.caption, tuple((s.labels or {}).values())) for s in shapes.samples(SHAPES, 0)}
-    assert {(p.caption, tuple((p.labels or {}).values())) for p in pictures.values()} == expected
-    assert all(p.pixels.shape == (16, 16, 3) and p.pixels.dtype == np.uint8 for p in pictures.values())
+    assert {(p.caption, tuple((p.labels or {}).values())) for p in images.values()} == expected
+    assert all(p.pixels.shape == (16, 16, 3) and p.pixels.dtype == np.uint8 for p in images.values())
 
 
 def test_captions_without_decoding_are_those_of_the_images(shapes_data: Path) -> None:
-    expected = [picture.caption for picture in images_of(shapes_data, "train").values()]
+    expected = [image.caption for image in images_of(shapes_data, "train").values()]
     assert list(captions(shapes_data, "train")) == expected
 
 
@@ -302,28 +302,28 @@ def test_every_caption_of_an_image_is_a_sample(photos: Path, tmp_path: Path, spl
     outcome = prepare(of_folder(source, split_by=split_by), 0, tmp_path / "data")
     assert outcome.rejected == {"duplicate": 2}
     sides = [images_of(tmp_path / "data", split) for split in SPLITS]
-    captions = [picture.caption for side in sides for picture in side.values()]
+    captions = [record.caption for side in sides for record in side.values()]
     assert sorted(captions) == sorted(row["caption"] for row in rows[:-2])
     assert all("." not in key for side in sides for key in side)
     by_image: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, picture in [item for side in sides for item in side.items()]:
+    for key, record in [item for side in sides for item in side.items()]:
         image, _, ordinal = key.partition("-")
-        by_image[image][ordinal] = picture.caption.rpartition(" ")[2]
+        by_image[image][ordinal] = record.caption.rpartition(" ")[2]
     assert all(numbers == {"": "0", "1": "1", "2": "2"} for numbers in by_image.values())
     if split_by == "image":
         assert not {key[:32] for key in sides[0]} & {key[:32] for key in sides[1]}
 
 
 def test_the_reference_of_the_evaluation_has_each_image_once() -> None:
-    def picture(key: str) -> ImageRecord:
+    def record(key: str) -> ImageRecord:
         return ImageRecord(key, np.zeros((8, 8, 3), np.uint8), key, None)
 
     keys = [f"{image:032x}{caption}" for image in range(7) for caption in ("", "-1", "-2")]
-    stream = Stream([len(keys)], lambda _: [picture(key) for key in keys], Key(0, "order"))
+    stream = Stream([len(keys)], lambda _: [record(key) for key in keys], Key(0, "order"))
     for count, expected in ((5, 5), (7, 7), (100, 7)):
         images = [row.key[:32] for row in distinct(stream, count)]
         assert len(images) == len(set(images)) == expected
-    single = Stream([9], lambda _: [picture(str(i)) for i in range(9)], Key(0, "order"))
+    single = Stream([9], lambda _: [record(str(i)) for i in range(9)], Key(0, "order"))
     assert [p.key for p in distinct(single, 4)] == [p.key for p in single.rows(range(4))]
 
 

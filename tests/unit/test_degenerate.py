@@ -32,7 +32,7 @@ RESOLUTION, PROMPTS = 16, 300
 
 @dataclass(frozen=True)
 class Setting:
-    judge: AttributeClassifier
+    classifier: AttributeClassifier
     yardstick: Yardstick
     prompts: list[str]
     labels: list[Labels]
@@ -40,7 +40,7 @@ class Setting:
     reference: Reference
 
     def figures(self, images: Tensor) -> Figures:
-        return figures(observe(images, self.judge, self.prompts), self.yardstick)
+        return figures(observe(images, self.classifier, self.prompts), self.yardstick)
 
     def flags(self, measured: Figures) -> str:
         return "; ".join(flags(measured, self.reference))
@@ -56,14 +56,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     index = read_index(data)
     assert index.labels and index.hidden
     torch.manual_seed(0)
-    judge = AttributeClassifier({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
+    classifier = AttributeClassifier({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
     training = StudentTrainingConfig(steps=150, batch_size=64, learning_rate=5e-3, warmup=10)
     images = open_images(data, "train", Key(0, "order"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_TRACKERS", "")
-        learned = ClassifierTraining(judge, ClassifierConfig(widths=(16, 32), training=training), images, 0)
+        learned = ClassifierTraining(
+            classifier, ClassifierConfig(widths=(16, 32), training=training), images, 0
+        )
         train(learned, "judge", 0, folder)
-    judge.eval().requires_grad_(False)
+    classifier.eval().requires_grad_(False)
 
     held_out = open_images(data, "heldout", Key(0, "prompts"))
     real = held_out.rows(range(held_out.total))
@@ -71,17 +73,17 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     extra, groups = grouped(captions, 60, 4)
     labels = [image.labels for image in real[:PROMPTS]]
     known = {image.caption: image.labels for image in real if image.labels}
-    seen, layouts = look_at(real, judge), training_layout(data, 10_000, Key(0, "training"))
+    seen, layouts = look_at(real, classifier), training_layout(data, 10_000, Key(0, "training"))
     yardstick = Yardstick(
         labels, groups, seen.rows(range(PROMPTS)), seen.features, layouts,
-        nearness_limit(seen.layout, layouts), judge.config.hidden, polynomial,
+        nearness_limit(seen.layout, layouts), classifier.config.hidden, polynomial,
     )  # fmt: skip
     prompts = [*captions, *extra]
     wanted = [known[prompt] for prompt in prompts]
     made = degenerate(wanted, RESOLUTION, data)
-    best = figures(observe(made["perfect"], judge, prompts), yardstick)
+    best = figures(observe(made["perfect"], classifier, prompts), yardstick)
     reference = Reference(floor=Floor(**dict(best), pairing="caption"), teacher=best, teacher_steps=16)
-    return Setting(judge, yardstick, prompts, wanted, made, reference)
+    return Setting(classifier, yardstick, prompts, wanted, made, reference)
 
 
 def test_a_perfect_sampler_has_no_distance_and_no_flag(setting: Setting) -> None:

@@ -201,8 +201,10 @@ def test_several_networks_reach_their_equilibrium(adversaries: Path) -> None:
     """Student, fake and slow average are the real map, from 1.7 away; the base is as it was."""
     weights = load_file(adversaries)
     for name in ("student", "fake", "slow"):
-        own = {key: weight for key, weight in weights.items() if key.startswith(name)}
-        down, up = (next(own[key] for key in own if half in key) for half in ("lora_A", "lora_B"))
+        of_network = {key: weight for key, weight in weights.items() if key.startswith(name)}
+        down, up = (
+            next(of_network[key] for key in of_network if half in key) for half in ("lora_A", "lora_B")
+        )
         far = (weights["base"] + up @ down - weights["real"]).abs().max()
         assert far < 0.03 and (weights["base"] - weights["real"]).abs().max() > 1, name
 
@@ -263,7 +265,7 @@ def test_processes_have_equally_many_micro_batches_and_each_row_counts_once(
             monkeypatch.setattr("fewstep.core.processes.process", lambda state=state: state)
             monkeypatch.setattr(loop, "process", lambda state=state: state)
             parts.append([*loop.portions(positions)])
-        assert len({len(own) for own in parts}) == 1
+        assert len({len(of_rank) for of_rank in parts}) == 1
         weights = dict.fromkeys(positions, 0.0)
         for few, share in chain.from_iterable(parts):
             assert 0 < len(few) <= int(most or batch_size)

@@ -78,7 +78,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "0")
 
 
-def untrained_judge() -> Path:
+def untrained_classifier() -> Path:
     """The chain's classifier with random weights."""
     torch.manual_seed(0)
     AttributeClassifier(LABELS, widths=(8, 16), feature_dim=8).save(JUDGE, 64, {})
@@ -104,7 +104,7 @@ def test_a_student_is_trained(
     draw_triplets(backbone)
     module = method_module(method)
     chosen = config(method, lora)
-    features = untrained_judge() if chosen.needs_feature_maps else None
+    features = untrained_classifier() if chosen.needs_feature_maps else None
     task = Task("distill", "student", method, chosen, [0], 0, features)
 
     def weights() -> dict[str, Tensor]:
@@ -160,7 +160,7 @@ def test_a_student_takes_guidance_as_an_input(method: str) -> None:
     if method not in ("direct", "sdxs"):
         values["guidance"] = (1.0, 3.0)
     chosen = method_module(method).Config.model_validate(values)
-    features = untrained_judge() if chosen.needs_feature_maps else None
+    features = untrained_classifier() if chosen.needs_feature_maps else None
     learn(Task("distill", "student", method, chosen, [0], 0, features))
     model = open_model(MODELS / "student", backbone)
     assert model.takes_guidance

@@ -16,7 +16,7 @@ from fewstep.sampling.draw import Sampler
 from fewstep.students.learn import Task, learn
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
-from tests.unit.test_every_method import METHODS, config, untrained_judge
+from tests.unit.test_every_method import METHODS, config, untrained_classifier
 from tests.unit.test_every_method import project as project
 
 STEPS = {"lcm": (1, 2, 4), "flash": (1, 2, 4), "flow_map": (1,)}
@@ -29,7 +29,7 @@ def test_stock_diffusers_draws_its_images(method: str, tmp_path: Path) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone)
     chosen = config(method)
-    features = untrained_judge() if chosen.needs_feature_maps else None
+    features = untrained_classifier() if chosen.needs_feature_maps else None
     learn(Task("distill", "student", method, chosen, [0], 0, features))
     model = open_model(MODELS / "student", backbone)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))

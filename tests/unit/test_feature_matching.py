@@ -87,7 +87,7 @@ def test_the_gradient_of_feature_matching() -> None:
     assert gradient.isfinite().all()
 
 
-def judge(folder: Path) -> Path:
+def classifier(folder: Path) -> Path:
     AttributeClassifier(LABELS, widths=(8, 16), feature_dim=10).save(folder, 32, {})
     return folder
 
@@ -102,7 +102,7 @@ def vision(folder: Path) -> Path:
     return make("dinov2", folder)
 
 
-@pytest.mark.parametrize("kind", [judge, autoencoder, vision])
+@pytest.mark.parametrize("kind", [classifier, autoencoder, vision])
 def test_any_feature_network_serves(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     """The chain's classifier, the autoencoder's encoder and a vision network by local path."""
     torch.manual_seed(0)

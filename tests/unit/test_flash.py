@@ -176,9 +176,9 @@ def test_a_staggered_solution_is_that_of_each_sample_alone(
         idle = int(starts[chosen].min())  # calls with one sample whose estimate is dropped
         assert (net.calls, net.samples) == (steps, int((steps - starts[chosen]).sum()) + idle)
         for row, b in enumerate(chosen.tolist()):
-            own = times[int(starts[b]) :]
+            remaining = times[int(starts[b]) :]
             each = {"scale": conditions["scale"][b : b + 1]}
-            alone = ODE_SOLVERS[solver](denoiser, x_t[b : b + 1], own, each, path)
+            alone = ODE_SOLVERS[solver](denoiser, x_t[b : b + 1], remaining, each, path)
             assert torch.equal(ends[row], alone[0])
 
 

@@ -189,9 +189,9 @@ def test_the_central_difference_of_a_network_is_its_forward_derivative(family: s
             return asked(denoiser, x, at, r, conditions).velocity
 
         central = flow_map.central_difference(u, x, t, v, r, denoiser.last_time)
-        exactly = flow_map.derivative(u, x, t, v)
-    error = (central - exactly).square().mean().sqrt() / exactly.square().mean().sqrt()
-    assert exactly.square().mean() > 0.1 and error < 1e-3
+        reference = flow_map.derivative(u, x, t, v)
+    error = (central - reference).square().mean().sqrt() / reference.square().mean().sqrt()
+    assert reference.square().mean() > 0.1 and error < 1e-3
 
 
 def test_at_r_equal_to_t_the_velocity_of_the_teacher_is_learned() -> None:

@@ -50,9 +50,9 @@ FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(PACKAGE)) for file in FILES])
 def test_imports_point_down(file: Path) -> None:
-    own = package_of(file)
-    above = {other for other in imported_modules(file) - {own} if LEVEL[other] >= LEVEL[own]}
-    assert not above, f"{own} is below {', '.join(sorted(above))}, or beside it"
+    package = package_of(file)
+    above = {other for other in imported_modules(file) - {package} if LEVEL[other] >= LEVEL[package]}
+    assert not above, f"{package} is below {', '.join(sorted(above))}, or beside it"
 
 
 def test_methods_holds_methods_alone() -> None:

@@ -199,8 +199,8 @@ def test_a_methods_networks_are_part_of_its_setup() -> None:
     values = {"method": "any", "from": "reflow", "training": training}
     guided = student_setup(sid.Config.model_validate(values | {"fake": fake, "guidance": 2.0}))
     assert (guided.further, guided.gradient_passes, guided.teacher) == (("muon",), 5, True)
-    own = student_setup(sid.Config.model_validate(values | {"fake": fake, "from": "teacher"}))
-    assert (own.gradient_passes, own.teacher) == (3, False)
+    setup = student_setup(sid.Config.model_validate(values | {"fake": fake, "from": "teacher"}))
+    assert (setup.gradient_passes, setup.teacher) == (3, False)
     assert student_setup(lcm.Config.model_validate(values)).averages == 1
 
 

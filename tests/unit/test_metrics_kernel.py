@@ -85,8 +85,8 @@ def test_prompts_in_common_cause_no_bias() -> None:
     error = distances.std() / math.sqrt(len(distances))
     assert abs(distances.mean()) < 3 * error
     # KID's cross term has n^2 pairs; the n of equal prompts are nearer to each other than others.
-    own = np.array([(c.own[0] - c.mean[0]).item() / c.n for c in drawn])
-    assert abs((distances + own).mean()) > 3 * error
+    same_prompt = np.array([(c.own[0] - c.mean[0]).item() / c.n for c in drawn])
+    assert abs((distances + same_prompt).mean()) > 3 * error
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.15, 0.6])

@@ -180,6 +180,6 @@ def test_three_networks_share_one_base() -> None:
     method = dmd2.METHOD(config, context, student)
     base = {weight.data_ptr() for weight in teacher.net.parameters()}
     for net in (student.net, method.fake.net):
-        own = [weight for weight in net.parameters() if weight.data_ptr() not in base]
-        assert all(weight.requires_grad for weight in own) and len(own) < len(base)
+        trained = [weight for weight in net.parameters() if weight.data_ptr() not in base]
+        assert all(weight.requires_grad for weight in trained) and len(trained) < len(base)
         assert base <= {weight.data_ptr() for weight in net.parameters()}

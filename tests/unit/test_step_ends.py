@@ -92,8 +92,16 @@ def test_times_of_each_sample_are_those_of_a_sample_alone(solver: Solver) -> Non
     times = [torch.tensor(each) for each in zip(*grids, strict=True)]
     together = solve(solver, denoiser(path), noise, times, {}, path, lambda i: fresh + i)
     for i, grid in enumerate(grids):
-        one, own = slice(i, i + 1), fresh[i : i + 1]
-        alone = solve(solver, denoiser(path), noise[one], grid, {}, path, [own, own + 1].__getitem__)
+        one, noise_of_sample = slice(i, i + 1), fresh[i : i + 1]
+        alone = solve(
+            solver,
+            denoiser(path),
+            noise[one],
+            grid,
+            {},
+            path,
+            [noise_of_sample, noise_of_sample + 1].__getitem__,
+        )
         torch.testing.assert_close(together[one], alone, atol=1e-6, rtol=1e-6)
 
 
@@ -106,8 +114,8 @@ def test_the_network_receives_the_end_in_its_own_time() -> None:
 
     cosine, flow = Cosine(), RectifiedFlow()
     x, t, s = torch.ones(1, 2), torch.tensor([0.9]), torch.tensor([0.5])
-    own = Denoiser(network, cosine, Prediction.V, cosine, (END_TIME,))
-    for each in (own, own.on(flow), Denoiser(network, cosine, Prediction.V, cosine)):
+    on_its_schedule = Denoiser(network, cosine, Prediction.V, cosine, (END_TIME,))
+    for each in (on_its_schedule, on_its_schedule.on(flow), Denoiser(network, cosine, Prediction.V, cosine)):
         asked(each, x, t, s, {})
     # On the rectified flow alpha = sigma at 0.5, as on the cosine path.
     assert received[0].item() == pytest.approx(500) and received[1].item() == pytest.approx(500, abs=1e-3)

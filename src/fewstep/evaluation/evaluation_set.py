@@ -149,10 +149,10 @@ def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[s
         rows.setdefault(caption, []).append(i)
     extra: list[str] = []
     groups = []
-    for caption, own in list(rows.items())[:prompts]:
-        missing = max(samples - len(own), 0)
+    for caption, indices in list(rows.items())[:prompts]:
+        missing = max(samples - len(indices), 0)
         first = len(captions) + len(extra)
-        groups.append([*own[:samples], *range(first, first + missing)])
+        groups.append([*indices[:samples], *range(first, first + missing)])
         extra += [caption] * missing
     return extra, groups
 
@@ -173,8 +173,8 @@ def floor(
     if len(pool) < prompts.main:
         return None
     others = pool[: prompts.main]
-    own = replace(on, labels=[image.labels for image in others])
-    return Floor(**dict(figures(look_at(others, network), own, ())), pairing="none")
+    unmatched = replace(on, labels=[image.labels for image in others])
+    return Floor(**dict(figures(look_at(others, network), unmatched, ())), pairing="none")
 
 
 def match(captions: Sequence[str], pool: Sequence[ImageRecord]) -> list[int]:

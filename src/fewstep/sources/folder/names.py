@@ -78,8 +78,8 @@ class Captions:
         if not self._alike:
             return []
         similar = [text for name in candidates(image) for text in self._alike.get(folded(name), ())]
-        own = [text for text in similar if stem(text) in (stem(image), image)]
-        return own or (similar if len(self._stems[folded(stem(image))]) == 1 else [])
+        exact = [text for text in similar if stem(text) in (stem(image), image)]
+        return exact or (similar if len(self._stems[folded(stem(image))]) == 1 else [])
 
 
 def candidates(image: str) -> list[str]:
