@@ -71,11 +71,11 @@ def main() -> None:
         "model", "method", "steps", "batch", "GFLOP a sample", "GFLOP a step besides", "TFLOP in all"
     )
     models = chain.models()
-    for name, found in operations(chain).items():
+    for name, flops in operations(chain).items():
         training = models[name].config.training
         counts = (str(training.steps), str(training.batch_size))
-        each, besides = f"{found.each / 1e9:.2f}", f"{found.besides / 1e9:.2f}"
-        table.add_row(name, models[name].method, *counts, each, besides, f"{found.whole / 1e12:.1f}")
+        each, besides = f"{flops.each / 1e9:.2f}", f"{flops.besides / 1e9:.2f}"
+        table.add_row(name, models[name].method, *counts, each, besides, f"{flops.whole / 1e12:.1f}")
     Console().print(table)
 
 

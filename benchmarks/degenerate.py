@@ -103,8 +103,8 @@ def memorised(data: Path, prompts: Sequence[str]) -> Tensor:
     taken = dict.fromkeys(by_caption, 0)
     chosen = []
     for prompt in prompts:
-        own = by_caption[prompt]
-        chosen.append(own[taken[prompt] % len(own)])
+        matching = by_caption[prompt]
+        chosen.append(matching[taken[prompt] % len(matching)])
         taken[prompt] += 1
     return torch.from_numpy(np.stack(chosen))
 
@@ -112,20 +112,20 @@ def memorised(data: Path, prompts: Sequence[str]) -> Tensor:
 def degenerate(labels: Sequence[Labels], resolution: int, data: Path) -> dict[str, Tensor]:
     """Every sampler's images, uint8 `[N, H, W, 3]`; the perfect one comes first."""
     singly = (perfect, fixed, top_left, middle, blurred, saturated, noise)
-    found = {sampler.__name__: drawn(sampler, labels, resolution) for sampler in singly}
-    found["shuffled captions"] = drawn(perfect, shuffled(labels), resolution)
+    images = {sampler.__name__: drawn(sampler, labels, resolution) for sampler in singly}
+    images["shuffled captions"] = drawn(perfect, shuffled(labels), resolution)
     captions = [caption_of(row["shape"], row["colour"], row["size"], row["background"]) for row in labels]
-    return found | {"training images": memorised(data, captions)}
+    return images | {"training images": memorised(data, captions)}
 
 
-def row(name: str, found: Figures, reference: Reference) -> str:
+def row(name: str, measured: Figures, reference: Reference) -> str:
     """One line of the table."""
-    distance, layout = found.kernel_distance, found.layout_distance
-    accuracy = f"{found.prompt_accuracy.value:.3f}" if found.prompt_accuracy else ""
+    distance, layout = measured.kernel_distance, measured.layout_distance
+    accuracy = f"{measured.prompt_accuracy.value:.3f}" if measured.prompt_accuracy else ""
     return (
         f"| {name} | {distance.value:.4f} ({distance.low:.4f} - {distance.high:.4f}) | {layout.value:.4f} "
-        f"({layout.low:.4f} - {layout.high:.4f}) | {found.frechet_distance:.3f} | {accuracy} "
-        f"| {'; '.join(flags(found, reference))} |"
+        f"({layout.low:.4f} - {layout.high:.4f}) | {measured.frechet_distance:.3f} | {accuracy} "
+        f"| {'; '.join(flags(measured, reference))} |"
     )
 
 
@@ -138,8 +138,8 @@ def main() -> None:
     print("| sampler | kernel distance | layout distance | Frechet distance | accuracy | flags |")
     print("|---|---|---|---|---|---|")
     for name, images in degenerate(labels, read_index(DATA).resolution, DATA).items():
-        found = figures(observe(images, network, prompts), on.yardstick)
-        print(row(name, found, on.reference), flush=True)
+        measured = figures(observe(images, network, prompts), on.yardstick)
+        print(row(name, measured, on.reference), flush=True)
     for file in sorted(METRICS.glob("*.json")):
         for steps, metrics in read_record(Metrics, file).steps.items():
             print(row(f"{file.stem}, {steps}", metrics, on.reference), flush=True)

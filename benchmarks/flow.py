@@ -24,7 +24,7 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     if "PREFECT_API_URL" not in os.environ:
         sys.exit("error: PREFECT_API_URL is not set; start a server with `prefect server start --background`")
-    found: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {}
     for _ in range(rounds):
         for name, measured in {
             "cached chain, dvc repro": seconds("dvc", "repro"),
@@ -32,8 +32,8 @@ def main() -> None:
             "prepare_data, dvc repro": seconds("dvc", "repro", "-f", "-s", "prepare_data"),
             "prepare_data, task": task_seconds(),
         }.items():
-            found.setdefault(name, []).append(measured)
-    medians = {name: statistics.median(values) for name, values in found.items()}
+            times.setdefault(name, []).append(measured)
+    medians = {name: statistics.median(values) for name, values in times.items()}
     print(json.dumps(medians, indent=2))
 
 

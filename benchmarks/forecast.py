@@ -37,8 +37,8 @@ def main() -> None:
     chain = load_chain()
     foreseen = forecast(chain, design(chain), Stopwatch(chosen.budget, clock))
     total = sum(value or 0 for value in foreseen.values())
-    found = {"forecast took": clock() - begun, "forecast of the chain": total}
-    print(json.dumps(found | {"stages": foreseen}, indent=2), flush=True)
+    summary = {"forecast took": clock() - begun, "forecast of the chain": total}
+    print(json.dumps(summary | {"stages": foreseen}, indent=2), flush=True)
     for stage in chosen.stages:
         expected = sum(
             (value or 0) for name, value in foreseen.items() if name.split(",")[0] == planned(stage)

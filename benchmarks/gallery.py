@@ -64,27 +64,27 @@ def rows(chain: Chain, compared: Comparison) -> Iterator[str]:
         times = [seconds(name) for name in line]
         took = f"{sum(t for t in times if t is not None):.0f}" if line and None not in times else ""
         for result in model.results:
-            found = result.metrics
-            ratio = found.kernel_ratio
+            metrics = result.metrics
+            ratio = metrics.kernel_ratio
             against = (
                 ""
                 if ratio.value is None
                 else f"{ratio.value:.2f} ({number(ratio.low)} - {number(ratio.high)})"
             )
-            to_teacher = f"{found.teacher_kernel_distance.value:.4f}"
-            flags = "; ".join(found.flags)
-            yield row(model.name, str(result.steps), found, against, to_teacher, spent, took, flags)
+            to_teacher = f"{metrics.teacher_kernel_distance.value:.4f}"
+            flags = "; ".join(metrics.flags)
+            yield row(model.name, str(result.steps), metrics, against, to_teacher, spent, took, flags)
 
 
 def row(
-    name: str, steps: str, found: Figures, against: str, to_teacher: str, spent: str, took: str, flags: str
+    name: str, steps: str, measured: Figures, against: str, to_teacher: str, spent: str, took: str, flags: str
 ) -> str:
     """A line of the table."""
-    accuracy = "" if found.prompt_accuracy is None else percent(found.prompt_accuracy)
-    diversity = "" if found.diversity is None else f"{found.diversity.distance.value:.2f}"
-    hidden = ", ".join(f"{attribute.p_value:.2g}" for attribute in (found.hidden or {}).values())
-    tone = max(found.drift, key=lambda tone: abs(found.drift[tone].value))
-    drift = f"{tone} {100 * found.drift[tone].value:+.0f} %"
+    accuracy = "" if measured.prompt_accuracy is None else percent(measured.prompt_accuracy)
+    diversity = "" if measured.diversity is None else f"{measured.diversity.distance.value:.2f}"
+    hidden = ", ".join(f"{attribute.p_value:.2g}" for attribute in (measured.hidden or {}).values())
+    tone = max(measured.drift, key=lambda tone: abs(measured.drift[tone].value))
+    drift = f"{tone} {100 * measured.drift[tone].value:+.0f} %"
     cells = (name, steps, accuracy, against, to_teacher, diversity, hidden, drift, spent, took, flags)
     return "| " + " | ".join(cells) + " |"
 

@@ -58,8 +58,8 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.setdefault("FEWSTEP_TRACKERS", "")
     with tempfile.TemporaryDirectory() as folder:
-        found = flash_steps(chosen, Path(folder)) if chosen.what == "flash" else weights(Path(folder))
-    print(json.dumps({"machine": machine(device()), **found}, indent=2))
+        results = flash_steps(chosen, Path(folder)) if chosen.what == "flash" else weights(Path(folder))
+    print(json.dumps({"machine": machine(device()), **results}, indent=2))
 
 
 def context_of(config: Any) -> Context:

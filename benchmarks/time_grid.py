@@ -50,8 +50,8 @@ def main() -> None:
     reference = latents(REFERENCE)
     print("| solver | steps | time power | rms | median | other |\n|---|---|---|---|---|---|")
     for solver, steps, power in product(Solver, STEPS, POWERS):
-        found = latents(SamplingConfig(solver=solver, steps=steps, time_power=power))
-        far = (found - reference).flatten(1).square().mean(1).sqrt()
+        samples = latents(SamplingConfig(solver=solver, steps=steps, time_power=power))
+        far = (samples - reference).flatten(1).square().mean(1).sqrt()
         rms, median, other = far.square().mean().sqrt(), far.median(), (far > OTHER).float().mean()
         print(
             f"| {solver} | {steps} | {power:g} | {rms:.3f} | {median:.3f} | {100 * other:.1f} % |", flush=True

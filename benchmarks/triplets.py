@@ -1,6 +1,6 @@
 """Triplets per second against a plain diffusers loop: same weights, solver, steps, guidance and batch.
 
-    python benchmarks/triplets.py [--pictures 256] [--batch 64] [--rounds 3]
+    python benchmarks/triplets.py [--images 256] [--batch 64] [--rounds 3]
 
 Both sides draw the same prompts from the chain's teacher, alternating, each after a warm-up; the plain loop
 does what a script would: `pipe(prompts)`, images out. Prints one JSON object.
@@ -32,12 +32,12 @@ STEPS, GUIDANCE = 8, 2.0
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--images", "--pictures", dest="pictures", type=int, default=256)
+    parser.add_argument("--images", "--pictures", type=int, default=256)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     chosen = parser.parse_args()
     source = captions(DATA, "train")
-    prompts = [next(source) for _ in range(chosen.pictures)]
+    prompts = [next(source) for _ in range(chosen.images)]
 
     backbone = open_backbone(TEACHER)
     sampler = Sampler(open_model(TEACHER, backbone), backbone, SamplingConfig(guidance=GUIDANCE))
@@ -91,7 +91,7 @@ def main() -> None:
 
 def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of each side, run in turn so that changes of the machine's load affect all of them."""
-    found: dict[str, list[float]] = {name: [] for name in sides}
+    times: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds + 1):
         for name, run in sides.items():
             start = time.perf_counter()
@@ -99,8 +99,8 @@ def alternate(sides: dict[str, Callable[[], None]], rounds: int) -> dict[str, fl
             if device().type == "cuda":
                 torch.cuda.synchronize()
             if number:
-                found[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in found.items()}
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
 if __name__ == "__main__":

@@ -81,12 +81,12 @@ def spread(variants: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[st
         listed = [dict(overrides) for overrides in variants]
     if not listed or not any(listed):
         raise UserError("variants: nothing to vary; give a mapping of keys to values, or a list of overrides")
-    found: dict[str, dict[str, Any]] = {}
+    by_name: dict[str, dict[str, Any]] = {}
     for overrides in listed:
         words = [f"{key.rsplit('.', 1)[-1]} {json.dumps(value)}" for key, value in overrides.items()]
         name = re.sub(r"[^a-z0-9]+", "-", " ".join(words).lower()).strip("-") or "as-it-is"
-        found[name if name not in found else f"{name}-{len(found)}"] = overrides
-    return found
+        by_name[name if name not in by_name else f"{name}-{len(by_name)}"] = overrides
+    return by_name
 
 
 def clone(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
@@ -121,15 +121,15 @@ def clone(root: Path, name: str, overrides: Mapping[str, Any]) -> Path:
 
 def identities(root: Path, stages: Sequence[Stage]) -> dict[str, str]:
     """Stage -> hash of its command, its params and its ancestors; equal hashes mean equal results."""
-    found: dict[str, str] = {}
+    hashes: dict[str, str] = {}
     with Repo(str(root)) as repo:
         known = {stage.name: stage for stage in repo.index.stages}
         for stage in stages:
-            own = known[stage.name]
-            params = [dep.read_params() for dep in own.deps if isinstance(dep, ParamsDependency)]
-            what = [own.cmd, params, [found[need] for need in stage.needs]]
-            found[stage.name] = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-    return found
+            definition = known[stage.name]
+            params = [dep.read_params() for dep in definition.deps if isinstance(dep, ParamsDependency)]
+            what = [definition.cmd, params, [hashes[need] for need in stage.needs]]
+            hashes[stage.name] = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashes
 
 
 def save(root: Path, folder: Path, name: str, stages: Sequence[Stage]) -> None:

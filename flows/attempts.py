@@ -71,8 +71,8 @@ def halved(root: Path, stage: str) -> int | None:
     from fewstep.core.switches import count_of
 
     with Repo(str(root)) as repo:
-        (found,) = (each for each in repo.index.stages if each.name == stage)
-        params = [dep.read_params() for dep in found.deps if isinstance(dep, ParamsDependency)]
+        (definition,) = (each for each in repo.index.stages if each.name == stage)
+        params = [dep.read_params() for dep in definition.deps if isinstance(dep, ParamsDependency)]
     sizes = [size for values in params for size in batch_sizes(values)]
     half = count_of("MICRO_BATCH", max(sizes)) // 2 if sizes else 0
     return half or None

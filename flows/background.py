@@ -101,17 +101,17 @@ def running(pid: Path, port: int, url: str) -> psutil.Process | None:
     None where the file is stale. Raises UserError when that server is at another port.
     """
     try:
-        found = psutil.Process(int(pid.read_text()))
-        command = found.cmdline()
+        server = psutil.Process(int(pid.read_text()))
+        command = server.cmdline()
     except (OSError, ValueError, psutil.Error):
         return None
-    if "prefect" not in " ".join(command) or not alive(found):
+    if "prefect" not in " ".join(command) or not alive(server):
         return None
     if str(port) in command:
-        return found
+        return server
     raise UserError(
-        f"nothing answers at {shown(url)}, and the server of {pid} (process {found.pid}) is at another port: "
-        "set PREFECT_API_URL to that, or `prefect server stop` first"
+        f"nothing answers at {shown(url)}, and the server of {pid} (process {server.pid}) is at "
+        "another port: set PREFECT_API_URL to that, or `prefect server stop` first"
     )
 
 
@@ -144,7 +144,7 @@ def listening_host(url: str, host: str) -> str:
     asked = addresses(host)
     if chosen in EVERYWHERE or addresses(chosen) & asked:
         return chosen
-    if chosen == DEFAULT and all(ip_address(found).is_loopback for found in asked):
+    if chosen == DEFAULT and all(ip_address(address).is_loopback for address in asked):
         return host
     raise UserError(
         f"PREFECT_SERVER_API_HOST={chosen}: a server that listens there does not answer at {shown(url)}; "
@@ -155,7 +155,7 @@ def listening_host(url: str, host: str) -> str:
 def addresses(host: str) -> set[str]:
     """Numeric addresses of a host."""
     try:
-        return {str(found[4][0]) for found in socket.getaddrinfo(host, None)}
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
     except socket.gaierror:
         return set()
 

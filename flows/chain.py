@@ -56,8 +56,8 @@ def chain(
             idle = set() if force else unchanged(root, stages)
             for stage in (each for each in stages if not each.always):
                 before = [tasks[name] for name in stage.needs]
-                given = (stage, root, stage.name in idle, arguments)
-                tasks[stage.name] = named(run, stage.name).submit(*given, wait_for=before)
+                parameters = (stage, root, stage.name in idle, arguments)
+                tasks[stage.name] = named(run, stage.name).submit(*parameters, wait_for=before)
         publish(root, asked.evaluate.models)
 
 

@@ -120,19 +120,19 @@ def place(stage: Stage, idle: bool, params: str, commit: str, inputs: str) -> St
 
 def ended(run: UUID) -> State:
     """Wait for a flow run's end, and cancel it once STOP is set. Returns its final state."""
-    never, told = threading.Event(), False
+    never, cancelling = threading.Event(), False
     with get_client(sync_client=True) as client:
         while True:
             try:
                 state = client.read_flow_run(run).state
                 if state is not None and state.is_final():
                     return state
-                if STOP.is_set() and not told:
+                if STOP.is_set() and not cancelling:
                     client.set_flow_run_state(run, Cancelling())
-                    told = True
+                    cancelling = True
             except HTTPError as error:
                 get_run_logger().warning("the server cannot be reached, asked again: %r", error)
-            (never if told else STOP).wait(LOOK_EVERY)
+            (never if cancelling else STOP).wait(LOOK_EVERY)
 
 
 @flow(name="stage", flow_run_name="{name}")
@@ -146,12 +146,12 @@ def on_worker(name: str, params: str, commit: str, inputs: str) -> State:
     with alone_in(root, patient=True):
         follow(root, commit)
         (root / PARAMS).write_text(params)
-        (found,) = (each for each in stages_of(root, [name]) if each.name == name)
+        (stage,) = (each for each in stages_of(root, [name]) if each.name == name)
 
         def push() -> None:
             run_dvc(["push", "--run-cache", name], name, root, STOP, get_run_logger().info)
 
-        return attempt(found, root, ["--pull"], STOP, then=push)
+        return attempt(stage, root, ["--pull"], STOP, then=push)
 
 
 if __name__ == "__main__":

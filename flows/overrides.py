@@ -65,7 +65,7 @@ def put(values: Any, key: str, value: Any) -> None:
 
 def places(values: Any, wanted: Any, where: str = "") -> list[str]:
     """Dotted keys at which the mapping `wanted` occurs; several where a YAML anchor repeats it."""
-    found = [where] if values is wanted else []
+    keys = [where] if values is wanted else []
     for key, value in values.items() if isinstance(values, Mapping) else ():
-        found += places(value, wanted, f"{where}.{key}".lstrip("."))
-    return found
+        keys += places(value, wanted, f"{where}.{key}".lstrip("."))
+    return keys

@@ -48,16 +48,16 @@ def version_of(url: str) -> Version:
         health = ask(client, url, "/health")
         if health.status != 200 or health.body.strip() != b"true":
             raise another(url, str(health))
-        found = ask(client, url, "/admin/version")
-    if found.status in (401, 403):
+        answer = ask(client, url, "/admin/version")
+    if answer.status in (401, 403):
         raise UserError(
-            f"the Prefect server at {shown(url)} refuses this client (status {found.status}): "
+            f"the Prefect server at {shown(url)} refuses this client (status {answer.status}): "
             "set PREFECT_API_AUTH_STRING to its PREFECT_SERVER_API_AUTH_STRING"
         )
     try:
-        return Version(json.loads(found.body))
+        return Version(json.loads(answer.body))
     except (ValueError, TypeError, InvalidVersion):
-        raise another(url, f"{found} when asked for its version") from None
+        raise another(url, f"{answer} when asked for its version") from None
 
 
 def client_for(url: str) -> httpx.Client:

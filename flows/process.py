@@ -74,18 +74,18 @@ def run_dvc(
         os.close(heard)
     lines: queue.Queue[str | None] = queue.Queue()
     threading.Thread(target=drain, args=(child, lines), daemon=True).start()
-    said: list[str] = []
+    output: list[str] = []
     limit = time.monotonic() + seconds if seconds else None
     try:
         while (line := next_line(lines, stop, limit)) is not None:
-            said.append(line)
+            output.append(line)
             hear(line)
     finally:
         os.close(held)
         status = child.wait()
     if status != 0:
-        raise failure(name, said, status)
-    return f"Running stage '{name}':" in said
+        raise failure(name, output, status)
+    return f"Running stage '{name}':" in output
 
 
 def drain(child: subprocess.Popen[str], lines: "queue.Queue[str | None]") -> None:
@@ -109,12 +109,12 @@ def next_line(lines: "queue.Queue[str | None]", stop: threading.Event, limit: fl
             return lines.get(timeout=0.2)
 
 
-def failure(name: str, said: Sequence[str], status: int = 1) -> StageFailed:
+def failure(name: str, output: Sequence[str], status: int = 1) -> StageFailed:
     """The exception for a failed stage, from its output: transient, out of memory, or any other failure."""
-    errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-    died = not errors and (128 < status < 192 or any(DIED.search(line) for line in said))
-    unreachable = any(word in line for line in said[-5:] for word in PASSING)
+    errors = [line.removeprefix("error: ") for line in output if line.startswith("error: ")]
+    died = not errors and (128 < status < 192 or any(DIED.search(line) for line in output))
+    unreachable = any(word in line for line in output[-5:] for word in PASSING)
     kind: type[StageFailed] = TransientFailure if died or unreachable else StageFailed
     if any(OUT_OF_MEMORY in line for line in errors):
         kind = OutOfMemory
-    return kind(f"{name}: " + "\n".join(errors or said[-15:]))
+    return kind(f"{name}: " + "\n".join(errors or output[-15:]))

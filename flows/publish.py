@@ -80,8 +80,8 @@ def show_progress(stage: str, lines: "SimpleQueue[str | None]") -> None:
         newest: dict[str, tuple[float, str]] = {}
         line = lines.get()
         while line is not None:
-            if found := LINE.match(line):
-                newest[found["name"]] = float(found["percent"]), line
+            if progress := LINE.match(line):
+                newest[progress["name"]] = float(progress["percent"]), line
             if lines.empty():
                 break
             line = lines.get()
@@ -166,25 +166,25 @@ def rows_of(root: Path, models: Mapping[str, Sequence[int]]) -> list[dict[str, s
         file = root / METRICS / f"{model}.json"
         known = read_record(Metrics, file) if file.is_file() else None
         for count in counts:
-            found = known.steps.get(str(count)) if known else None
-            if known is None or found is None:
+            measured = known.steps.get(str(count)) if known else None
+            if known is None or measured is None:
                 continue
-            row = row_of(model, found) | {"steps": str(count), "NFE": str(found.nfe)}
-            row["ratio to teacher"] = ratio_text(found.kernel_ratio)
-            rows.append(row | {"parameters": f"{known.parameters:,}", "warnings": "; ".join(found.flags)})
+            row = row_of(model, measured) | {"steps": str(count), "NFE": str(measured.nfe)}
+            row["ratio to teacher"] = ratio_text(measured.kernel_ratio)
+            rows.append(row | {"parameters": f"{known.parameters:,}", "warnings": "; ".join(measured.flags)})
     return rows
 
 
-def row_of(name: str, found: Figures) -> dict[str, str]:
+def row_of(name: str, figures: Figures) -> dict[str, str]:
     """The figures that models and real images share; the other columns are empty."""
     return {
         "model": name,
         "steps": "",
         "NFE": "",
-        "prompt accuracy": interval_text(found.prompt_accuracy),
-        "kernel distance": interval_text(found.kernel_distance),
+        "prompt accuracy": interval_text(figures.prompt_accuracy),
+        "kernel distance": interval_text(figures.kernel_distance),
         "ratio to teacher": "",
-        "Frechet distance": f"{found.frechet_distance:.3g}",
+        "Frechet distance": f"{figures.frechet_distance:.3g}",
         "parameters": "",
         "warnings": "",
     }

@@ -13,8 +13,8 @@ def main() -> None:
     """params.yaml `teacher`, `import_teacher` -> artifacts/models/teacher."""
     teacher, config = read(TeacherConfig, "teacher"), read(ImportTeacherConfig, "import_teacher")
     with whole_folder(TEACHER) as staging:
-        facts = import_teacher(teacher.load[0], teacher.backbone, config, staging)
-        Manifest.seal(staging, "teacher", facts, {})
+        metadata = import_teacher(teacher.load[0], teacher.backbone, config, staging)
+        Manifest.seal(staging, "teacher", metadata, {})
 
 
 if __name__ == "__main__":

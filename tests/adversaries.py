@@ -91,9 +91,9 @@ class Adversaries(Method):
         return z, z @ self.real.T
 
     def features(self, x: Tensor) -> Tensor:
-        with tapped(self.teacher, ["first"]) as found:
+        with tapped(self.teacher, ["first"]) as tapped_features:
             self.teacher(x)
-        return found["first"]
+        return tapped_features["first"]
 
     def losses(self, group: str, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
         z, real = batch

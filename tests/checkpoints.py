@@ -72,22 +72,22 @@ VAE: Rules = (
 
 
 def original_unet(state: State) -> State:
-    found = {}
+    renamed_state = {}
     for name, value in state.items():
         match, rename = next((m, rename) for rule, rename in UNET if (m := re.fullmatch(rule, name)))
-        found[f"model.diffusion_model.{rename(match)}"] = value
-    return found
+        renamed_state[f"model.diffusion_model.{rename(match)}"] = value
+    return renamed_state
 
 
 def original_vae(state: State) -> State:
-    found = {}
+    renamed_state = {}
     for name, value in state.items():
         renamed = name
         for rule, rename in VAE:
             renamed = re.sub(rule, rename, renamed)
         as_convolution = "mid.attn_1" in renamed and value.ndim == 2
-        found[f"first_stage_model.{renamed}"] = value[:, :, None, None] if as_convolution else value
-    return found
+        renamed_state[f"first_stage_model.{renamed}"] = value[:, :, None, None] if as_convolution else value
+    return renamed_state
 
 
 def original_text(state: State) -> State:
@@ -124,5 +124,5 @@ def write(file: Path, *states: State, metadata: dict[str, str] | None = None) ->
 
 
 def mark(*names: str) -> State:
-    """Empty tensors, whose names tell how the file was trained."""
+    """Empty tensors, whose names record how the file was trained."""
     return {name: torch.tensor([]) for name in names}

@@ -89,11 +89,11 @@ def imported(
     folder.mkdir()
     config = ImportTeacherConfig(**options)
     assert teacher_faults(where, family, config) == []
-    facts = import_teacher(str(where), family, config, folder)
-    Manifest.seal(folder, "teacher", facts, {})
+    metadata = import_teacher(str(where), family, config, folder)
+    Manifest.seal(folder, "teacher", metadata, {})
     backbone = open_backbone(folder)
     assert isinstance(backbone, DiffusersBackbone)
-    return backbone, facts
+    return backbone, metadata
 
 
 def assert_draws_as_stock(

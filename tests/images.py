@@ -27,8 +27,8 @@ LOSSLESS = {"png": {}, "webp": {"lossless": True, "exact": True}}
 
 def saved(image: Image.Image | Pixels, kind: str = "png", **options: object) -> bytes:
     stream = io.BytesIO()
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    picture.save(stream, kind, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}) | options)
+    opened = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    opened.save(stream, kind, **({"quality": 95, "subsampling": 0} if kind == "jpeg" else {}) | options)
     return stream.getvalue()
 
 
@@ -38,9 +38,9 @@ def decoded(data: bytes) -> Pixels:
     return np.asarray(image)
 
 
-def assert_close(found: Pixels, expected: NDArray[np.generic], levels: float = 2) -> None:
-    assert found.shape == expected.shape
-    assert np.abs(found.astype(float) - expected.astype(float)).max() <= levels
+def assert_close(actual: Pixels, expected: NDArray[np.generic], levels: float = 2) -> None:
+    assert actual.shape == expected.shape
+    assert np.abs(actual.astype(float) - expected.astype(float)).max() <= levels
 
 
 def refusal(data: bytes) -> BadImage:

@@ -42,8 +42,8 @@ def imported(family: str, **options: Any) -> Path:
     folder = new_folder()
     make(family, folder / "stock", **options)
     with whole_folder(folder / TEACHER) as staging:
-        facts = import_teacher(str(folder / "stock"), backbone_of(family), ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
+        metadata = import_teacher(str(folder / "stock"), backbone_of(family), ImportTeacherConfig(), staging)
+        Manifest.seal(staging, "teacher", metadata, {})
     return folder
 
 

@@ -87,8 +87,8 @@ class Toy(nn.Module):
         exact = (alpha * x.double() - self.mixture.x_0(x.double(), alpha, sigma)) / sigma
         waves = [torch.cos(k * angle).float() for k in (1, 2, 4)]
         inputs = torch.stack([x, 5 * x, torch.tanh(3 * x), *waves], -1)
-        found: Tensor = exact.to(x.dtype) + self.layers(inputs)[..., 0]
-        return found
+        prediction: Tensor = exact.to(x.dtype) + self.layers(inputs)[..., 0]
+        return prediction
 
 
 def context_of(mixture: Mixture, teacher: Model, **more: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Bytes that a step of the default teacher's training is said to take, and those that it takes.
+"""Estimated and measured bytes of a step of the default teacher's training.
 
     python -m tests.peak
 
@@ -25,7 +25,7 @@ def main() -> None:
     assert chain.train_teacher is not None
     denoiser, training = design(chain), chain.train_teacher.training
     assert denoiser is not None
-    said = need(denoiser, trainings(chain)[NAME])
+    expected = need(denoiser, trainings(chain)[NAME])
     with TemporaryDirectory() as folder:
         here = rehearsal(chain, denoiser, Path(folder), 10**10)
         run = training_step(here.teacher_training(), training, Path(folder))
@@ -36,7 +36,7 @@ def main() -> None:
         for _ in range(2):
             run(training.batch_size)
         # Weights, average and the optimizer's state are there since the small step.
-        print(said.step, status("VmHWM") - before)
+        print(expected.step, status("VmHWM") - before)
 
 
 def status(name: str) -> int:

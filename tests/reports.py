@@ -36,7 +36,7 @@ def artifact(
     kind: str,
     made_from: Mapping[str, Path],
     strips: Sequence[str] = (),
-    facts: Mapping[str, object] | None = None,
+    metadata: Mapping[str, object] | None = None,
     prompts: Sequence[str] = PROMPTS,
     floor: bool = True,
 ) -> None:
@@ -48,7 +48,7 @@ def artifact(
             listed = {"prompts": [*prompts, prompts[0]], "noise": [7, 8, 9, 10], "labels": [None] * 3}
             write_json(staging / "prompts.json", listed)
             write_record(staging / "figures.json", reference(floor))
-        Manifest.seal(staging, kind, facts or {"name": folder.name}, made_from)
+        Manifest.seal(staging, kind, metadata or {"name": folder.name}, made_from)
 
 
 def around(value: float, share: float = 0.1) -> Interval:

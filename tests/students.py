@@ -51,8 +51,8 @@ METHODS: dict[str, dict[str, Any]] = {
 """Method -> its parameters, without any switch."""
 SHORT = TRAINING.model_copy(update={"steps": 3})
 for method, values in METHODS.items():
-    given = {"method": method, "from": "teacher", "training": SHORT, "guidance": 2.0} | values
-    STUDENTS[method] = (method_module(method).Config.model_validate(given), {})
+    settings = {"method": method, "from": "teacher", "training": SHORT, "guidance": 2.0} | values
+    STUDENTS[method] = (method_module(method).Config.model_validate(settings), {})
 SCALE = 2.0**8
 """Of half precision: small enough for no gradient to overflow, which in parts of a batch it does less."""
 
@@ -61,7 +61,7 @@ def main() -> None:
     for name, (config, switches) in STUDENTS.items():
         place = {f"FEWSTEP_{switch}": value for switch, value in switches.items()}
         if "RANK" not in os.environ:
-            # Compiled in shards it must be what one process learns without: to compile takes longest.
+            # Compiled and FSDP-sharded it must equal one process without compilation, which is faster.
             place.pop("FEWSTEP_COMPILE", None)
         place["ACCELERATE_MIXED_PRECISION"] = "fp16" if name == "half" else "no"
         with patch.dict(os.environ, place), recorded(name):

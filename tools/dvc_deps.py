@@ -13,7 +13,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tools.imports import ROOT, SRC, closure, says_nothing
+from tools.imports import ROOT, SRC, closure, is_empty_package
 
 PACKAGE = SRC / "fewstep"
 MOST = 0.8
@@ -55,12 +55,12 @@ def needed(script: Path, chosen: list[str]) -> set[Path]:
     """Modules of this project that the script may import, for any choice of params, without the choices."""
     choices = {dep: list(alternatives(dep)) for dep in chosen}
     files = [file for each in choices.values() for file in each]
-    found = closure(script, *files)
+    modules = closure(script, *files)
     for module, folder in LOOKED_UP.items():
-        if module in found:
-            found |= closure(*folder.glob("*.py"))
+        if module in modules:
+            modules |= closure(*folder.glob("*.py"))
     by_others = closure(script).union(*(closure(file) - own_modules(file) for file in files))
-    return found - (set().union(*map(own_modules, files)) - by_others) - {script}
+    return modules - (set().union(*map(own_modules, files)) - by_others) - {script}
 
 
 def own_modules(choice: Path) -> set[Path]:
@@ -72,7 +72,7 @@ def alternatives(dep: str) -> Iterator[Path]:
     """Every module to which a dependency with `${...}` can resolve."""
     for path in sorted(ROOT.glob(re.sub(r"\$\{[^}]*\}", "*", dep))):
         file = path if path.suffix else path / "__init__.py"
-        if file.is_file() and not says_nothing(file) and is_choice(file):
+        if file.is_file() and not is_empty_package(file) and is_choice(file):
             yield file
 
 
@@ -84,12 +84,12 @@ def is_choice(file: Path) -> bool:
 
 def shortened(modules: set[Path]) -> list[str]:
     """Paths relative to the root, with a folder in place of its modules where most of them are listed."""
-    found = set(modules)
+    paths = set(modules)
     for folder in sorted(PACKAGE.iterdir()):
-        every = {file for file in folder.rglob("*.py") if not says_nothing(file)}
+        every = {file for file in folder.rglob("*.py") if not is_empty_package(file)}
         if every and len(every & modules) >= MOST * len(every):
-            found = (found - every) | {folder}
-    return [str(path.relative_to(ROOT)) for path in found]
+            paths = (paths - every) | {folder}
+    return [str(path.relative_to(ROOT)) for path in paths]
 
 
 if __name__ == "__main__":

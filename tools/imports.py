@@ -33,13 +33,13 @@ def imports(file: Path) -> Iterator[Path]:
         else:
             continue
         for name in names:
-            found = module_file(name)
-            if found is not None and found != file:
-                yield found
+            target = module_file(name)
+            if target is not None and target != file:
+                yield target
 
 
 @cache
-def says_nothing(file: Path) -> bool:
+def is_empty_package(file: Path) -> bool:
     """Whether the file is an `__init__.py` with a docstring at most, which can change no result."""
     body = ast.parse(file.read_text()).body
     return file.name == "__init__.py" and all(
@@ -56,4 +56,4 @@ def closure(*files: Path) -> set[Path]:
         if file not in seen:
             seen.add(file)
             waiting += imported(file)
-    return {file for file in seen if not says_nothing(file)}
+    return {file for file in seen if not is_empty_package(file)}

@@ -15,8 +15,8 @@ from tests.integration.server import Server, serving
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The miniature chain after `dvc repro`, the same for all processes of pytest-xdist."""
-    own = tmp_path_factory.getbasetemp()
-    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     with FileLock(shared / "chain.lock"):
         if (shared / "chain.made").exists():
             return Project.at(shared / "chain")

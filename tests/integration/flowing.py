@@ -50,10 +50,10 @@ def ended(flow: Flow) -> tuple[int, str]:
 
 
 def assert_ended(flow: Flow) -> str:
-    """It must succeed. Returns what it said."""
-    status, said = ended(flow)
-    assert status == 0, said
-    return said
+    """It must succeed. Returns its output."""
+    status, output = ended(flow)
+    assert status == 0, output
+    return output
 
 
 def flow(project: Project, server: Server, **chosen: Any) -> str:

@@ -63,7 +63,7 @@ def answering(
 
 @contextmanager
 def listening(greeting: bytes | None = None) -> Iterator[int]:
-    """A port where connections are taken and, without a greeting, nothing is ever said. Yields the port."""
+    """A port that accepts connections and, without a greeting, sends nothing. Yields the port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def greet() -> None:

@@ -21,7 +21,7 @@ LOOKS = "watch_inputs"
 PATIENCE = 600.0
 """Seconds that a test waits at most for what must come: on a busy host a start alone takes half a minute."""
 UP_TO_DATE = f"{LOOKS}:\n\talways changed"
-"""What `dvc status` says where nothing changed."""
+"""Output of `dvc status` where nothing changed."""
 
 
 def ran(output: str) -> list[str]:
@@ -93,7 +93,7 @@ class Project:
         return set(ran(result.stdout))
 
     def fail(self, *arguments: str) -> str:
-        """`dvc repro`, which must fail. Returns what it said."""
+        """`dvc repro`, which must fail. Returns its stderr."""
         result = self.run("dvc", "repro", *arguments)
         assert result.returncode != 0, result.stdout
         assert "Traceback" not in result.stderr, result.stderr

@@ -45,8 +45,8 @@ class Server:
         asked: dict[str, Any] = {"sort": "START_TIME_DESC", "limit": count}
         if name is not None:
             asked["flows"] = {"name": {"any_": [name]}}
-        found: list[dict[str, Any]] = self.ask("flow_runs/filter", asked)
-        return found
+        flows: list[dict[str, Any]] = self.ask("flow_runs/filter", asked)
+        return flows
 
     def tasks(self, name: str | None = None) -> dict[str, str]:
         """Task -> name of its state, of the newest flow run."""
@@ -61,7 +61,7 @@ class Server:
     def artifacts(self) -> dict[str, Any]:
         """Key -> artifact, of the newest flow run."""
         one = {"artifacts": {"flow_run_id": {"any_": [self.last_flow()["id"]]}}}
-        return {found["key"]: found for found in self.ask("artifacts/filter", one)}
+        return {artifact["key"]: artifact for artifact in self.ask("artifacts/filter", one)}
 
 
 def answers(server: Server) -> bool:
@@ -96,8 +96,8 @@ def serving(home: Path) -> Iterator[Server]:
         try:
             limit = time.monotonic() + PATIENCE
             while not answers(server):
-                said = (home / "server.log").read_text()
-                assert process.poll() is None and time.monotonic() < limit, said
+                output = (home / "server.log").read_text()
+                assert process.poll() is None and time.monotonic() < limit, output
                 time.sleep(0.25)
             yield server
         finally:

@@ -69,7 +69,7 @@ def test_what_a_new_method_lacks_is_not_taken_for_a_method_that_is_not_there(
         method_module("new")
 
 
-def test_a_stage_says_the_same_and_keeps_its_trace_to_itself(project: Project) -> None:
+def test_a_stage_reports_the_same_without_a_traceback(project: Project) -> None:
     params: dict[str, Any] = yaml.safe_load(MINIATURE.read_text())
     params["data"] |= {"source": "folder", "path": "nowhere"}
     project.write_params(params)
@@ -80,9 +80,9 @@ def test_a_diverging_training_stops_with_step_and_samples(copied: Project) -> No
     params = copied.params
     params["reflow"]["reflow"]["training"] |= {"learning_rate": 1e30, "steps": 20}
     copied.write_params(params)
-    said = copied.fail("-s", "reflow@reflow")
-    assert re.search(r"(loss|gradient norm) became (nan|inf) at step \d+", said)
-    assert "failed_batch.json" in said
+    error = copied.fail("-s", "reflow@reflow")
+    assert re.search(r"(loss|gradient norm) became (nan|inf) at step \d+", error)
+    assert "failed_batch.json" in error
     assert any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/failed_batch.json"))
 
 

@@ -117,8 +117,8 @@ def test_interrupted_it_saves_and_leaves_dvc_clean(copied: Project) -> None:
     def training() -> bool:
         return any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/step-*"))
 
-    said = copied.interrupted("reflow@reflow", training, signal.SIGINT)
-    assert "run `dvc repro` again to go on" in said
+    output = copied.interrupted("reflow@reflow", training, signal.SIGINT)
+    assert "run `dvc repro` again to go on" in output
     assert any(copied.folder.glob(".checkpoints/reflow@reflow/*/reflow/step-*"))
     result = copied.run("dvc", "repro", "-f", "-s", "reflow@reflow")
     assert result.returncode == 0, result.stderr
@@ -149,8 +149,8 @@ def test_sample_draws_with_any_model(
 
 
 def test_evaluate_prints_what_the_stage_writes_and_nothing_but_json(finished: Project) -> None:
-    pictures = finished.params["evaluation_set"]["pictures"]
-    result = finished.run("fewstep", "evaluate", "--model", "one_step:1", "--pictures", str(pictures))
+    count = finished.params["evaluation_set"]["pictures"]
+    result = finished.run("fewstep", "evaluate", "--model", "one_step:1", "--pictures", str(count))
     assert result.returncode == 0, result.stderr
     decoder, text = json.JSONDecoder(), result.stdout.strip()
     record, end = decoder.raw_decode(text)

@@ -72,7 +72,7 @@ class Host:
 def working(project: Project, server: Server, **environment: str) -> Iterator[Host]:
     """A worker in this clone."""
     log = project.folder.parent / f"{project.folder.name}.log"
-    own = {
+    settings = {
         "FEWSTEP_CLONE": str(project.folder),
         "TMPDIR": str(project.folder.parent),
         "PREFECT_WORKER_QUERY_SECONDS": "1",
@@ -81,7 +81,7 @@ def working(project: Project, server: Server, **environment: str) -> Iterator[Ho
         process = subprocess.Popen(
             [BIN / "prefect", "worker", "start", "--pool", "fewstep-stages", "--limit", "1"],
             cwd=project.folder,
-            env=project.environment(**server.environment, **own, **environment, FEWSTEP_SLOTS="2"),
+            env=project.environment(**server.environment, **settings, **environment, FEWSTEP_SLOTS="2"),
             stdout=file,
             stderr=subprocess.STDOUT,
             # Where it is ignored, as in a shell's background jobs, Prefect's worker cannot be ended.
@@ -110,14 +110,14 @@ def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, deployed: Serve
     clones = [cloned(shared, name) for name in ("one", "two")]
     with ExitStack() as workers:
         hosts = [workers.enter_context(working(clone, deployed)) for clone in clones]
-        said = assert_ended(
+        output = assert_ended(
             start(shared, deployed, {}, CLUSTER, overrides={"triplets.steps": 5}, targets=WANTED)
         )
     shares = [host.ran() for host in hosts]
     expected = ["evaluate@reflow", "generate_triplets@0", "generate_triplets@1", "reflow@reflow"]
-    assert sorted(shares[0] + shares[1]) == expected, said
+    assert sorted(shares[0] + shares[1]) == expected, output
     assert all(shares), "one worker did everything"
-    assert set(ran(said)) == set()
+    assert set(ran(output)) == set()
     tasks = deployed.tasks("cluster")
     assert tasks["train_teacher@small"] == "Cached" and tasks["reflow@reflow"] == "Completed"
     assert shared.run("dvc", "status", *WANTED).stdout.strip() == "Data and pipelines are up to date."
@@ -141,20 +141,20 @@ def test_the_stage_of_a_killed_worker_and_of_a_lost_host_is_given_to_another(
             deployed.ask(f"flow_runs/{lost}/set_state", {"state": {"type": "CRASHED"}, "force": True})
             with working(cloned(shared, "three"), deployed) as three:
                 until(lambda: not flow.runs(), three)
-                said = assert_ended(flow)
+                output = assert_ended(flow)
     assert one.ran() == ["reflow@reflow"]
     assert two.ran() == ["reflow@reflow", "distill@no_halving"]
     assert three.ran() == ["distill@no_halving"]
-    assert said.count("started again") == 2
+    assert output.count("started again") == 2
     assert shared.run("dvc", "status", "distill@no_halving").stdout.strip().endswith("up to date.")
 
 
 def test_workers_have_what_is_committed(shared: Project, server: Server) -> None:
     (shared.folder / "src/fewstep/new.py").write_text("")
-    status, said = ended(start(shared, server, {}, CLUSTER))
-    assert status != 0 and "src/fewstep/new.py: not committed" in said
+    status, output = ended(start(shared, server, {}, CLUSTER))
+    assert status != 0 and "src/fewstep/new.py: not committed" in output
 
 
 def test_without_a_remote_there_is_no_cluster(copied: Project, server: Server) -> None:
-    status, said = ended(start(copied, server, {}, CLUSTER))
-    assert status != 0 and "dvc remote add -d" in said
+    status, output = ended(start(copied, server, {}, CLUSTER))
+    assert status != 0 and "dvc remote add -d" in output

@@ -43,10 +43,10 @@ def states(project: Project) -> set[Path]:
 
 def at_work(project: Project) -> int | None:
     """The process that trains reflow, if there is one."""
-    found = subprocess.run(
+    pids = subprocess.run(
         ["pgrep", "-f", "stages/reflow.py reflow"], capture_output=True, text=True, check=False
     ).stdout.split()
-    here = [int(pid) for pid in found if Path(f"/proc/{pid}/cwd").resolve() == project.folder.resolve()]
+    here = [int(pid) for pid in pids if Path(f"/proc/{pid}/cwd").resolve() == project.folder.resolve()]
     return max(here) if here else None
 
 
@@ -99,8 +99,8 @@ def test_only_what_depends_on_an_override_runs_and_no_secret_stays(copied: Proje
         "overrides": {"students.no_halving.training.steps": 2},
         "targets": ["evaluate@no_halving"],
     }
-    said = assert_ended(start(copied, server, SECRETS, **chosen))
-    assert PLANTED not in said
+    output = assert_ended(start(copied, server, SECRETS, **chosen))
+    assert PLANTED not in output
     assert holding(PLANTED, copied.folder, server.home) == [copied.folder / ".dvc/config.local"]
     ran = {name for name, state in server.tasks().items() if state == "Completed"}
     assert ran == {LOOKS, "distill@no_halving", "evaluate@no_halving"}
@@ -125,25 +125,25 @@ for chosen in json.loads(sys.argv[1])["runs"]:
 
 def test_what_cannot_be_is_refused_before_anything_is_touched(copied: Project, server: Server) -> None:
     before = (copied.folder / "params.yaml").read_text()
-    said = assert_ended(start(copied, server, {}, ONE_BY_ONE, runs=[chosen for chosen, _ in IMPOSSIBLE]))
+    output = assert_ended(start(copied, server, {}, ONE_BY_ONE, runs=[chosen for chosen, _ in IMPOSSIBLE]))
     runs = server.last_flows(len(IMPOSSIBLE))[::-1]
-    for run, (_, says) in zip(runs, IMPOSSIBLE, strict=True):
-        assert run["state"]["type"] == "FAILED" and says in run["state"]["message"], said
+    for run, (_, message) in zip(runs, IMPOSSIBLE, strict=True):
+        assert run["state"]["type"] == "FAILED" and message in run["state"]["message"], output
     assert (copied.folder / "params.yaml").read_text() == before
 
 
-def test_a_stage_that_fails_says_it_in_its_own_words(copied: Project, server: Server) -> None:
+def test_a_failed_stage_is_reported_with_its_own_message(copied: Project, server: Server) -> None:
     params = copied.params
     params["data"] |= {"source": "folder", "path": "nowhere"}
     params["judge"]["train"] = []
     params["features"] = "artifacts/models/teacher"
     copied.write_params(params)
-    status, said = ended(start(copied, server, {}))
+    status, output = ended(start(copied, server, {}))
     assert status != 0
-    assert "nowhere" in server.last_flow()["state"]["message"], said
+    assert "nowhere" in server.last_flow()["state"]["message"], output
     assert server.tasks()["prepare_data"] == "Failed"
     assert server.tasks()["train_teacher@small"] == "NotReady"
-    assert "started again" not in said
+    assert "started again" not in output
 
 
 def test_stopped_killed_or_robbed_of_its_stage_it_leaves_nothing_and_goes_on_where_it_was(
@@ -162,15 +162,15 @@ def test_stopped_killed_or_robbed_of_its_stage_it_leaves_nothing_and_goes_on_whe
         while Path(f"/proc/{pid}").exists():
             assert time.monotonic() - begun < limit, f"a child outlives the flow by more than {limit:.0f} s"
             time.sleep(0.02)
-        status, said = ended(process)
-        assert status != 0, said
-        assert ("resumes at step" in said) == (number == signal.SIGKILL), "where the first was stopped"
+        status, output = ended(process)
+        assert status != 0, output
+        assert ("resumes at step" in output) == (number == signal.SIGKILL), "where the first was stopped"
         assert copied.run("dvc", "status").returncode == 0
 
     process = start(copied, server, KEEP, targets=REFLOW)
     os.kill(caught(copied, process), signal.SIGKILL)
-    said = assert_ended(process)
-    assert said.index("resumes at step") < said.index("started again") < said.rindex("resumes at step")
+    output = assert_ended(process)
+    assert output.index("resumes at step") < output.index("started again") < output.rindex("resumes at step")
     assert server.tasks()["reflow@reflow"] == "Completed"
 
 
@@ -204,9 +204,9 @@ def begun_and_stopped(project: Project, server: Server, seconds: float) -> bool:
         refused = pytest.raises(UserError, match="another flow is at work in this workspace")
         with refused, alone_in(project.folder):
             pass
-    status, said = ended(process)
+    status, output = ended(process)
     assert status != 0
-    assert "took longer than its `hours`" in server.last_flow()["state"]["message"], said
+    assert "took longer than its `hours`" in server.last_flow()["state"]["message"], output
     return begun.exists()
 
 
@@ -266,8 +266,8 @@ def test_out_of_memory_it_is_started_once_more_with_half_the_samples_at_a_time(
     for room in ends:
         script = GREEDY.replace("ROOM", str(room)).replace("OUT_OF_MEMORY", OUT_OF_MEMORY)
         with_stage(copied, f"greedy_{room}", script, params=["reflow.reflow"])
-    status, said = ended(start(copied, server, {}, targets=[f"greedy_{room}" for room in ends]))
+    status, output = ended(start(copied, server, {}, targets=[f"greedy_{room}" for room in ends]))
     tasks = server.tasks()
-    assert status != 0 and {room: tasks[f"greedy_{room}"] for room in ends} == ends, said
-    assert said.count("started again with FEWSTEP_MICRO_BATCH=8") == 2
+    assert status != 0 and {room: tasks[f"greedy_{room}"] for room in ends} == ends, output
+    assert output.count("started again with FEWSTEP_MICRO_BATCH=8") == 2
     assert (copied.folder / "greedy_8.txt").read_text() == "8"

@@ -48,9 +48,7 @@ def test_it_is_begun_once_outlives_its_beginning_and_can_be_stopped(tmp_path: Pa
             assert f"a server at {server.url}" in run(server, *BEGIN, environment=proxies).stdout
             size = (tmp_path / "server.log").stat().st_size
             assert f"there is a server at {server.url}" in run(server, *BEGIN, environment=proxies).stdout
-            assert (
-                tmp_path / "server.log"
-            ).stat().st_size > size  # what it has said meanwhile did not end it
+            assert (tmp_path / "server.log").stat().st_size > size  # its later output did not end it
             (automation,) = server.ask("automations/filter", {})
             assert automation["enabled"] and automation["actions"][0]["state"] == "CRASHED"
             moved = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api"}
@@ -62,7 +60,7 @@ def test_it_is_begun_once_outlives_its_beginning_and_can_be_stopped(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "message"),
     [
         (
             "PREFECT_API_DATABASE_CONNECTION_URL",
@@ -74,10 +72,10 @@ def test_it_is_begun_once_outlives_its_beginning_and_can_be_stopped(tmp_path: Pa
     ],
 )
 def test_a_server_that_cannot_start_is_one_line_with_the_reason(
-    variable: str, value: str, said: str, tmp_path: Path
+    variable: str, value: str, message: str, tmp_path: Path
 ) -> None:
     server = Server(f"http://127.0.0.1:{free_port()}/api", tmp_path)
     done = run(server, *BEGIN, status=1, environment={variable: value})
-    assert re.match(f"error: {said}", done.stderr) and done.stderr.count("\n") == 1, done.stderr
+    assert re.match(f"error: {message}", done.stderr) and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "server.pid").exists()
     assert ("server.log" in done.stderr) == (tmp_path / "server.log").exists()

@@ -24,17 +24,17 @@ def remade(project: Project, launch: str, *stages: str) -> str:
     """Make stages anew. Returns what they printed."""
     result = project.run("dvc", "repro", "-f", "-s", *stages, **PLACE, FEWSTEP_LAUNCH=launch)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert ("`accelerate launch`" in result.stderr) == bool(launch), "the launcher says what it assumes"
+    assert ("`accelerate launch`" in result.stderr) == bool(launch), "the launcher prints what it assumes"
     return result.stdout
 
 
 def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> None:
     """Triplets to the byte; a network's weights to the rounding of a sum."""
-    judge, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
+    classifier, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
     made = []
     for launch in ("", LAUNCH, SHARDS):
         remade(copied, launch, "train_judge@shapes", "generate_triplets@0")
-        weights = load_file(judge / "model.safetensors")
+        weights = load_file(classifier / "model.safetensors")
         made.append((weights, (shard / "triplets.safetensors").read_bytes()))
     (one, one_shard), *others = made
     for two, two_shard in others:
@@ -47,7 +47,7 @@ def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> Non
 @pytest.mark.parametrize("launch", [LAUNCH, SHARDS], ids=["copies", "shards"])
 def test_two_processes_make_one_teacher(launch: str, copied: Project) -> None:
     """An autoencoder, its latents, a text encoder and a U-Net: one process writes, once."""
-    said = remade(copied, launch, "train_teacher@small")
-    assert said.count("writes artifacts/models/teacher") == 1
+    output = remade(copied, launch, "train_teacher@small")
+    assert output.count("writes artifacts/models/teacher") == 1
     Manifest.open(copied.folder / "artifacts/models/teacher", "teacher")
     assert not list((copied.folder / ".checkpoints/train_teacher").iterdir()), "nothing unfinished is left"

@@ -79,9 +79,9 @@ def test_a_model_takes_its_sizes_from_itself(tmp_path: Path) -> None:
     draw_triplets(backbone)
     made = small_model(backbone)
     opened = open_model(MODELS / "small", backbone)
-    facts = Manifest.open(MODELS / "small", "model").facts
-    assert facts["parameters"] == opened.parameters == made.parameters
-    assert opened.parameters < open_model(TEACHER, backbone).parameters and facts["parts"] == ["decoder"]
+    metadata = Manifest.open(MODELS / "small", "model").facts
+    assert metadata["parameters"] == opened.parameters == made.parameters
+    assert opened.parameters < open_model(TEACHER, backbone).parameters and metadata["parts"] == ["decoder"]
     for ours, again in zip(drawn(made, backbone, 2), drawn(opened, backbone, 2), strict=True):
         assert torch.equal(ours, again)
     latents, images = drawn(opened, backbone, 2)
@@ -115,9 +115,9 @@ def test_the_chain_goes_on_from_a_model_of_another_architecture(
     stock.set_progress_bar_config(disable=True)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     call = read_json(tmp_path / "out/fewstep.json")["call"]
-    found = stock(CAPTIONS, latents=noise, output_type="pt", **call).images
+    images = stock(CAPTIONS, latents=noise, output_type="pt", **call).images
     expected = (drawn(one, backbone, 1)[1].clamp(-1, 1) + 1) / 2
-    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(images, expected, atol=1e-4, rtol=0)
 
 
 OWN = """
@@ -149,8 +149,8 @@ def test_an_own_network_with_a_config_has_a_width_of_its_own(own_net: Any, tmp_p
     family = CustomModel(own_net(8), (2, 4, 4), Cosine(), Prediction.V)
     narrow = own_net(3)
     family.save_net(narrow, tmp_path / "narrow")
-    found = family.load_net(tmp_path / "narrow")
-    for ours, again in zip(narrow.parameters(), found.parameters(), strict=True):
+    reopened = family.load_net(tmp_path / "narrow")
+    for ours, again in zip(narrow.parameters(), reopened.parameters(), strict=True):
         assert torch.equal(ours, again)
     plain = CustomModel(own_net(8, plain=True), (2, 4, 4), Cosine(), Prediction.V)
     plain.save_net(own_net(8, plain=True), tmp_path / "same")
@@ -178,16 +178,16 @@ def test_a_description_that_makes_no_network_is_named(own_net: Any, change: Any,
 @pytest.mark.parametrize(
     "make", [tiny_decoder, lambda: unet(16), lambda: clip(8)], ids=["vae", "unet", "clip"]
 )
-def test_any_network_is_opened_as_its_folder_says(make: Any, tmp_path: Path) -> None:
+def test_any_network_is_opened_by_the_config_in_its_folder(make: Any, tmp_path: Path) -> None:
     net: nn.Module = make()
     save_network(net, tmp_path / "net")
-    found = open_network(tmp_path / "net")
-    assert type(found) is type(net) and not found.training
-    again = found.state_dict()
-    assert all(torch.equal(value, again[name]) for name, value in net.state_dict().items())
+    opened = open_network(tmp_path / "net")
+    assert type(opened) is type(net) and not opened.training
+    weights = opened.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in net.state_dict().items())
 
 
-def test_a_folder_that_says_nothing_of_its_network_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_names_no_network_class_is_refused(tmp_path: Path) -> None:
     save_network(nn.Linear(2, 2), tmp_path / "net")
     with pytest.raises(UserError, match=r"net: neither config\.json nor architecture\.json says"):
         open_network(tmp_path / "net")

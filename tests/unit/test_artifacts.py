@@ -41,9 +41,9 @@ def test_a_full_disk_is_one_clear_message(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_clear_from_safetensors_too(tmp_path: Path) -> None:
     """The words are those of a save on a full file system; /dev/full would be replaced by the file."""
-    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    message = "Error while serializing: I/O error: No space left on device (os error 28)"
     with pytest.raises(UserError, match="model: the disk is full"), whole_folder(tmp_path / "model"):
-        raise SafetensorError(said)
+        raise SafetensorError(message)
     with pytest.raises(SafetensorError, match="header"), whole_folder(tmp_path / "model"):
         raise SafetensorError("Error while deserializing header: invalid header")
 

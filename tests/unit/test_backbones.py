@@ -27,7 +27,7 @@ from tests.pipelines import CAPTIONS, MAKERS, backbone_of, make
 
 PROMPTED = ["sd", "sdxl", "pixart", "pixart_sigma", "sd3", "flux", "sana"]
 EULER = {"sana": {"euler": True}}
-"""Its published scheduler truncates what the network is told; it has a test of its own."""
+"""Its published scheduler truncates the times that the network receives; it has a test of its own."""
 TRAILING = {"timestep_spacing": "trailing", "clip_sample": False, "set_alpha_to_one": True}
 
 Import = Callable[..., tuple[Any, Backbone, Path]]
@@ -46,10 +46,10 @@ def imported(tmp_path: Path) -> Import:
         pipeline = make(family, tmp_path / "stock", **options)
         pipeline.set_progress_bar_config(disable=True)
         with whole_folder(tmp_path / "teacher") as staging:
-            facts = import_teacher(
+            metadata = import_teacher(
                 str(tmp_path / "stock"), backbone_of(family), ImportTeacherConfig(), staging
             )
-            Manifest.seal(staging, "teacher", facts, {})
+            Manifest.seal(staging, "teacher", metadata, {})
         return pipeline, open_backbone(tmp_path / "teacher"), tmp_path / "teacher"
 
     return run
@@ -117,7 +117,7 @@ def test_sanas_published_scheduler_differs_by_its_start_and_rounding_alone(
     torch.testing.assert_close(x, theirs, atol=1e-5 * float(theirs.abs().max()), rtol=0)
 
 
-def test_pixart_at_1024_pixels_is_told_the_size(imported: Import) -> None:
+def test_pixart_at_1024_pixels_receives_the_size(imported: Import) -> None:
     pipeline, backbone, folder = imported("pixart", side=128)
     pipeline.scheduler = d.DDIMScheduler.from_config(pipeline.scheduler.config, **TRAILING)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
@@ -186,8 +186,8 @@ def test_a_moved_folder_is_the_same_teacher(tmp_path: Path) -> None:
     seals = []
     for place in ("here", "there"):
         with whole_folder(tmp_path / f"from-{place}") as staging:
-            facts = import_teacher(str(tmp_path / place), "sd", ImportTeacherConfig(), staging)
-            Manifest.seal(staging, "teacher", facts, {})
+            metadata = import_teacher(str(tmp_path / place), "sd", ImportTeacherConfig(), staging)
+            Manifest.seal(staging, "teacher", metadata, {})
         seals.append(sha256(tmp_path / f"from-{place}" / "manifest.json"))
     assert seals[0] == seals[1]
 
@@ -195,12 +195,12 @@ def test_a_moved_folder_is_the_same_teacher(tmp_path: Path) -> None:
 def test_the_licence_of_a_teacher_is_carried(tmp_path: Path) -> None:
     make("sd", tmp_path / "stock")
     (tmp_path / "stock/README.md").write_text("---\nlicense: openrail++\n---\n# A model\n")
-    facts = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), tmp_path / "out")
-    assert facts["licence"] == "openrail++"
+    metadata = import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), tmp_path / "out")
+    assert metadata["licence"] == "openrail++"
 
 
 @pytest.mark.parametrize(
-    ("spoil", "says"),
+    ("spoil", "message"),
     [
         (lambda folder: (folder / "model_index.json").unlink(), "model_index.json"),
         (lambda folder: (folder / "unet/diffusion_pytorch_model.safetensors").unlink(), "unet: has no"),
@@ -214,11 +214,11 @@ def test_the_licence_of_a_teacher_is_carried(tmp_path: Path) -> None:
     ids=["no pipeline", "weights missing", "foreign code"],
 )
 def test_what_cannot_be_imported_is_refused_by_name(
-    spoil: Callable[[Path], None], says: str, tmp_path: Path
+    spoil: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     make("sd", tmp_path / "stock")
     spoil(tmp_path / "stock")
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         import_teacher(str(tmp_path / "stock"), "sd", ImportTeacherConfig(), tmp_path / "out")
 
 
@@ -228,7 +228,9 @@ def test_a_pipeline_of_another_family_is_named(tmp_path: Path) -> None:
         import_teacher(str(tmp_path / "stock"), "pixart", ImportTeacherConfig(), tmp_path / "out")
 
 
-def test_an_unreachable_repository_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_repository_is_reported_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = ImportTeacherConfig(local_files_only=True)
     with pytest.raises(UserError, match="hf download nobody/nothing"):

@@ -32,7 +32,7 @@ def test_the_vocabulary_is_a_function_of_the_captions() -> None:
     assert new_tokenizer(CAPTIONS, 700, 12).get_vocab() == new_tokenizer(CAPTIONS[::-1], 700, 12).get_vocab()
 
 
-def test_the_saved_tokenizer_does_not_tell_how_it_was_last_called(tmp_path: Path) -> None:
+def test_the_saved_tokenizer_does_not_depend_on_its_last_call(tmp_path: Path) -> None:
     params = yaml.safe_load((Path(__file__).parents[1] / "integration/miniature.yaml").read_text())
     backbone = new_stable_diffusion(
         TrainTeacherConfig.model_validate(params["train_teacher"]), 16, CAPTIONS, 0

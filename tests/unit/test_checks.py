@@ -1,4 +1,4 @@
-"""`fewstep check`: what some stage would refuse after hours is said before the first one runs."""
+"""`fewstep check`: what some stage would refuse after hours is reported before the first one runs."""
 
 import json
 import shutil
@@ -44,14 +44,14 @@ def _project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def changed(values: Mapping[str, Any], dotted: Mapping[str, Any]) -> dict[str, Any]:
     """Parameters with some values replaced."""
-    found: dict[str, Any] = json.loads(json.dumps(values))
+    params: dict[str, Any] = json.loads(json.dumps(values))
     for key, value in dotted.items():
         *path, last = key.split(".")
-        section = found
+        section = params
         for part in path:
             section = section[part]
         section[last] = value
-    return found
+    return params
 
 
 def chain_of(dotted: Mapping[str, Any], base: Path = ROOT / "params.yaml") -> Chain:
@@ -61,7 +61,7 @@ def chain_of(dotted: Mapping[str, Any], base: Path = ROOT / "params.yaml") -> Ch
 
 def of_stable_diffusion(dotted: Mapping[str, Any]) -> Chain:
     """The default chain on the photographs and the miniature, whose features are eight."""
-    own: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "data.source": "folder",
         "data.path": "photos",
         "data.count": None,
@@ -72,7 +72,7 @@ def of_stable_diffusion(dotted: Mapping[str, Any]) -> Chain:
         "features": "artifacts/models/teacher",
         "teacher": {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []},
     }
-    return chain_of({**own, **dotted})
+    return chain_of({**defaults, **dotted})
 
 
 def test_what_is_in_order_passes() -> None:
@@ -131,7 +131,7 @@ def test_what_is_in_order_passes() -> None:
         ({"teacher.load": ["photos"]}, "teacher.load = [photos]: no diffusers folder"),
     ],
 )
-def test_what_a_stage_would_refuse_is_said_before(dotted: dict[str, Any], fault: str) -> None:
+def test_what_a_stage_would_refuse_is_reported_before(dotted: dict[str, Any], fault: str) -> None:
     with pytest.raises(UserError) as caught:
         check(of_stable_diffusion(dotted))
     assert fault in str(caught.value)
@@ -159,7 +159,7 @@ def test_the_default_chain_is_looked_at_as_well(
     assert fault in str(caught.value)
 
 
-def test_every_fault_is_said_at_once() -> None:
+def test_every_fault_is_reported_at_once() -> None:
     with pytest.raises(UserError) as caught:
         check(of_stable_diffusion({"evaluation_set.pictures": 4, "data.resolution": 128}))
     assert len(str(caught.value).splitlines()) == 2
@@ -213,21 +213,24 @@ DMD2 = {
     ],
 )
 def test_settings_that_spoil_a_pretrained_model_are_warned_of(dotted: dict[str, Any], warning: str) -> None:
-    assert any(warning in said for said in warnings(of_stable_diffusion(dotted)))
+    assert any(warning in message for message in warnings(of_stable_diffusion(dotted)))
 
 
 def test_a_place_of_this_machine_is_better_named(tmp_path: Path) -> None:
     plain = warnings(of_stable_diffusion({"data.path": str(tmp_path / "photos")}))
-    assert any("dvc.lock will hold this path; name it in `inputs`" in said for said in plain)
+    assert any("dvc.lock will hold this path; name it in `inputs`" in warning for warning in plain)
     named = {"inputs": {"mine": str(tmp_path / "photos")}, "data.path": "mine"}
-    assert not any("dvc.lock" in said for said in warnings(of_stable_diffusion(named)))
+    assert not any("dvc.lock" in warning for warning in warnings(of_stable_diffusion(named)))
 
 
 def test_steps_that_the_stock_pixel_pipeline_does_not_take_are_refused() -> None:
     make("pixel", Path("pixels"))
-    own = {"teacher": {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []}, "features": "x.pt"}
+    dotted = {
+        "teacher": {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []},
+        "features": "x.pt",
+    }
     with pytest.raises(UserError, match=r"export\.halve-4: the stock DDIMPipeline knows no classes"):
-        check(of_stable_diffusion({**own, "data.resolution": 16, "export": {"halve-4": {"steps": 4}}}))
+        check(of_stable_diffusion({**dotted, "data.resolution": 16, "export": {"halve-4": {"steps": 4}}}))
 
 
 def test_a_model_of_the_chains_own_may_be_trained_as_it_likes() -> None:
@@ -238,7 +241,7 @@ def test_captions_that_are_nowhere_are_warned_of() -> None:
     chain = of_stable_diffusion({})
     for caption in Path("photos").glob("*.txt"):
         caption.unlink()
-    assert any("is an image with a caption" in said for said in warnings(chain))
+    assert any("is an image with a caption" in warning for warning in warnings(chain))
 
 
 def test_the_plan_counts_a_foreign_teachers_weights_and_latents() -> None:
@@ -262,7 +265,7 @@ def test_a_vae_of_other_widths_has_other_features() -> None:
 
 
 @pytest.mark.parametrize(
-    ("prepared", "said"),
+    ("prepared", "message"),
     [
         ([], "no .dvc here"),
         ([[*DVC, "init", "-q", "--no-scm"]], None),
@@ -270,12 +273,12 @@ def test_a_vae_of_other_widths_has_other_features() -> None:
         ([["git", "init", "-q"], [*DVC, "init", "-q"]], None),
     ],
 )
-def test_dvc_needs_a_git_repository(prepared: list[list[str]], said: str | None) -> None:
+def test_dvc_needs_a_git_repository(prepared: list[list[str]], message: str | None) -> None:
     Path("dvc.yaml").write_text("stages: {}\n")
     for command in prepared:
         subprocess.run(command, check=True)
     faults = list(machine.repository())
-    assert faults == [] if said is None else said in faults[0]
+    assert faults == [] if message is None else message in faults[0]
 
 
 def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,11 +75,11 @@ def test_the_networks_own_point_is_the_paths_where_the_table_reaches(prediction:
     denoiser = teacher(prediction)
     for time in TIMES:
         t = at(time, noise(8, 3))
-        own, path = denoiser.own_alpha_sigma(t), FLOW.alpha_sigma(t)
+        schedule, path = denoiser.own_alpha_sigma(t), FLOW.alpha_sigma(t)
         inside = time < FLOW.time_at(STABLE_DIFFUSION.angle(torch.ones(1)))
-        ratio, expected = own[0] / own[1], path[0] / path[1]
+        ratio, expected = schedule[0] / schedule[1], path[0] / path[1]
         assert torch.allclose(ratio, expected, rtol=1e-9) == bool(inside)
-        assert torch.allclose(torch.hypot(*own), torch.ones(8, dtype=torch.float64))
+        assert torch.allclose(torch.hypot(*schedule), torch.ones(8, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("prediction", [Prediction.EPSILON, Prediction.V])
@@ -94,8 +94,8 @@ def test_a_point_beyond_the_table_is_taken_for_one_of_the_path(prediction: Predi
     )
     if time < denoiser.last_time:
         assert torch.equal(moved, x)
-    for found, expected in zip(denoiser(moved, reached, {}), denoiser(x, t, {}), strict=True):
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    for estimate, expected in zip(denoiser(moved, reached, {}), denoiser(x, t, {}), strict=True):
+        torch.testing.assert_close(estimate, expected, atol=1e-5, rtol=1e-5)
     (alpha, sigma), (x_0, eps) = FLOW.alpha_sigma(reached), denoiser(moved, reached, {})
     torch.testing.assert_close(expand_like(alpha, x) * x_0 + expand_like(sigma, x) * eps, moved)
 

@@ -32,8 +32,8 @@ def test_the_shorter_side_counts() -> None:
 def test_captions_of_one_image_are_numbered_and_equal_pairs_are_not() -> None:
     pairs = [("a", "1"), ("b", "1"), ("a", "2"), ("a", "1"), ("a", "3"), ("b", "1"), ("a", "2"), ("b", "3")]
     duplicates = Duplicates()
-    found = [duplicates.ordinal(digest_of(image.encode()), caption) for image, caption in pairs]
-    assert found == [0, 0, 1, None, 2, None, None, 1]
+    ordinals = [duplicates.ordinal(digest_of(image.encode()), caption) for image, caption in pairs]
+    assert ordinals == [0, 0, 1, None, 2, None, None, 1]
 
 
 def test_split_takes_its_share_and_grows_monotonically() -> None:

@@ -17,19 +17,19 @@ from tests.images import saved
 
 def prepared(config: DataConfig, out: Path) -> list[ImageRecord]:
     prepare(config, 0, out)
-    pictures: list[ImageRecord] = []
+    images: list[ImageRecord] = []
     for split in ("train", "heldout"):
         stream = open_images(out, split, Key(0, "order"))
-        pictures += stream.rows(range(stream.total))
-    return pictures
+        images += stream.rows(range(stream.total))
+    return images
 
 
 def test_shapes_lie_where_their_hidden_attributes_say(tmp_path: Path) -> None:
-    found = prepared(DataConfig(source="shapes", count=200, resolution=32, heldout=0.3), tmp_path / "data")
+    images = prepared(DataConfig(source="shapes", count=200, resolution=32, heldout=0.3), tmp_path / "data")
     index = read_index(tmp_path / "data")
     assert index.hidden is not None and index.hidden.keys() == {"place", "tint"}
     brighter: dict[str, list[float]] = {"lighter": [], "darker": []}
-    for image in found:
+    for image in images:
         assert image.labels and image.hidden
         base, ground = COLOURS[image.labels["colour"]], BACKGROUNDS[image.labels["background"]]
         pixels = image.pixels.astype(float)
@@ -57,9 +57,9 @@ def test_a_folders_table_may_hold_them(tmp_path: Path) -> None:
         )
     (photos / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = DataConfig(source="folder", path=str(photos), resolution=16, heldout=0.4)
-    found = prepared(config, tmp_path / "data")
+    images = prepared(config, tmp_path / "data")
     assert read_index(tmp_path / "data").hidden == {"pose": ("left", "right")}
-    assert sum(image.hidden is None for image in found) == 1
+    assert sum(image.hidden is None for image in images) == 1
 
 
 def test_unknown_values_cost_nothing() -> None:

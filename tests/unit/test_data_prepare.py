@@ -57,7 +57,7 @@ def of_folder(path: Path, **values: Any) -> DataConfig:
 
 def images_of(out: Path, split: str) -> dict[str, ImageRecord]:
     shards = read_index(out).splits[split]
-    return {picture.key: picture for shard in shards for picture in read_shard(out / shard.shard)}
+    return {image.key: image for shard in shards for image in read_shard(out / shard.shard)}
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -96,15 +96,15 @@ def test_index_is_what_lies_there(shapes_data: Path) -> None:
 
 def test_samples_are_conserved(shapes_data: Path) -> None:
     statistics = read_json(shapes_data / "statistics.json")
-    pictures = {**images_of(shapes_data, "train"), **images_of(shapes_data, "heldout")}
-    assert statistics["samples"] == statistics["kept"] == len(pictures) == 120
-    given = {(s.caption, tuple((s.labels or {}).values())) for s in shapes.samples(SHAPES, 0)}
-    assert {(p.caption, tuple((p.labels or {}).values())) for p in pictures.values()} == given
-    assert all(p.pixels.shape == (16, 16, 3) and p.pixels.dtype == np.uint8 for p in pictures.values())
+    images = {**images_of(shapes_data, "train"), **images_of(shapes_data, "heldout")}
+    assert statistics["samples"] == statistics["kept"] == len(images) == 120
+    expected = {(s.caption, tuple((s.labels or {}).values())) for s in shapes.samples(SHAPES, 0)}
+    assert {(p.caption, tuple((p.labels or {}).values())) for p in images.values()} == expected
+    assert all(p.pixels.shape == (16, 16, 3) and p.pixels.dtype == np.uint8 for p in images.values())
 
 
 def test_captions_without_decoding_are_those_of_the_images(shapes_data: Path) -> None:
-    expected = [picture.caption for picture in images_of(shapes_data, "train").values()]
+    expected = [image.caption for image in images_of(shapes_data, "train").values()]
     assert list(captions(shapes_data, "train")) == expected
 
 
@@ -128,18 +128,18 @@ def test_split_by_caption_holds_prompts_out(tmp_path: Path) -> None:
 
 
 def test_photographs_of_every_kind(photos: Path, tmp_path: Path) -> None:
-    told: list[int] = []
-    prepare(of_folder(photos), 0, tmp_path / "data", told.append)
+    counts: list[int] = []
+    prepare(of_folder(photos), 0, tmp_path / "data", counts.append)
     statistics = read_json(tmp_path / "data" / "statistics.json")
     assert (statistics["kept"], statistics["quarantined"], statistics["rejected"]) == (24, {}, {})
     assert statistics["skipped"] == {}
-    assert told == list(range(1, 25))
+    assert counts == list(range(1, 25))
     assert read_index(tmp_path / "data").labels is None
     for name in ("quarantine.jsonl", "skipped.jsonl"):
         assert (tmp_path / "data" / name).read_text() == ""
 
 
-def test_rejected_and_quarantined_are_told_apart(photos: Path, tmp_path: Path) -> None:
+def test_rejected_and_quarantined_are_counted_apart(photos: Path, tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     for path in photos.iterdir():
@@ -217,8 +217,8 @@ def test_count_takes_the_first_and_reports_whether_there_are_more(
 ) -> None:
     outcome = prepare(of_folder(photos, count=count, heldout=0.5), 0, tmp_path / "data")
     assert read_json(tmp_path / "data" / "statistics.json")["samples"] == min(count or 24, 24)
-    said = "; stopped after data.count = 10 samples, the source has more"
-    assert str(outcome).endswith(said) == more
+    message = "; stopped after data.count = 10 samples, the source has more"
+    assert str(outcome).endswith(message) == more
 
 
 def test_at_most_one_sample_beyond_count_is_read(
@@ -302,28 +302,28 @@ def test_every_caption_of_an_image_is_a_sample(photos: Path, tmp_path: Path, spl
     outcome = prepare(of_folder(source, split_by=split_by), 0, tmp_path / "data")
     assert outcome.rejected == {"duplicate": 2}
     sides = [images_of(tmp_path / "data", split) for split in SPLITS]
-    captions = [picture.caption for side in sides for picture in side.values()]
+    captions = [record.caption for side in sides for record in side.values()]
     assert sorted(captions) == sorted(row["caption"] for row in rows[:-2])
     assert all("." not in key for side in sides for key in side)
     by_image: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, picture in [item for side in sides for item in side.items()]:
+    for key, record in [item for side in sides for item in side.items()]:
         image, _, ordinal = key.partition("-")
-        by_image[image][ordinal] = picture.caption.rpartition(" ")[2]
+        by_image[image][ordinal] = record.caption.rpartition(" ")[2]
     assert all(numbers == {"": "0", "1": "1", "2": "2"} for numbers in by_image.values())
     if split_by == "image":
         assert not {key[:32] for key in sides[0]} & {key[:32] for key in sides[1]}
 
 
 def test_the_reference_of_the_evaluation_has_each_image_once() -> None:
-    def picture(key: str) -> ImageRecord:
+    def record(key: str) -> ImageRecord:
         return ImageRecord(key, np.zeros((8, 8, 3), np.uint8), key, None)
 
     keys = [f"{image:032x}{caption}" for image in range(7) for caption in ("", "-1", "-2")]
-    stream = Stream([len(keys)], lambda _: [picture(key) for key in keys], Key(0, "order"))
-    for count, found in ((5, 5), (7, 7), (100, 7)):
+    stream = Stream([len(keys)], lambda _: [record(key) for key in keys], Key(0, "order"))
+    for count, expected in ((5, 5), (7, 7), (100, 7)):
         images = [row.key[:32] for row in distinct(stream, count)]
-        assert len(images) == len(set(images)) == found
-    single = Stream([9], lambda _: [picture(str(i)) for i in range(9)], Key(0, "order"))
+        assert len(images) == len(set(images)) == expected
+    single = Stream([9], lambda _: [record(str(i)) for i in range(9)], Key(0, "order"))
     assert [p.key for p in distinct(single, 4)] == [p.key for p in single.rows(range(4))]
 
 
@@ -365,18 +365,18 @@ def test_prompts_of_a_file_are_normalised(content: bytes, tmp_path: Path) -> Non
 
 def test_prompts_of_two_compositions_are_one(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("Caf\u00e9\nCafe\u0301\u2028x", encoding="utf-8")
-    found = sorted(prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2)))
-    assert found == ["Caf\u00e9", "Caf\u00e9\u2028x"]
+    prompts = sorted(prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2)))
+    assert prompts == ["Caf\u00e9", "Caf\u00e9\u2028x"]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [("a dog".encode("utf-16"), "not UTF-8; save it as UTF-8"), (None, "No such file or directory")],
 )
-def test_prompts_that_cannot_be_read(content: bytes | None, said: str, tmp_path: Path) -> None:
+def test_prompts_that_cannot_be_read(content: bytes | None, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"triplets\.prompts = .*prompts\.txt: cannot be read: {said}"):
+    with pytest.raises(UserError, match=rf"triplets\.prompts = .*prompts\.txt: cannot be read: {message}"):
         prompts_of(tmp_path / "prompts.txt", Key(0, "p"), range(2))
 
 

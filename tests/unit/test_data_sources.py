@@ -62,13 +62,13 @@ def test_text_files_beside_images_at_any_depth(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(png(1))
     (tmp_path / "a.txt").write_text("\ufeffein Bär\n", encoding="utf-8")
     (tmp_path / "b" / "1.txt").write_text("one")
-    found = read_folder(tmp_path)
-    assert [(s.name, s.caption) for s in found if isinstance(s, Sample)] == [
+    entries = read_folder(tmp_path)
+    assert [(s.name, s.caption) for s in entries if isinstance(s, Sample)] == [
         ("a.png", "ein Bär\n"),
         ("b/1.png", "one"),
         ("b/c/2.PNG", None),
     ]
-    assert [entry for entry in found if isinstance(entry, Skipped)] == [
+    assert [entry for entry in entries if isinstance(entry, Skipped)] == [
         Skipped(".hidden.png", "hidden file"),
         Skipped("notes.md", "not an image"),
     ]
@@ -97,9 +97,9 @@ def test_json_lines(tmp_path: Path) -> None:
         '{"file_name": ',
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
-    found = read_folder(tmp_path)
-    assert found[:2] == [Sample("a.png", png(1), "one", 5.0), Sample("a.png", png(1), "two")]
-    assert [str(entry).partition(" (")[0] for entry in found[2:]] == [
+    entries = read_folder(tmp_path)
+    assert entries[:2] == [Sample("a.png", png(1), "one", 5.0), Sample("a.png", png(1), "two")]
+    assert [str(entry).partition(" (")[0] for entry in entries[2:]] == [
         "gone.png: image not readable",
         "a.png: broken metadata",
         "a.png: broken metadata",
@@ -108,7 +108,7 @@ def test_json_lines(tmp_path: Path) -> None:
         "metadata.jsonl line 9: broken metadata",
         "metadata.jsonl line 10: broken metadata",
     ]
-    assert "`aesthetic_score` is no number" in str(found[4])
+    assert "`aesthetic_score` is no number" in str(entries[4])
 
 
 def test_csv(tmp_path: Path) -> None:
@@ -150,8 +150,8 @@ def test_folder_without_captions(tmp_path: Path) -> None:
 def test_brace_pattern_reads_archives_in_order(tmp_path: Path) -> None:
     for i in range(3):
         write_tar(tmp_path / f"{i}.tar", members(2, first=2 * i))
-    found = read_tars(str(tmp_path / "{0..2}.tar"))
-    assert found == [Sample(f"{i // 2}.tar/{i:03d}", png(i), f"shade {i}", float(i)) for i in range(6)]
+    samples = read_tars(str(tmp_path / "{0..2}.tar"))
+    assert samples == [Sample(f"{i // 2}.tar/{i:03d}", png(i), f"shade {i}", float(i)) for i in range(6)]
 
 
 def test_configured_keys(tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_url(tmp_path: Path) -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/{{0..1}}.tar"
-        *found, gone = read_tars(url)
+        *entries, gone = read_tars(url)
         server.shutdown()
-    assert [entry.name for entry in found] == ["0.tar/000", "0.tar/001"]
+    assert [entry.name for entry in entries] == ["0.tar/000", "0.tar/001"]
     assert isinstance(gone, Unreadable)
     assert (gone.name, gone.reason) == ("1.tar", "broken archive")
 
@@ -197,7 +197,7 @@ def test_incomplete_samples_are_named(tmp_path: Path) -> None:
     assert b == Unreadable("a.tar/b", "no caption", "no .json beside its .png")
 
 
-def test_wherever_an_archive_is_cut_what_came_before_is_kept_and_the_cut_is_told(tmp_path: Path) -> None:
+def test_wherever_an_archive_is_cut_what_came_before_is_kept_and_the_cut_is_reported(tmp_path: Path) -> None:
     """Also inside a header, which tarfile takes for a regular end; and the next archive is not touched."""
     write_tar(tmp_path / "whole.tar", members(4))
     write_tar(tmp_path / "next.tar", members(1, first=3))
@@ -206,12 +206,12 @@ def test_wherever_an_archive_is_cut_what_came_before_is_kept_and_the_cut_is_told
         ends = {m.name: m.offset_data + m.size for m in archive if m.name.endswith("png")}
     for cut in range(HEADER // 2, max(ends.values()), 173):
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
-        found = read_tars(str(tmp_path / "{cut,next}.tar"))
+        entries = read_tars(str(tmp_path / "{cut,next}.tar"))
         complete = [f"cut.tar/{name.removesuffix('.png')}" for name, end in ends.items() if end <= cut]
-        assert [s.name for s in found if isinstance(s, Sample)] == [*complete, "next.tar/003"]
-        told = [e for e in found if isinstance(e, Unreadable) and e.reason == "broken archive"]
-        assert [e.name for e in told] == ["cut.tar"], cut
-        assert str(tmp_path) not in str(told)
+        assert [s.name for s in entries if isinstance(s, Sample)] == [*complete, "next.tar/003"]
+        broken = [e for e in entries if isinstance(e, Unreadable) and e.reason == "broken archive"]
+        assert [e.name for e in broken] == ["cut.tar"], cut
+        assert str(tmp_path) not in str(broken)
 
 
 def test_damaged_header_costs_one_sample(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Samplers that are degenerate on purpose: the headline or a flag tells each of them from a perfect one."""
+"""Samplers that are degenerate on purpose: the headline or a flag distinguishes each from a perfect one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ RESOLUTION, PROMPTS = 16, 300
 
 @dataclass(frozen=True)
 class Setting:
-    judge: AttributeClassifier
+    classifier: AttributeClassifier
     yardstick: Yardstick
     prompts: list[str]
     labels: list[Labels]
@@ -40,10 +40,10 @@ class Setting:
     reference: Reference
 
     def figures(self, images: Tensor) -> Figures:
-        return figures(observe(images, self.judge, self.prompts), self.yardstick)
+        return figures(observe(images, self.classifier, self.prompts), self.yardstick)
 
-    def flags(self, found: Figures) -> str:
-        return "; ".join(flags(found, self.reference))
+    def flags(self, measured: Figures) -> str:
+        return "; ".join(flags(measured, self.reference))
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,16 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     index = read_index(data)
     assert index.labels and index.hidden
     torch.manual_seed(0)
-    judge = AttributeClassifier({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
+    classifier = AttributeClassifier({**index.labels, **index.hidden}, (16, 32), 16, tuple(index.hidden))
     training = StudentTrainingConfig(steps=150, batch_size=64, learning_rate=5e-3, warmup=10)
     images = open_images(data, "train", Key(0, "order"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_TRACKERS", "")
-        learned = ClassifierTraining(judge, ClassifierConfig(widths=(16, 32), training=training), images, 0)
+        learned = ClassifierTraining(
+            classifier, ClassifierConfig(widths=(16, 32), training=training), images, 0
+        )
         train(learned, "judge", 0, folder)
-    judge.eval().requires_grad_(False)
+    classifier.eval().requires_grad_(False)
 
     held_out = open_images(data, "heldout", Key(0, "prompts"))
     real = held_out.rows(range(held_out.total))
@@ -71,17 +73,17 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     extra, groups = grouped(captions, 60, 4)
     labels = [image.labels for image in real[:PROMPTS]]
     known = {image.caption: image.labels for image in real if image.labels}
-    seen, layouts = look_at(real, judge), training_layout(data, 10_000, Key(0, "training"))
+    seen, layouts = look_at(real, classifier), training_layout(data, 10_000, Key(0, "training"))
     yardstick = Yardstick(
         labels, groups, seen.rows(range(PROMPTS)), seen.features, layouts,
-        nearness_limit(seen.layout, layouts), judge.config.hidden, polynomial,
+        nearness_limit(seen.layout, layouts), classifier.config.hidden, polynomial,
     )  # fmt: skip
     prompts = [*captions, *extra]
     wanted = [known[prompt] for prompt in prompts]
     made = degenerate(wanted, RESOLUTION, data)
-    best = figures(observe(made["perfect"], judge, prompts), yardstick)
+    best = figures(observe(made["perfect"], classifier, prompts), yardstick)
     reference = Reference(floor=Floor(**dict(best), pairing="caption"), teacher=best, teacher_steps=16)
-    return Setting(judge, yardstick, prompts, wanted, made, reference)
+    return Setting(classifier, yardstick, prompts, wanted, made, reference)
 
 
 def test_a_perfect_sampler_has_no_distance_and_no_flag(setting: Setting) -> None:
@@ -90,10 +92,10 @@ def test_a_perfect_sampler_has_no_distance_and_no_flag(setting: Setting) -> None
         def again(labels: Labels, i: int, side: int, start: int = start) -> np.ndarray:
             return perfect(labels, start + i, side)
 
-        found = setting.figures(drawn(again, setting.labels, RESOLUTION))
-        assert found.kernel_distance.low < 1e-3
-        assert setting.flags(found) == ""
-        assert found.prompt_accuracy and found.prompt_accuracy.value > 0.6
+        measured = setting.figures(drawn(again, setting.labels, RESOLUTION))
+        assert measured.kernel_distance.low < 1e-3
+        assert setting.flags(measured) == ""
+        assert measured.prompt_accuracy and measured.prompt_accuracy.value > 0.6
 
 
 def test_images_better_than_the_teachers_have_no_flag(setting: Setting) -> None:
@@ -140,6 +142,6 @@ def test_a_degenerate_sampler_is_flagged(setting: Setting, name: str, flag: str)
 
 @pytest.mark.parametrize("name", ["top_left", "middle", "noise"])
 def test_the_headline_sees_position(setting: Setting, name: str) -> None:
-    found, best = (setting.figures(setting.images[key]) for key in (name, "perfect"))
-    assert found.kernel_distance.low > best.kernel_distance.high
-    assert found.layout_distance.low > best.layout_distance.high
+    measured, best = (setting.figures(setting.images[key]) for key in (name, "perfect"))
+    assert measured.kernel_distance.low > best.kernel_distance.high
+    assert measured.layout_distance.low > best.layout_distance.high

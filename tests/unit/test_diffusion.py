@@ -80,10 +80,10 @@ def test_every_prediction_round_trips_on_every_schedule(schedule: Schedule, pred
     alpha, sigma = schedule.alpha_sigma(INSIDE)
     x_t = expand_like(alpha, truth.x_0) * truth.x_0 + expand_like(sigma, truth.eps) * truth.eps
     raw = from_estimate(truth, alpha, sigma, prediction)
-    found = to_estimate(raw, x_t, alpha, sigma, prediction)
-    assert torch.allclose(found.x_0, truth.x_0, atol=1e-9)
-    assert torch.allclose(found.eps, truth.eps, atol=1e-9)
-    assert torch.allclose(found.velocity, truth.eps - truth.x_0, atol=1e-9)
+    estimate = to_estimate(raw, x_t, alpha, sigma, prediction)
+    assert torch.allclose(estimate.x_0, truth.x_0, atol=1e-9)
+    assert torch.allclose(estimate.eps, truth.eps, atol=1e-9)
+    assert torch.allclose(estimate.velocity, truth.eps - truth.x_0, atol=1e-9)
 
 
 @pytest.mark.parametrize("path", [RectifiedFlow(), Cosine()])
@@ -239,9 +239,9 @@ def test_u_shaped_times_follow_their_density() -> None:
     r = torch.rand(200_000, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     t = times_from(Times.U_SHAPED, r)
     edges = torch.linspace(0, 1, 11, dtype=torch.float64)
-    found = torch.histogram(t, edges).hist / len(t)
+    shares = torch.histogram(t, edges).hist / len(t)
     mass = ((4 * edges).exp() - (4 * (1 - edges)).exp()) / (2 * math.expm1(4))
-    assert torch.allclose(found, mass.diff(), atol=3e-3)
+    assert torch.allclose(shares, mass.diff(), atol=3e-3)
     assert t.min() > 0 and t.max() < 1
 
 

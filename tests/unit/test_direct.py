@@ -41,9 +41,9 @@ def test_l2_learns_the_average_l1_the_image_of_most_and_its_logarithm_decides(
     config = Config.model_validate(
         {"method": "direct", "from": "teacher", "latent_loss": loss, "training": training}
     )
-    given: Any = SimpleNamespace(backbone=SimpleNamespace(network=lambda network: network))
+    context: Any = SimpleNamespace(backbone=SimpleNamespace(network=lambda network: network))
     student: Any = SimpleNamespace(net=net, denoiser=Denoiser(net, flow, Prediction.FLOW, flow))
-    method = Direct(config, given, student)
+    method = Direct(config, context, student)
     eps = torch.randn(1000, 1, generator=torch.Generator().manual_seed(0))
     pairs = TripletBatch(torch.where(torch.arange(1000) % 10 < of_ten, 1.0, -1.0)[:, None], eps, {})
     optimizer = torch.optim.Adam(net.parameters(), lr=0.01)

@@ -25,17 +25,17 @@ def test_features_are_of_the_middle_block_or_the_output(
     t = torch.tensor([0.3, 0.8])
     with torch.no_grad():
         conditions = backbone.encode_prompts(["a red star", "a blue circle"])
-        found = Features(model.net, model.denoiser)(x_t, t, conditions)
+        features = Features(model.net, model.denoiser)(x_t, t, conditions)
         kept: list[torch.Tensor] = []
         if family == "sd":
             middle: Any = model.net.mid_block
             middle.register_forward_hook(lambda module, inputs, output: kept.append(output))
         raw = backbone.network(model.net)(x_t, backbone.schedule.network_time(t), conditions)
-        assert torch.allclose(found, kept[0] if family == "sd" else raw, atol=1e-4)
+        assert torch.allclose(features, kept[0] if family == "sd" else raw, atol=1e-4)
         head = head_on(
             Features(model.net, model.denoiser),
             x_t[:1],
             {k: v[:1] for k, v in conditions.items()},
             Key(0, "head"),
         )
-        assert head(found).shape == (2, 1, *found.shape[2:])
+        assert head(features).shape == (2, 1, *features.shape[2:])

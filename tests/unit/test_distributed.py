@@ -84,14 +84,14 @@ def seen(folder: Path) -> list[dict[int, list[int]]]:
     return [dict(json.loads(line) for line in file.read_text().splitlines()) for file in files]
 
 
-def losses(said: str) -> dict[int, float]:
+def losses(output: str) -> dict[int, float]:
     """Step -> the loss that was reported after it."""
-    return {int(n): float(x) for n, x in re.findall(rf"coder:.* (\d+)/{STEPS} .*coder loss (\S+)", said)}
+    return {int(n): float(x) for n, x in re.findall(rf"coder:.* (\d+)/{STEPS} .*coder loss (\S+)", output)}
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The training in one process: its folder, and what it said."""
+    """The training in one process: its folder and its output."""
     folder = tmp_path_factory.mktemp("one")
     result = started(folder, "")
     assert result.returncode == 0, result.stderr
@@ -111,8 +111,8 @@ def test_processes_stopped_killed_and_resumed_train_what_one_trains(
 
     stopped = started(two, begins, "stop=3")
     assert stopped.returncode != 0
-    said = stopped.stderr.count("interrupted; run `dvc repro` again")
-    assert said == (2 if begins else 1), "every process ends cleanly"
+    interruptions = stopped.stderr.count("interrupted; run `dvc repro` again")
+    assert interruptions == (2 if begins else 1), "every process ends cleanly"
     assert [state.name for state in (two / "states/coder").iterdir()] == ["step-00000004"]
 
     killed = started(two, goes_on, "kill=6")
@@ -130,8 +130,8 @@ def test_processes_stopped_killed_and_resumed_train_what_one_trains(
     rows = seen(two)
     assert len(rows) == 2
     for step in range(STEPS):
-        found = [position for process in rows for position in process.get(step, [])]
-        assert sorted(found) == seen(alone)[0][step] == list(range(step * BATCH, (step + 1) * BATCH))
+        positions = [position for process in rows for position in process.get(step, [])]
+        assert sorted(positions) == seen(alone)[0][step] == list(range(step * BATCH, (step + 1) * BATCH))
 
     reported = losses(stopped.stdout) | losses(killed.stdout) | losses(ended.stdout)
     assert reported == pytest.approx(losses(expected), rel=1e-3), "the batch's, not a process's"
@@ -141,10 +141,10 @@ def test_processes_stopped_killed_and_resumed_train_what_one_trains(
 
 def assert_equal(one: Path, other: Path, tolerance: float) -> None:
     """Two files of the same tensors, to the rounding of their sums."""
-    expected, found = load_file(one), load_file(other)
-    assert expected.keys() == found.keys()
+    expected, actual = load_file(one), load_file(other)
+    assert expected.keys() == actual.keys()
     for name, weight in expected.items():
-        torch.testing.assert_close(found[name], weight, rtol=0, atol=tolerance)
+        torch.testing.assert_close(actual[name], weight, rtol=0, atol=tolerance)
 
 
 TOLERANCE = {"half": 0.05, "lcm": 0.01}
@@ -199,12 +199,14 @@ def adversaries(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_several_networks_reach_their_equilibrium(adversaries: Path) -> None:
     """Student, fake and slow average are the real map, from 1.7 away; the base is as it was."""
-    found = load_file(adversaries)
+    weights = load_file(adversaries)
     for name in ("student", "fake", "slow"):
-        own = {key: weight for key, weight in found.items() if key.startswith(name)}
-        down, up = (next(own[key] for key in own if half in key) for half in ("lora_A", "lora_B"))
-        far = (found["base"] + up @ down - found["real"]).abs().max()
-        assert far < 0.03 and (found["base"] - found["real"]).abs().max() > 1, name
+        of_network = {key: weight for key, weight in weights.items() if key.startswith(name)}
+        down, up = (
+            next(of_network[key] for key in of_network if half in key) for half in ("lora_A", "lora_B")
+        )
+        far = (weights["base"] + up @ down - weights["real"]).abs().max()
+        assert far < 0.03 and (weights["base"] - weights["real"]).abs().max() > 1, name
 
 
 @pytest.mark.parametrize("launch", ["", COPIES, SHARDS], ids=["one process", "copies", "shards"])
@@ -263,7 +265,7 @@ def test_processes_have_equally_many_micro_batches_and_each_row_counts_once(
             monkeypatch.setattr("fewstep.core.processes.process", lambda state=state: state)
             monkeypatch.setattr(loop, "process", lambda state=state: state)
             parts.append([*loop.portions(positions)])
-        assert len({len(own) for own in parts}) == 1
+        assert len({len(of_rank) for of_rank in parts}) == 1
         weights = dict.fromkeys(positions, 0.0)
         for few, share in chain.from_iterable(parts):
             assert 0 < len(few) <= int(most or batch_size)

@@ -9,7 +9,7 @@ import yaml
 from dvc.repo import Repo  # type: ignore[import-untyped]
 from jinja2.meta import find_referenced_templates
 from tools.dvc_deps import rewritten
-from tools.imports import ROOT, SRC, closure, says_nothing
+from tools.imports import ROOT, SRC, closure, is_empty_package
 
 from fewstep.report.page import templates
 from tests.pipelines import MAKERS, backbone_of
@@ -53,9 +53,9 @@ def stages(params: dict[str, object], folder: Path) -> Iterator[tuple[str, str, 
 
 def modules(dep: Path) -> Iterator[Path]:
     """The Python files of a dependency; an empty package face can change no result."""
-    found = [ROOT / dep] if dep.suffix else sorted((ROOT / dep).rglob("*.py"))
-    assert found, f"{dep}: dvc.yaml names what is not there"
-    yield from (file for file in found if file.suffix == ".py" and not says_nothing(file))
+    files = [ROOT / dep] if dep.suffix else sorted((ROOT / dep).rglob("*.py"))
+    assert files, f"{dep}: dvc.yaml names what is not there"
+    yield from (file for file in files if file.suffix == ".py" and not is_empty_package(file))
 
 
 def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -> set[Path]:
@@ -100,9 +100,9 @@ def test_dependencies_are_the_transitive_imports(
 ) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text()) | changes
     names = set()
-    for name, command, found in stages(params, tmp_path):
+    for name, command, dependencies in stages(params, tmp_path):
         wanted = imported_by(name, command, params)
-        missing = sorted(str(p.relative_to(ROOT)) for p in wanted - found)
+        missing = sorted(str(p.relative_to(ROOT)) for p in wanted - dependencies)
         assert not missing, f"{name}: edits of {missing} would go unnoticed"
         names.add(name.split("@")[0])
     assert "report" in names
@@ -140,7 +140,9 @@ def test_dependencies_are_what_the_tool_writes() -> None:
 def test_an_edit_reruns_what_it_concerns(edited: str, stages_to_run: set[str], tmp_path: Path) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     file = SRC / "fewstep" / edited
-    concerned = {name.split("@")[0] for name, _, found in stages(params, tmp_path) if file in found}
+    concerned = {
+        name.split("@")[0] for name, _, dependencies in stages(params, tmp_path) if file in dependencies
+    }
     assert concerned == stages_to_run
 
 

@@ -61,12 +61,12 @@ def test_what_is_read_is_what_the_backbone_encodes(
 ) -> None:
     backbone, data, made_from = made
     encode_split(tmp_path / "out", backbone, data, "train", dtype, work(), made_from)
-    pictures = open_images(data, "train", ORDER)
+    images = open_images(data, "train", ORDER)
     encoded = open_encoded(tmp_path / "out", ORDER)
-    assert encoded.total == pictures.total
+    assert encoded.total == images.total
     positions = range(3, 40, 5)
     x_0, conditions = collate_rows(encoded.rows(positions), torch.device("cpu"))
-    rows = pictures.rows(positions)
+    rows = images.rows(positions)
     with torch.no_grad():
         latents = backbone.encode(image_batch(rows))
         text = backbone.encode_prompts([row.caption for row in rows])["text"]
@@ -81,13 +81,13 @@ def test_finished_shards_are_not_encoded_again(
     backbone, data, made_from = made
     encode, calls = backbone.encode, []
 
-    def counted(pictures: torch.Tensor) -> torch.Tensor:
-        if len(pictures) == 1:  # whose shape is looked at before the first shard
-            return encode(pictures)
-        calls.append(len(pictures))
+    def counted(images: torch.Tensor) -> torch.Tensor:
+        if len(images) == 1:  # whose shape is looked at before the first shard
+            return encode(images)
+        calls.append(len(images))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return encode(pictures)
+        return encode(images)
 
     monkeypatch.setattr(backbone, "encode", counted)
     arguments = (backbone, data, "train", "float32", work(), made_from)

@@ -105,9 +105,9 @@ def test_a_drift_is_named_once_with_the_step_since_which_it_lasts(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(Climb("last"), "climb", 0, tmp_path)
-    said = capsys.readouterr().out
-    assert said.count("warning: climb: brightness drifts") == 1
-    assert "brightness drifts against the teacher's images: +100 %, beyond 50 % since step 9" in said
+    output = capsys.readouterr().out
+    assert output.count("warning: climb: brightness drifts") == 1
+    assert "brightness drifts against the teacher's images: +100 %, beyond 50 % since step 9" in output
 
 
 def test_a_single_outlier_is_no_drift() -> None:
@@ -153,18 +153,18 @@ def watch_and_student(change: Any) -> tuple[Watch, Any]:
 
 def test_a_student_that_draws_the_teachers_images_measures_zero() -> None:
     watch, student = watch_and_student(lambda x: x)
-    found = watch.measure(student, 1)
-    assert {name: pytest.approx(0, abs=1e-5) for name in found} == found
-    assert found["diversity"] == pytest.approx(0, abs=1e-5), "one fixed image per prompt"
+    measured = watch.measure(student, 1)
+    assert {name: pytest.approx(0, abs=1e-5) for name in measured} == measured
+    assert measured["diversity"] == pytest.approx(0, abs=1e-5), "one fixed image per prompt"
     assert PROMPTS * SAMPLES != IMAGES
 
 
 def test_a_darker_student_is_measured_as_one() -> None:
     """`(x + 1) / 2 * 0.8`: a fifth less of each tone."""
     watch, student = watch_and_student(lambda x: 0.8 * (x + 1) - 1)
-    found = watch.measure(student, 1)
+    measured = watch.measure(student, 1)
     for tone in ("brightness", "saturation", "contrast", "detail"):
-        assert found[tone] == pytest.approx(-0.2, abs=1e-4), tone
+        assert measured[tone] == pytest.approx(-0.2, abs=1e-4), tone
     expected = (0.2 * (images() + 1)).square().mean().sqrt().item()
-    assert found["agreement"] == pytest.approx(expected, rel=1e-4)
-    assert json.dumps(found)
+    assert measured["agreement"] == pytest.approx(expected, rel=1e-4)
+    assert json.dumps(measured)

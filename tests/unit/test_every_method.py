@@ -78,7 +78,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "0")
 
 
-def untrained_judge() -> Path:
+def untrained_classifier() -> Path:
     """The chain's classifier with random weights."""
     torch.manual_seed(0)
     AttributeClassifier(LABELS, widths=(8, 16), feature_dim=8).save(JUDGE, 64, {})
@@ -104,14 +104,14 @@ def test_a_student_is_trained(
     draw_triplets(backbone)
     module = method_module(method)
     chosen = config(method, lora)
-    features = untrained_judge() if chosen.needs_feature_maps else None
+    features = untrained_classifier() if chosen.needs_feature_maps else None
     task = Task("distill", "student", method, chosen, [0], 0, features)
 
     def weights() -> dict[str, Tensor]:
         learn(task)
-        found: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
+        state: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
         rmtree(MODELS / "student")
-        return found
+        return state
 
     whole = weights()
     start = backbone.net.state_dict()
@@ -137,7 +137,7 @@ def test_a_student_is_trained(
 
 @pytest.mark.parametrize("family", sorted(set(MAKERS) - WITH_A_PLACE))
 @pytest.mark.parametrize("method", ADDING)
-def test_a_family_without_a_place_for_the_methods_input_says_so(method: str, family: str) -> None:
+def test_a_family_without_a_place_for_the_methods_input_is_refused(method: str, family: str) -> None:
     prepare_images(16 if family == "pixel" else 64)
     draw_triplets(import_miniature(family))
     with pytest.raises(UserError, match="has no place for it; sd's and sdxl's networks have"):
@@ -160,11 +160,13 @@ def test_a_student_takes_guidance_as_an_input(method: str) -> None:
     if method not in ("direct", "sdxs"):
         values["guidance"] = (1.0, 3.0)
     chosen = method_module(method).Config.model_validate(values)
-    features = untrained_judge() if chosen.needs_feature_maps else None
+    features = untrained_classifier() if chosen.needs_feature_maps else None
     learn(Task("distill", "student", method, chosen, [0], 0, features))
     model = open_model(MODELS / "student", backbone)
     assert model.takes_guidance
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     conditions, t = backbone.encode_prompts(["a red star"] * 2) | {"end_time": torch.zeros(2)}, torch.ones(2)
-    found = [model.denoiser(noise, t, conditions | {"guidance": torch.full((2,), w)}).x_0 for w in (1, 3)]
-    assert not torch.equal(*found)
+    predictions = [
+        model.denoiser(noise, t, conditions | {"guidance": torch.full((2,), w)}).x_0 for w in (1, 3)
+    ]
+    assert not torch.equal(*predictions)

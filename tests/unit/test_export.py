@@ -48,11 +48,11 @@ assert not any(name.startswith("fewstep") for name in sys.modules)
 for place in sys.argv[1:]:
     folder = Path(place)
     call = json.loads((folder / "fewstep.json").read_text())["call"]
-    given = load_file(folder.with_suffix(".noise.safetensors"))["noise"]
+    noise = load_file(folder.with_suffix(".noise.safetensors"))["noise"]
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     if "unconditional" in folder.name:
-        x = given
+        x = noise
         pipe.scheduler.set_timesteps(call["num_inference_steps"])
         for t in pipe.scheduler.timesteps:
             x = pipe.scheduler.step(pipe.unet(x, t).sample, t, x, eta=0.0).prev_sample.detach()
@@ -61,7 +61,7 @@ for place in sys.argv[1:]:
             call["use_resolution_binning"] = False  # the miniature is smaller than any known size
         prompts = json.loads(folder.with_suffix(".prompts.json").read_text())
         generator = torch.manual_seed(7)  # the global one: not every pipeline gives its scheduler another
-        x = pipe(prompts, latents=given, output_type="latent", generator=generator, **call).images
+        x = pipe(prompts, latents=noise, output_type="latent", generator=generator, **call).images
     save_file({"latents": x.contiguous()}, folder.with_suffix(".stock.safetensors"))
 """
 
@@ -138,8 +138,8 @@ def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
             ours[out] = latents
     subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
     for out, expected in ours.items():
-        found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
-        error = float((found - expected).abs().max() / expected.abs().max())
+        stock = load_file(out.with_suffix(".stock.safetensors"))["latents"]
+        error = float((stock - expected).abs().max() / expected.abs().max())
         assert error < 1e-4, f"{out.name}: {error}"
 
 
@@ -169,13 +169,13 @@ def test_stock_diffusers_draws_the_chains_renoised_latents(tmp_path: Path) -> No
             out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
     subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
     for out, expected in ours.items():
-        found = load_file(out.with_suffix(".stock.safetensors"))["latents"]
-        error = float((found - expected).abs().max() / expected.abs().max())
+        stock = load_file(out.with_suffix(".stock.safetensors"))["latents"]
+        error = float((stock - expected).abs().max() / expected.abs().max())
         assert error < 1e-4, f"{out.name}: {error}"
 
 
 @pytest.mark.parametrize(
-    ("family", "solver", "times", "said"),
+    ("family", "solver", "times", "message"),
     [
         (
             "sd",
@@ -188,21 +188,21 @@ def test_stock_diffusers_draws_the_chains_renoised_latents(tmp_path: Path) -> No
     ],
 )
 def test_times_that_no_stock_scheduler_takes_are_refused(
-    family: str, solver: Solver, times: dict[int, tuple[float, ...]], said: str, tmp_path: Path
+    family: str, solver: Solver, times: dict[int, tuple[float, ...]], message: str, tmp_path: Path
 ) -> None:
     backbone = teacher_of(family, tmp_path / "t")
     sampling = Sampling(solver, Guidance.BUILT_IN, times)
     model = student_of(backbone, tmp_path / "t", tmp_path / "m" / "own", 2, False, sampling)
-    with pytest.raises(UserError, match=rf"export\.own: no scheduler of diffusers {said}"):
+    with pytest.raises(UserError, match=rf"export\.own: no scheduler of diffusers {message}"):
         export(tmp_path / "out", model, tmp_path / "m" / "own", tmp_path / "t", backbone)
 
 
-def test_the_card_says_the_call_and_carries_the_licence(tmp_path: Path) -> None:
+def test_the_card_shows_the_call_and_carries_the_licence(tmp_path: Path) -> None:
     make("sd", tmp_path / "t-stock")
     (tmp_path / "t-stock/README.md").write_text("---\nlicense: openrail++\n---\n")
     with whole_folder(tmp_path / "t") as staging:
-        facts = import_teacher(str(tmp_path / "t-stock"), "sd", ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
+        metadata = import_teacher(str(tmp_path / "t-stock"), "sd", ImportTeacherConfig(), staging)
+        Manifest.seal(staging, "teacher", metadata, {})
     backbone = open_backbone(tmp_path / "t")
     model = student_of(backbone, tmp_path / "t", tmp_path / "m" / "fast", 1)
     places = [tmp_path / "a" / "fast", tmp_path / "b" / "fast"]

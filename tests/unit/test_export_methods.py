@@ -16,7 +16,7 @@ from fewstep.sampling.draw import Sampler
 from fewstep.students.learn import Task, learn
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
-from tests.unit.test_every_method import METHODS, config, untrained_judge
+from tests.unit.test_every_method import METHODS, config, untrained_classifier
 from tests.unit.test_every_method import project as project
 
 STEPS = {"lcm": (1, 2, 4), "flash": (1, 2, 4), "flow_map": (1,)}
@@ -29,7 +29,7 @@ def test_stock_diffusers_draws_its_images(method: str, tmp_path: Path) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone)
     chosen = config(method)
-    features = untrained_judge() if chosen.needs_feature_maps else None
+    features = untrained_classifier() if chosen.needs_feature_maps else None
     learn(Task("distill", "student", method, chosen, [0], 0, features))
     model = open_model(MODELS / "student", backbone)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
@@ -43,9 +43,9 @@ def test_stock_diffusers_draws_its_images(method: str, tmp_path: Path) -> None:
         stock.set_progress_bar_config(disable=True)
         call = read_json(out / "fewstep.json")["call"]
         generator = torch.manual_seed(7)  # the global one: not every pipeline gives its scheduler another
-        found = stock(CAPTIONS, latents=noise, output_type="latent", generator=generator, **call).images
+        latents = stock(CAPTIONS, latents=noise, output_type="latent", generator=generator, **call).images
         fresh = torch.Generator().manual_seed(7)
         drawn = [torch.randn(noise.shape, generator=fresh) for _ in range(steps)]
         sampler = Sampler(model, backbone, SamplingConfig())
         expected = sampler.latents(conditions, noise, steps, drawn.__getitem__)
-        torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+        torch.testing.assert_close(latents, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)

@@ -69,10 +69,10 @@ def test_the_whole_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     on, _ = make_evaluation_set(
         EvaluationSetConfig(pictures=20, reference=24, grid=2), DATA, teacher, network, 0
     )
-    metrics, pictures = measure(
+    metrics, images = measure(
         Sampler(student, backbone, SamplingConfig()), identity(MODELS / "student"), (1, 2), on, network
     )
-    assert pictures[1].shape == (20, resolution, resolution, 3) and pictures[1].dtype == torch.uint8
+    assert images[1].shape == (20, resolution, resolution, 3) and images[1].dtype == torch.uint8
     assert metrics.steps["2"].nfe == 2
     assert metrics.steps["1"].frechet_distance > 0
     interval = metrics.steps["1"].kernel_distance

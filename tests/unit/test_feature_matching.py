@@ -29,7 +29,7 @@ def test_ssim_is_that_of_scikit_image(side: tuple[int, int], offset: float) -> N
     """On maps that begin at 0. With a range of hundreds, the constant that DISTS adds is negligible."""
     y = maps_of(0, side, 100.0) + offset
     x = 0.7 * y + maps_of(1, side, 50.0) + 20
-    found = ssim(torch.from_numpy(x), torch.from_numpy(y))
+    similarity = ssim(torch.from_numpy(x), torch.from_numpy(y))
     for i in range(2):
         for j in range(3):
             expected = structural_similarity(  # type: ignore[no-untyped-call]
@@ -40,7 +40,7 @@ def test_ssim_is_that_of_scikit_image(side: tuple[int, int], offset: float) -> N
                 sigma=1.5,
                 use_sample_covariance=False,
             )
-            assert float(found[i, j]) == pytest.approx(expected, abs=2e-5)
+            assert float(similarity[i, j]) == pytest.approx(expected, abs=2e-5)
 
 
 @pytest.mark.parametrize("side", [(5, 3), (2, 20), (1, 1)])
@@ -57,8 +57,8 @@ def test_a_small_map_has_a_window_of_its_size(side: tuple[int, int]) -> None:
     c_1, c_2 = (0.01 * spread) ** 2 + 1e-6, (0.03 * spread) ** 2 + 1e-6
     expected = (2 * m_x * m_y + c_1) / (m_x**2 + m_y**2 + c_1)
     expected *= (2 * (m_xy - m_x * m_y) + c_2) / (m_xx - m_x**2 + m_yy - m_y**2 + c_2)
-    found = ssim(torch.from_numpy(x), torch.from_numpy(y))
-    assert np.allclose(found.numpy(), expected.mean((2, 3)), atol=1e-4)
+    similarity = ssim(torch.from_numpy(x), torch.from_numpy(y))
+    assert np.allclose(similarity.numpy(), expected.mean((2, 3)), atol=1e-4)
 
 
 def test_equal_maps_have_no_loss_and_opposite_ones_much() -> None:
@@ -87,7 +87,7 @@ def test_the_gradient_of_feature_matching() -> None:
     assert gradient.isfinite().all()
 
 
-def judge(folder: Path) -> Path:
+def classifier(folder: Path) -> Path:
     AttributeClassifier(LABELS, widths=(8, 16), feature_dim=10).save(folder, 32, {})
     return folder
 
@@ -102,7 +102,7 @@ def vision(folder: Path) -> Path:
     return make("dinov2", folder)
 
 
-@pytest.mark.parametrize("kind", [judge, autoencoder, vision])
+@pytest.mark.parametrize("kind", [classifier, autoencoder, vision])
 def test_any_feature_network_serves(kind: Callable[[Path], Path], tmp_path: Path) -> None:
     """The chain's classifier, the autoencoder's encoder and a vision network by local path."""
     torch.manual_seed(0)

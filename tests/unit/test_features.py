@@ -33,14 +33,14 @@ def images(count: int, side: int = 32) -> Tensor:
 
 
 @pytest.fixture
-def judge() -> AttributeClassifier:
+def classifier() -> AttributeClassifier:
     torch.manual_seed(0)
     return AttributeClassifier(LABELS, widths=(8, 16, 24), feature_dim=10).eval()
 
 
 @pytest.fixture
-def judge_folder(judge: AttributeClassifier, tmp_path: Path) -> Path:
-    judge.save(tmp_path / "judge", resolution=32, inputs={})
+def classifier_folder(classifier: AttributeClassifier, tmp_path: Path) -> Path:
+    classifier.save(tmp_path / "judge", resolution=32, inputs={})
     return tmp_path / "judge"
 
 
@@ -59,75 +59,77 @@ def teacher_folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("side", [8, 32, 40])
-def test_a_judge_answers_every_attribute_at_any_size(judge: AttributeClassifier, side: int) -> None:
+def test_a_classifier_answers_every_attribute_at_any_size(classifier: AttributeClassifier, side: int) -> None:
     x = images(2, side)
-    assert {attribute: logits.shape for attribute, logits in judge(x).items()} == {
+    assert {attribute: logits.shape for attribute, logits in classifier(x).items()} == {
         attribute: (2, len(values)) for attribute, values in LABELS.items()
     }
-    assert [m.shape for m in judge.maps(x)] == [
+    assert [m.shape for m in classifier.maps(x)] == [
         (2, width, side >> i, side >> i) for i, width in enumerate((8, 16, 24))
     ]
-    for seen in judge.recognise(x):
+    for seen in classifier.recognise(x):
         assert all(seen[attribute] in values for attribute, values in LABELS.items())
 
 
-def test_a_judgement_depends_on_no_other_image(judge: AttributeClassifier) -> None:
+def test_a_classification_depends_on_no_other_image(classifier: AttributeClassifier) -> None:
     x = images(4)
-    torch.testing.assert_close(judge.features(x)[2:3], judge.features(x[2:3]))
-    assert judge.recognise(x)[2:3] == judge.recognise(x[2:3])
+    torch.testing.assert_close(classifier.features(x)[2:3], classifier.features(x[2:3]))
+    assert classifier.recognise(x)[2:3] == classifier.recognise(x[2:3])
 
 
-def test_a_judge_learns_to_tell_black_from_white() -> None:
+def test_a_classifier_learns_to_distinguish_black_from_white() -> None:
     torch.manual_seed(0)
-    judge = AttributeClassifier({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
+    classifier = AttributeClassifier({"shade": ("black", "white")}, widths=(8, 8), feature_dim=4)
     x = torch.cat([images(8, 8) * 0.2 - 0.8, images(8, 8) * 0.2 + 0.8])
     wanted = torch.tensor([0] * 8 + [1] * 8)
-    optimizer = torch.optim.Adam(judge.parameters(), 0.02)
+    optimizer = torch.optim.Adam(classifier.parameters(), 0.02)
     for _ in range(20):
         optimizer.zero_grad()
-        nn.functional.cross_entropy(judge(x)["shade"], wanted).backward()  # type: ignore[no-untyped-call]
+        nn.functional.cross_entropy(classifier(x)["shade"], wanted).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    assert [seen["shade"] for seen in judge.recognise(x)] == ["black"] * 8 + ["white"] * 8
+    assert [seen["shade"] for seen in classifier.recognise(x)] == ["black"] * 8 + ["white"] * 8
 
 
-def test_a_judge_survives_the_disk(judge: AttributeClassifier, judge_folder: Path) -> None:
-    found, x = AttributeClassifier.open(judge_folder), images(2)
-    assert found.labels == judge.labels
-    assert found.recognise(x) == judge.recognise(x)
-    assert torch.equal(found.features(x), judge.features(x))
-    facts = Manifest.open(judge_folder, "judge").facts
-    assert facts["parameters"] == sum(weight.numel() for weight in judge.parameters())
-    assert (facts["feature_dim"], facts["resolution"]) == (10, 32)
+def test_a_classifier_survives_the_disk(classifier: AttributeClassifier, classifier_folder: Path) -> None:
+    opened, x = AttributeClassifier.open(classifier_folder), images(2)
+    assert opened.labels == classifier.labels
+    assert opened.recognise(x) == classifier.recognise(x)
+    assert torch.equal(opened.features(x), classifier.features(x))
+    metadata = Manifest.open(classifier_folder, "judge").facts
+    assert metadata["parameters"] == sum(weight.numel() for weight in classifier.parameters())
+    assert (metadata["feature_dim"], metadata["resolution"]) == (10, 32)
 
 
 def test_saving_twice_gives_the_same_bytes(
-    judge: AttributeClassifier, judge_folder: Path, tmp_path: Path
+    classifier: AttributeClassifier, classifier_folder: Path, tmp_path: Path
 ) -> None:
-    judge.to(memory_format=torch.channels_last).save(tmp_path / "again", resolution=32, inputs={})
-    for file in judge_folder.iterdir():
+    classifier.to(memory_format=torch.channels_last).save(tmp_path / "again", resolution=32, inputs={})
+    for file in classifier_folder.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
-def test_a_changed_byte_is_refused_by_name(judge_folder: Path, name: str) -> None:
-    content = bytearray((judge_folder / name).read_bytes())
+def test_a_changed_byte_is_refused_by_name(classifier_folder: Path, name: str) -> None:
+    content = bytearray((classifier_folder / name).read_bytes())
     content[-2] ^= 1
-    (judge_folder / name).write_bytes(content)
+    (classifier_folder / name).write_bytes(content)
     with pytest.raises(UserError, match=name):
-        AttributeClassifier.open(judge_folder)
+        AttributeClassifier.open(classifier_folder)
 
 
-def test_weights_of_another_network_are_refused(judge_folder: Path) -> None:
+def test_weights_of_another_network_are_refused(classifier_folder: Path) -> None:
     """Sealed anew, so that only the weights' own check can see it."""
-    write_json(judge_folder / "config.json", {"labels": LABELS, "widths": [8, 16, 32], "feature_dim": 10})
-    (judge_folder / NAME).unlink()
-    Manifest.seal(judge_folder, "judge", {}, {})
+    write_json(
+        classifier_folder / "config.json", {"labels": LABELS, "widths": [8, 16, 32], "feature_dim": 10}
+    )
+    (classifier_folder / NAME).unlink()
+    Manifest.seal(classifier_folder, "judge", {}, {})
     with pytest.raises(UserError, match="not this network's weights"):
-        AttributeClassifier.open(judge_folder)
+        AttributeClassifier.open(classifier_folder)
 
 
-def test_what_lies_at_the_path_decides_the_network(judge_folder: Path, teacher_folder: Path) -> None:
-    for path, name, dimension in ((judge_folder, "judge", 10), (teacher_folder, "autoencoder", 16)):
+def test_what_lies_at_the_path_decides_the_network(classifier_folder: Path, teacher_folder: Path) -> None:
+    for path, name, dimension in ((classifier_folder, "judge", 10), (teacher_folder, "autoencoder", 16)):
         network, x = open_features(path), images(2).requires_grad_()
         assert (network.name, network.features(x).shape) == (name, (2, dimension))
         assert network.kernel == "polynomial"
@@ -144,13 +146,13 @@ def test_everything_else_is_refused_with_a_way_out(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "made").mkdir()
     Manifest.seal(tmp_path / "made", "triplets", {}, {})
-    for path, found in (
+    for path, kind in (
         ("absent", "nothing"),
         ("notes.txt", r"file notes\.txt"),
         ("empty", "something else"),
         ("made", "artifact triplets"),
     ):
-        with pytest.raises(UserError, match=f"found {found}$") as refused:
+        with pytest.raises(UserError, match=f"found {kind}$") as refused:
             open_features(tmp_path / path)
         for known in ("artifact judge", "artifact teacher", f"file {inception.FILE}", "model_type clip"):
             assert known in str(refused.value)
@@ -179,8 +181,10 @@ def test_a_new_feature_network_is_a_new_file(tmp_path: Path) -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src")}
     command = [sys.executable, "-c", code]
-    found = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
-    assert found.stdout.split() == ["Mean", "polynomial"]
+    result = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.split() == ["Mean", "polynomial"]
 
 
 def test_a_teacher_without_an_autoencoder_is_refused(tmp_path: Path) -> None:
@@ -211,8 +215,8 @@ def script(tmp_path: Path) -> Path:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_inception_sees_images_as_clean_fid_does(script: Path) -> None:
     network, x = InceptionFeatures(script.parent), images(2)
-    found = network.features(x)
-    for row, image in zip(found, x, strict=True):
+    features = network.features(x)
+    for row, image in zip(features, x, strict=True):
         rounded = ((image.permute(1, 2, 0).numpy() + 1) * 127.5).round().astype(np.uint8)
         channels = [
             np.asarray(

@@ -79,18 +79,18 @@ def levels(side: int) -> np.ndarray:
 def test_resize_is_pillows_to_the_last_bit(before: int, after: int) -> None:
     image = levels(before)
     expected = np.asarray(Image.fromarray(image).resize((after, after), Image.Resampling.BICUBIC))
-    found = resize_uint8(torch.from_numpy(image).permute(2, 0, 1)[None], after)
-    assert np.array_equal(found[0].permute(1, 2, 0).numpy(), expected)
+    resized = resize_uint8(torch.from_numpy(image).permute(2, 0, 1)[None], after)
+    assert np.array_equal(resized[0].permute(1, 2, 0).numpy(), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 224), (64, 40, 28), (500, 300, 224)])
 def test_resize_without_rounding_is_pillows_on_floats(height: int, width: int, side: int) -> None:
     x = images(1, height, width).requires_grad_()
-    found = resize(x, side)
-    for channel, resized in zip(x.detach()[0], found.detach()[0], strict=True):
+    resized = resize(x, side)
+    for channel, channel_after in zip(x.detach()[0], resized.detach()[0], strict=True):
         image = Image.fromarray(channel.numpy()).resize((side, side), Image.Resampling.BICUBIC)
-        torch.testing.assert_close(resized, torch.from_numpy(np.array(image)), atol=1e-5, rtol=0)
-    found.sum().backward()  # type: ignore[no-untyped-call]
+        torch.testing.assert_close(channel_after, torch.from_numpy(np.array(image)), atol=1e-5, rtol=0)
+    resized.sum().backward()  # type: ignore[no-untyped-call]
     # Resizing conserves the mean, so every pixel has a share in it.
     assert x.grad is not None
     torch.testing.assert_close(x.grad.sum(), torch.tensor(3.0 * side * side), rtol=1e-4, atol=0)

@@ -80,8 +80,8 @@ def published(folder: Path, x: Tensor, y: Tensor, monkeypatch: pytest.MonkeyPatc
     )
     x, y = (127.5 * (each + 1) for each in (x, y))
     if folder.name == "vgg":
-        found: Tensor = reference.SampleSimilarityLPIPS("lpips")(x, y)
-        return found.flatten()
+        distances: Tensor = reference.SampleSimilarityLPIPS("lpips")(x, y)
+        return distances.flatten()
     x, y = (reference.SampleSimilarityLPIPS.normalize(each) for each in (x, y))
     total = torch.zeros(len(x))
     for i, layer in enumerate(layers[:12]):  # to the last convolution's ReLU
@@ -100,8 +100,8 @@ def test_the_distance_is_the_published_one(folder: Path, monkeypatch: pytest.Mon
     expected = published(folder, x, y, monkeypatch)
     assert len(expected) == 3 and expected.min() > 0.01
     for i in range(3):
-        found = perceptual_distance(network, x[i : i + 1], y[i : i + 1])
-        assert float(found) == pytest.approx(float(expected[i]), rel=1e-5)
+        distance = perceptual_distance(network, x[i : i + 1], y[i : i + 1])
+        assert float(distance) == pytest.approx(float(expected[i]), rel=1e-5)
     assert float(perceptual_distance(network, x, y)) == pytest.approx(float(expected.mean()), rel=1e-5)
     assert float(perceptual_distance(network, x, x)) == 0
 
@@ -114,8 +114,8 @@ def test_a_network_without_channel_weights_takes_the_mean_over_maps_and_channels
         (a / a.norm(dim=1, keepdim=True) - b / b.norm(dim=1, keepdim=True)).square().sum(1).mean()
         for a, b in zip(network.maps(x), network.maps(y), strict=True)
     ]
-    found = perceptual_distance(plain, x, y)
-    assert float(found) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+    distance = perceptual_distance(plain, x, y)
+    assert float(distance) == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
 
 
 def test_it_is_a_feature_network(folder: Path) -> None:
@@ -197,9 +197,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_damaged_files_are_refused_by_name(other: Path, damage: str) -> None:
-    change, said = DAMAGE[damage]
+    change, message = DAMAGE[damage]
     change(other)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         open_features(other)
 
 

@@ -96,12 +96,12 @@ def outputs(folder: Path, x: Tensor) -> tuple[Tensor, Any]:
     with torch.no_grad():
         if folder.name == "clip":
             model = t.CLIPModel.from_pretrained(folder)
-            found = model(
+            output = model(
                 pixel_values=x, input_ids=torch.tensor([[0, 1]]), attention_mask=torch.ones(1, 2).long()
             )
-            return found.image_embeds, model.vision_model(x, output_hidden_states=True).hidden_states
-        found = t.AutoModel.from_pretrained(folder)(x, output_hidden_states=True)
-        return found.last_hidden_state[:, 0], found.hidden_states
+            return output.image_embeds, model.vision_model(x, output_hidden_states=True).hidden_states
+        output = t.AutoModel.from_pretrained(folder)(x, output_hidden_states=True)
+        return output.last_hidden_state[:, 0], output.hidden_states
 
 
 def test_features_are_those_of_transformers(folder: Path) -> None:
@@ -146,8 +146,8 @@ def test_maps_are_the_patches_of_some_blocks(folder: Path) -> None:
     _, hidden = outputs(folder, prepared(pixels(2, SIDE)))
     cells = SIDE // PATCH
     assert [m.shape for m in maps] == [(2, WIDTH, cells, cells)] * 4
-    for found, block in zip(maps, (2, 3, 4, 5), strict=True):
-        torch.testing.assert_close(found[:, :, 1, 2], hidden[block][:, 6 - cells * cells])
+    for patches, block in zip(maps, (2, 3, 4, 5), strict=True):
+        torch.testing.assert_close(patches[:, :, 1, 2], hidden[block][:, 6 - cells * cells])
     sum(m.square().mean() for m in maps).backward()  # type: ignore[union-attr]
     assert x.grad is not None and x.grad.abs().amin() > 0
 
@@ -163,8 +163,8 @@ def test_the_clip_score_is_the_models_own_logit(clip_folder: Path) -> None:
         tokens = clip_tokenizer()(prompts, padding=True, truncation=True, max_length=12, return_tensors="pt")
         with torch.no_grad():
             logits = model(pixel_values=prepared(images), **tokens).logits_per_image / model.logit_scale.exp()
-        found = network.prompt_similarity(from_uint8(torch.from_numpy(images)), prompts)
-        torch.testing.assert_close(found, 100 * logits.diagonal().clamp(min=0), atol=1e-3, rtol=1e-4)
+        scores = network.prompt_similarity(from_uint8(torch.from_numpy(images)), prompts)
+        torch.testing.assert_close(scores, 100 * logits.diagonal().clamp(min=0), atol=1e-3, rtol=1e-4)
 
 
 def test_the_clip_score_needs_a_tokenizer_and_features_do_not(clip_folder: Path) -> None:

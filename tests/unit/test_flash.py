@@ -77,9 +77,9 @@ def test_starts_follow_the_mixture_of_their_phase(number: int, grid: int) -> Non
     many = 6000
     method = method_of(config_of(grid=grid))
     method.context.clean_batch = lambda positions: (torch.zeros(len(positions), 1), {})  # type: ignore[method-assign]
-    found = method.batch(Rows(2 * number, range(many)))
-    starts = np.rint((1 - found.t.numpy()) * grid).astype(int)
-    assert np.allclose(found.t.numpy(), 1 - starts / grid, atol=1e-12)
+    batch = method.batch(Rows(2 * number, range(many)))
+    starts = np.rint((1 - batch.t.numpy()) * grid).astype(int)
+    assert np.allclose(batch.t.numpy(), 1 - starts / grid, atol=1e-12)
     i = np.arange(grid)
     weights = np.sum([w * np.exp(-((i - m * grid // 4) ** 2) / 0.5) for m, w in enumerate(MODES[number])], 0)
     expected = many * weights / weights.sum()
@@ -118,11 +118,11 @@ def test_a_start_at_index_0_is_pure_noise() -> None:
     path = DiscreteVP(tuple(np.linspace(0.99, 0.2, 50)))
     method = method_of(config_of(phases=[{"modes": [1]}]))
     method.path = path
-    found = method.batch(Rows(0, range(50)))
-    pure = found.t == 1
-    assert 0 < pure.sum() < 50 and torch.equal(found.x_t[pure], found.eps[0][pure])
-    alpha, sigma = (c[~pure][:, None, None, None] for c in path.alpha_sigma(found.t))
-    assert torch.allclose(found.x_t[~pure], alpha * found.z[~pure] + sigma * found.eps[0][~pure])
+    batch = method.batch(Rows(0, range(50)))
+    pure = batch.t == 1
+    assert 0 < pure.sum() < 50 and torch.equal(batch.x_t[pure], batch.eps[0][pure])
+    alpha, sigma = (c[~pure][:, None, None, None] for c in path.alpha_sigma(batch.t))
+    assert torch.allclose(batch.x_t[~pure], alpha * batch.z[~pure] + sigma * batch.eps[0][~pure])
 
 
 class Counted(nn.Module):
@@ -170,16 +170,16 @@ def test_a_staggered_solution_is_that_of_each_sample_alone(
         made_of = Estimate(z[chosen], eps[chosen])
         some = {"scale": conditions["scale"][chosen]}
         net.calls = net.samples = 0
-        found = solve_staggered(
+        ends = solve_staggered(
             *(solver, denoiser, x_t[chosen], t[chosen], made_of, times), conditions=some, path=path
         )
         idle = int(starts[chosen].min())  # calls with one sample whose estimate is dropped
         assert (net.calls, net.samples) == (steps, int((steps - starts[chosen]).sum()) + idle)
         for row, b in enumerate(chosen.tolist()):
-            own = times[int(starts[b]) :]
+            remaining = times[int(starts[b]) :]
             each = {"scale": conditions["scale"][b : b + 1]}
-            alone = ODE_SOLVERS[solver](denoiser, x_t[b : b + 1], own, each, path)
-            assert torch.equal(found[row], alone[0])
+            alone = ODE_SOLVERS[solver](denoiser, x_t[b : b + 1], remaining, each, path)
+            assert torch.equal(ends[row], alone[0])
 
 
 def test_each_group_changes_its_own_network_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,7 +272,7 @@ def test_the_student_is_sampled_at_the_times_of_its_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"grid": 6}, "grid = 6: not a multiple of 4 modes"),
         ({"steps": 3}, "steps = 3: the student is trained at 4 times"),
@@ -288,8 +288,8 @@ def test_the_student_is_sampled_at_the_times_of_its_training() -> None:
         ({"width": 0}, "greater than 0"),
     ],
 )
-def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config_of(**more)
 
 

@@ -135,16 +135,16 @@ def test_the_central_difference_is_the_derivative_along_the_ode() -> None:
         asked_at.append(t)
         return 0.3 * x - 0.8 * t[:, None] + r[:, None]
 
-    found = flow_map.central_difference(linear, x, t, v, r, 1.0)
-    assert torch.allclose(found[:-1], 0.3 * v[:-1] - 0.8, atol=1e-12) and (found[-1] == 0).all()
+    difference = flow_map.central_difference(linear, x, t, v, r, 1.0)
+    assert torch.allclose(difference[:-1], 0.3 * v[:-1] - 0.8, atol=1e-12) and (difference[-1] == 0).all()
     assert all((r <= at).all() and (at <= 1).all() and (at > 0).all() for at in asked_at)
     by_hand = (1.3 * v + 2) * torch.cos(1.3 * x + 2 * t[:, None]) * x + torch.sin(
         1.3 * x + 2 * t[:, None]
     ) * v
-    found = flow_map.central_difference(smooth, x, t, v, r, 1.0)
+    difference = flow_map.central_difference(smooth, x, t, v, r, 1.0)
     assert torch.allclose(flow_map.derivative(smooth, x, t, v), by_hand, atol=1e-12)
-    assert torch.allclose(found[0], by_hand[0], atol=5e-4)
-    assert torch.allclose(found[:-1], by_hand[:-1], atol=5e-2)
+    assert torch.allclose(difference[0], by_hand[0], atol=5e-4)
+    assert torch.allclose(difference[:-1], by_hand[:-1], atol=5e-2)
 
 
 @pytest.mark.parametrize("derivative", ["central", "jvp"])
@@ -189,9 +189,9 @@ def test_the_central_difference_of_a_network_is_its_forward_derivative(family: s
             return asked(denoiser, x, at, r, conditions).velocity
 
         central = flow_map.central_difference(u, x, t, v, r, denoiser.last_time)
-        exactly = flow_map.derivative(u, x, t, v)
-    error = (central - exactly).square().mean().sqrt() / exactly.square().mean().sqrt()
-    assert exactly.square().mean() > 0.1 and error < 1e-3
+        reference = flow_map.derivative(u, x, t, v)
+    error = (central - reference).square().mean().sqrt() / reference.square().mean().sqrt()
+    assert reference.square().mean() > 0.1 and error < 1e-3
 
 
 def test_at_r_equal_to_t_the_velocity_of_the_teacher_is_learned() -> None:
@@ -219,7 +219,7 @@ def test_the_derivative_is_taken_in_float32(derivative: str, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"share_r_t": 0.6, "share_r_0": 0.5}, "share_r_t \\+ share_r_0 = 1.1: expected at most 1"),
         ({"share_r_0": -0.1}, "greater than or equal to 0"),
@@ -231,6 +231,6 @@ def test_the_derivative_is_taken_in_float32(derivative: str, monkeypatch: pytest
         ({"lora": {"rank": 2, "alpha": 2.0}}, "this method trains weights that are not in an adapter"),
     ],
 )
-def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(**more)

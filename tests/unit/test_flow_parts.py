@@ -45,10 +45,12 @@ def workspace(tmp_path: Path) -> Path:
 
 
 def test_stages_come_after_what_they_need_and_name_no_implied_edge(workspace: Path) -> None:
-    found = {stage.name: stage for stage in stages_of(workspace, ["d"])}
-    assert list(found) == ["a", "b", "c", "d"]
-    assert found["d"].needs == ("b", "c") and found["b"].needs == ("a",)
-    assert found["b"].demands.gpus == 2 and found["b"].demands.retries == 3 and found["a"].demands.gpus == 0
+    stages = {stage.name: stage for stage in stages_of(workspace, ["d"])}
+    assert list(stages) == ["a", "b", "c", "d"]
+    assert stages["d"].needs == ("b", "c") and stages["b"].needs == ("a",)
+    assert (
+        stages["b"].demands.gpus == 2 and stages["b"].demands.retries == 3 and stages["a"].demands.gpus == 0
+    )
     assert {stage.name for stage in stages_of(workspace)} == {"a", "b", "c", "d", "e"}
     with pytest.raises(UserError, match="targets: f: no such stage; there are a, b, c, d, e"):
         stages_of(workspace, ["f"])
@@ -62,7 +64,7 @@ def test_a_wrong_demand_is_named(workspace: Path) -> None:
         stages_of(workspace)
 
 
-def test_a_stage_runs_says_its_lines_and_then_has_nothing_to_do(workspace: Path) -> None:
+def test_a_stage_runs_prints_its_lines_and_then_has_nothing_to_do(workspace: Path) -> None:
     for expected in (True, False):
         lines: list[str] = []
         ran = run_dvc(["repro", "-s", "a"], "a", workspace, threading.Event(), lines.append)
@@ -77,7 +79,7 @@ FAILED = "ERROR: failed to reproduce 'a': failed to run: python a.py, exited wit
 
 
 @pytest.mark.parametrize(
-    ("said", "kind", "message"),
+    ("output", "kind", "message"),
     [
         (["error: params.yaml: seed is missing", f"{FAILED} 1"], StageFailed, "params.yaml: seed"),
         ([f"error: {OUT_OF_MEMORY}: CUDA out of memory"], OutOfMemory, "CUDA out of memory"),
@@ -87,9 +89,11 @@ FAILED = "ERROR: failed to reproduce 'a': failed to run: python a.py, exited wit
         (["ERROR: failed to pull data: ConnectionError: refused"], TransientFailure, "refused"),
     ],
 )
-def test_last_words_say_whether_it_may_pass(said: list[str], kind: type, message: str) -> None:
-    found = failure("a", said)
-    assert type(found) is kind and message in str(found)
+def test_the_last_lines_decide_whether_a_failure_is_transient(
+    output: list[str], kind: type, message: str
+) -> None:
+    error = failure("a", output)
+    assert type(error) is kind and message in str(error)
 
 
 def test_an_override_is_written_with_the_comments_kept(tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_an_override_is_written_with_the_comments_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         ({"students.nobody.from": "reflow"}, "nobody.from': no such parameter; there are one_step"),
         ({"seed.more": 1}, "'seed.more': no such parameter; there are no keys in seed"),
@@ -113,11 +117,11 @@ def test_an_override_is_written_with_the_comments_kept(tmp_path: Path) -> None:
     ],
 )
 def test_an_impossible_override_changes_nothing(
-    overrides: dict[str, object], said: str, tmp_path: Path
+    overrides: dict[str, object], message: str, tmp_path: Path
 ) -> None:
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         override(tmp_path, overrides)
     assert (tmp_path / "params.yaml").read_text() == text
 
@@ -143,10 +147,10 @@ def test_a_variants_clone_is_the_workspace_as_it_is(tmp_path: Path, monkeypatch:
     (root / "gone").unlink()
     for seed in (3, 4):
         folder = clone(root, "variant", {"seed": seed})
-        found = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
-        assert found["kept"] == "before" and "gone" not in found
-        assert [found[name] for name in ("changed", "staged", "new", "other")] == ["after"] * 4
-        assert yaml.safe_load(found["params.yaml"])["seed"] == seed
+        texts = {path.name: path.read_text() for path in folder.iterdir() if path.is_file()}
+        assert texts["kept"] == "before" and "gone" not in texts
+        assert [texts[name] for name in ("changed", "staged", "new", "other")] == ["after"] * 4
+        assert yaml.safe_load(texts["params.yaml"])["seed"] == seed
     with Repo(str(folder)) as copied, Repo(str(root)) as original:
         assert copied.cache.local.path == original.cache.local.path
 

@@ -65,17 +65,17 @@ def times(chain: Chain, rates: Rates) -> dict[str, float]:
 def test_times_are_numbers_times_rates() -> None:
     chain = load_chain(ROOT / "params.yaml")
     rates, begun = rates_of(chain), 1.0 + AROUND
-    found = times(chain, rates)
+    seconds = times(chain, rates)
     for name, config in ((name, model.config) for name, model in chain.models().items()):
-        assert found[name] == pytest.approx(begun + 2.0 * config.training.steps)
+        assert seconds[name] == pytest.approx(begun + 2.0 * config.training.steps)
     triplets = chain.triplets
-    assert found["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.shard_size)
-    assert found["prepare_data"] == begun
+    assert seconds["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.shard_size)
+    assert seconds["prepare_data"] == begun
     reading = times(chain, replace(rates, prepare=0.5))
     assert reading["prepare_data"] == pytest.approx(begun + 0.5 * (chain.data.count or 0))
     # An image costs a decoding and two looks, whatever the model.
     drawn = replace(rates, decode=1.0, features=1.0)
-    more = times(chain, drawn)["evaluate@one_step"] - found["evaluate@one_step"]
+    more = times(chain, drawn)["evaluate@one_step"] - seconds["evaluate@one_step"]
     images = forecasting.drawn(chain.evaluation_set)
     assert more == pytest.approx(images * (1 + forecasting.FEATURE_PASSES) + forecasting.SPEED[1])
 
@@ -93,9 +93,9 @@ def test_processes_share_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_unknown_is_named() -> None:
     chain = load_chain(ROOT / "params.yaml")
     rates = rates_of(chain, teacher=None, step=dict.fromkeys(rates_of(chain).step, None))
-    found = {stage.name: seconds_of(chain, stage, rates) for stage in plan(chain)}
-    assert found["reflow"] is None and found["generate_triplets@0"] is None
-    assert "unknown until the teacher is there: " in in_words(found) and "reflow" in in_words(found)
+    seconds = {stage.name: seconds_of(chain, stage, rates) for stage in plan(chain)}
+    assert seconds["reflow"] is None and seconds["generate_triplets@0"] is None
+    assert "unknown until the teacher is there: " in in_words(seconds) and "reflow" in in_words(seconds)
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,9 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
 
     # As `learn` builds it, on the artifacts.
     start, student = start_and_student(here.model(config.from_), name, backbone, config, chain.seed)
-    given = Context(name, chain.seed, start, student, backbone, [TRIPLETS / "0"], None, None)
+    context = Context(name, chain.seed, start, student, backbone, [TRIPLETS / "0"], None, None)
     module = method_module(chain.models()[name].method)
-    method = module.METHOD(config, given, module.student_of(config, given.student))
+    method = module.METHOD(config, context, module.student_of(config, context.student))
     state = State(method, Path("work"))
     with FlopCounterMode(display=False) as counter:
         advance(state, name, chain.seed, rows)
@@ -189,7 +189,7 @@ def test_every_stage_of_the_plan_has_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(measuring, "OPEN", "pass")
     monkeypatch.setattr(Measuring, "best", 1e12)
     chain = load_chain(MINIATURE)
-    found = forecast(chain, design(chain), Stopwatch(2.0))
-    assert [*found] == [stage.name for stage in plan(chain)]
-    assert all(value is not None and value > 0 for value in found.values())
-    assert {"train_judge", "train_teacher, denoiser", "export@one_step", "report"} < found.keys()
+    seconds = forecast(chain, design(chain), Stopwatch(2.0))
+    assert [*seconds] == [stage.name for stage in plan(chain)]
+    assert all(value is not None and value > 0 for value in seconds.values())
+    assert {"train_judge", "train_teacher, denoiser", "export@one_step", "report"} < seconds.keys()

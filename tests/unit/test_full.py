@@ -19,7 +19,7 @@ PARAMS = {
     "sampling": {"steps": 2, "guidance": 1.0},
     "evaluation_set": {"pictures": 8, "reference": 20, "grid": 2, "diversity": {"prompts": 2, "samples": 2}},
 }
-PICTURES = 20
+IMAGES = 20
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[st
         Path("params.yaml").write_text(yaml.safe_dump(PARAMS))
         prepare(DataConfig(source="shapes", count=120, resolution=64, heldout=0.5), 0, DATA)
         import_miniature("sd")
-        return {draws: list(evaluate_fully({"teacher": [1, 2]}, PICTURES, draws)) for draws in (1, 2)}
+        return {draws: list(evaluate_fully({"teacher": [1, 2]}, IMAGES, draws)) for draws in (1, 2)}
 
 
 def test_one_draw_gives_each_model_and_the_floor(measured: dict[int, list[dict[str, Any]]]) -> None:
     teacher, floor = measured[1]
-    assert (teacher["model"], teacher["pictures"], [*teacher["steps"]]) == ("teacher", PICTURES, ["1", "2"])
-    assert (floor["model"], floor["images"]) == (FLOOR, PICTURES)
+    assert (teacher["model"], teacher["pictures"], [*teacher["steps"]]) == ("teacher", IMAGES, ["1", "2"])
+    assert (floor["model"], floor["images"]) == (FLOOR, IMAGES)
     assert teacher["steps"]["2"]["kernel_ratio"]["value"] == pytest.approx(1)
 
 
@@ -53,7 +53,7 @@ def test_another_draw_has_other_prompts_and_noise(measured: dict[int, list[dict[
 
 def test_the_spread_is_that_of_the_draws(measured: dict[int, list[dict[str, Any]]]) -> None:
     once, twice, floor = measured[2][4:]
-    assert [(found["model"], found.get("steps")) for found in (once, twice, floor)] == [
+    assert [(record["model"], record.get("steps")) for record in (once, twice, floor)] == [
         ("teacher", 1),
         ("teacher", 2),
         (FLOOR, None),

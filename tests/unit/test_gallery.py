@@ -12,10 +12,10 @@ FILE = ROOT / "examples/gallery/params.yaml"
 
 
 def test_it_needs_no_other_teacher_data_or_triplets_than_the_default_chain() -> None:
-    own, default = (yaml.safe_load(file.read_text()) for file in (FILE, ROOT / "params.yaml"))
-    assert {key for key in default | own if own.get(key) != default.get(key)} <= OWN
+    gallery, default = (yaml.safe_load(file.read_text()) for file in (FILE, ROOT / "params.yaml"))
+    assert {key for key in default | gallery if gallery.get(key) != default.get(key)} <= OWN
     changed = {
-        key for key, value in default["evaluation_set"].items() if own["evaluation_set"].get(key) != value
+        key for key, value in default["evaluation_set"].items() if gallery["evaluation_set"].get(key) != value
     }
     assert changed == {"pictures"}
 

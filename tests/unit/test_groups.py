@@ -123,8 +123,8 @@ def test_averages_count_their_own_updates(tmp_path: Path) -> None:
     first = 0.1 * g_0 + 0.9 * g_1
     expected = 2 / 11 * first + 9 / 11 * g_2
     for name in ("ema", "slow"):
-        found = state.groups["generator"].averages[name].average["net/weight"].item()
-        assert found == pytest.approx(expected, rel=1e-6)
+        average = state.groups["generator"].averages[name].average["net/weight"].item()
+        assert average == pytest.approx(expected, rel=1e-6)
     (slow,) = duel.groups["generator"].averages["slow"].values()
     assert slow(torch.ones(1, 1)).item() == pytest.approx(expected, rel=1e-6)
     assert not slow.training and not any(weight.requires_grad for weight in slow.parameters())

@@ -83,7 +83,7 @@ def test_each_triplet_has_its_own_guidance() -> None:
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_a_student_begins_as_its_start_and_learns_to_heed_guidance(family: str) -> None:
+def test_a_student_begins_as_its_start_and_learns_to_depend_on_guidance(family: str) -> None:
     backbone = import_miniature(family)
     draw_triplets(backbone, guidance=(1.0, 9.0))
     start = open_model(TEACHER, backbone)
@@ -151,19 +151,19 @@ def test_halving_bakes_in_the_guidance_that_the_teacher_samples_with() -> None:
     round_ = {"from": "teacher", "steps": 2, "guidance": 5.0, "training": TRAINING}
     config = halve.Config.model_validate(round_)
     x = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1)).double()
-    found = {}
+    estimates = {}
     for negative in ("", "a small red star"):
-        given = Context(
+        context = Context(
             "halve-2", 0, start, start, backbone, [TRIPLETS / "0"], None, None, negative_prompt=negative
         )
         sampling = SamplingConfig(guidance=5.0, negative_prompt=negative)
         with torch.no_grad():
             conditions = backbone.encode_prompts(CAPTIONS)
-            baked = halve.Halve(config, given, start).teacher(x, at(0.5, x), conditions)
+            baked = halve.Halve(config, context, start).teacher(x, at(0.5, x), conditions)
             sampled = Sampler(start, backbone, sampling).denoise()(x, at(0.5, x), conditions)
         assert torch.equal(baked.x_0, sampled.x_0) and torch.equal(baked.eps, sampled.eps)
-        found[negative] = baked.x_0
-    first, second = found.values()
+        estimates[negative] = baked.x_0
+    first, second = estimates.values()
     assert (first - second).abs().max() > 1e-3
 
 
@@ -188,17 +188,17 @@ def test_the_stages_take_the_negative_prompt_of_sampling(
         shutil.rmtree(MODELS / name)
         return torch.cat([weight.detach().flatten() for weight in net.parameters()])
 
-    found = []
+    trained = []
     for negative in ("", "a small red star"):
         params = {"seed": 0, "features": str(TEACHER), "sampling": {"negative_prompt": negative}}
         params |= {"triplets": {"shards": [0]}, section: {key: student}}
         Path("params.yaml").write_text(yaml.safe_dump(params))
         runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
-        found.append(weights())
+        trained.append(weights())
         config = method_module(method).Config.model_validate(student)
         learn(Task(f"{stage}@{key}", name, method, config, [0], 0, negative_prompt=negative))
-        assert torch.equal(found[-1], weights())
-    assert not torch.equal(*found)
+        assert torch.equal(trained[-1], weights())
+    assert not torch.equal(*trained)
 
 
 def test_stock_diffusers_draws_at_the_guidance_it_is_given(tmp_path: Path) -> None:
@@ -211,13 +211,13 @@ def test_stock_diffusers_draws_at_the_guidance_it_is_given(tmp_path: Path) -> No
     stock.set_progress_bar_config(disable=True)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     call = read_json(tmp_path / "out" / "fewstep.json")["call"] | {"guidance_scale": 6.0}
-    found = stock(CAPTIONS, latents=noise, output_type="latent", **call).images
+    drawn_by_stock = stock(CAPTIONS, latents=noise, output_type="latent", **call).images
     expected = latents(model, backbone, 6.0)
-    torch.testing.assert_close(found, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    torch.testing.assert_close(drawn_by_stock, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
     assert "guidance_scale" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_family_without_a_place_for_it_says_so() -> None:
+def test_a_family_without_a_place_for_it_is_refused() -> None:
     backbone = import_miniature("sd3")
     start = open_model(TEACHER, backbone)
     with pytest.raises(UserError, match="SD3Transformer2DModel has no place for it; sd's and sdxl's"):
@@ -232,7 +232,7 @@ def test_impossible_guidance_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"students.one_step.guidance_embedding": True},
@@ -249,7 +249,7 @@ def test_impossible_guidance_is_refused() -> None:
         ),
     ],
 )
-def test_params_that_ask_for_impossible_guidance_are_named(changes: dict[str, Any], said: str) -> None:
+def test_params_that_ask_for_impossible_guidance_are_named(changes: dict[str, Any], message: str) -> None:
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     for name, value in changes.items():
         *path, last = name.split(".")
@@ -258,7 +258,7 @@ def test_params_that_ask_for_impossible_guidance_are_named(changes: dict[str, An
             section = section[key]
         section[last] = value
     Path("params.yaml").write_text(yaml.safe_dump(params))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_chain()
 
 
@@ -286,12 +286,12 @@ def test_prompts_come_from_a_file_each_as_often_as_the_others(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"\n \n", "has no line"), (b"\xff\xfe\xff", "cannot be read")]
+    ("content", "message"), [(b"\n \n", "has no line"), (b"\xff\xfe\xff", "cannot be read")]
 )
-def test_a_useless_file_of_prompts_is_named(content: bytes, said: str, tmp_path: Path) -> None:
+def test_a_useless_file_of_prompts_is_named(content: bytes, message: str, tmp_path: Path) -> None:
     backbone = import_miniature("sd")
     (tmp_path / "prompts.txt").write_bytes(content)
-    with pytest.raises(UserError, match=rf"prompts\.txt: {said}"):
+    with pytest.raises(UserError, match=rf"prompts\.txt: {message}"):
         draw_triplets(backbone, prompts=tmp_path / "prompts.txt")
 
 

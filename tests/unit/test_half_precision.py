@@ -53,10 +53,10 @@ def test_a_student_has_the_same_bytes_as_beside_whole_weights(
         rmtree(MODELS / "student")
         return weights
 
-    found, expected = trained(measured), trained(lambda networks: None)
+    weights_in_half, expected = trained(measured), trained(lambda networks: None)
     assert frozen[0] < 0.65, "the teacher's linear and convolutional weights"
-    assert all(value.dtype == torch.float32 for value in found.values())
-    assert all(torch.equal(value, expected[name]) for name, value in found.items())
+    assert all(value.dtype == torch.float32 for value in weights_in_half.values())
+    assert all(torch.equal(value, expected[name]) for name, value in weights_in_half.items())
 
 
 def test_nothing_is_rounded_where_results_would_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,11 +83,11 @@ def test_bad_member_costs_its_sample_and_no_other(
     tmp_path: Path, members: list[Any], fault: tuple[str, str] | None
 ) -> None:
     tar(tmp_path / "a.tar", [*good("0"), *members, *good("2", "3")])
-    found = read(tmp_path / "a.tar")
+    entries = read(tmp_path / "a.tar")
     keys = ["0", "2", "3"] if fault else ["0", "1", "2", "3"]
-    assert samples(found) == expected("a.tar", *keys)
-    assert faults(found) == ([Unreadable("a.tar/1", *fault)] if fault else [])
-    assert not skipped(found)
+    assert samples(entries) == expected("a.tar", *keys)
+    assert faults(entries) == ([Unreadable("a.tar/1", *fault)] if fault else [])
+    assert not skipped(entries)
 
 
 @pytest.mark.parametrize("size", [BLOCK + 1, 3 * BLOCK, 5 * BLOCK + 7, 2 * PIPE_CHUNK, 1 << 40])
@@ -97,9 +97,9 @@ def test_size_that_reaches_over_other_members_costs_one_sample(tmp_path: Path, s
         info_of(name, content, size=size) if name == f"{key}.jpg" else (name, content)
         for name, content in good("0", "1", "2", "3")
     ]
-    found = read(tar(tmp_path / "a.tar", members))
-    assert samples(found) == expected("a.tar", *(k for k in "0123" if k != key))
-    assert faults(found) == [
+    entries = read(tar(tmp_path / "a.tar", members))
+    assert samples(entries) == expected("a.tar", *(k for k in "0123" if k != key))
+    assert faults(entries) == [
         Unreadable(f"a.tar/{key}", "member not readable", "its .jpg has a wrong size in the tar")
     ]
 
@@ -107,21 +107,23 @@ def test_size_that_reaches_over_other_members_costs_one_sample(tmp_path: Path, s
 def test_size_that_is_too_small_costs_one_sample(tmp_path: Path) -> None:
     image = bytes(range(1, 251)) * 10
     members = [*good("0"), info_of("1.jpg", image, size=700), pair("1")[1], *good("2", "3")]
-    found = read(tar(tmp_path / "a.tar", members))
-    assert [entry.image for entry in samples(found) if entry.name == "a.tar/1"] == [image[:700]], (
+    entries = read(tar(tmp_path / "a.tar", members))
+    assert [entry.image for entry in samples(entries) if entry.name == "a.tar/1"] == [image[:700]], (
         "to be decoded"
     )
-    assert [entry for entry in samples(found) if entry.name != "a.tar/1"] == expected("a.tar", "0", "2", "3")
-    assert faults(found) == [
+    assert [entry for entry in samples(entries) if entry.name != "a.tar/1"] == expected(
+        "a.tar", "0", "2", "3"
+    )
+    assert faults(entries) == [
         Unreadable("a.tar", "broken archive", "it holds a damaged header; 4 samples found")
     ]
 
 
 def test_size_of_a_member_that_is_not_read_may_lie_too(tmp_path: Path) -> None:
     members = [*good("0"), info_of("0.txt", b"zero", size=1 << 33), *good("1")]
-    found = read(tar(tmp_path / "a.tar", members))
-    assert samples(found) == expected("a.tar", "0", "1")
-    assert not faults(found)
+    entries = read(tar(tmp_path / "a.tar", members))
+    assert samples(entries) == expected("a.tar", "0", "1")
+    assert not faults(entries)
 
 
 @pytest.mark.parametrize("header", range(4, 12, 2))
@@ -130,10 +132,10 @@ def test_damaged_header_costs_its_sample(tmp_path: Path, header: int) -> None:
     content = bytearray(path.read_bytes())
     content[header * BLOCK + 10] ^= 1  # each member has one block of header, one of content
     path.write_bytes(content)
-    found = read(path)
+    entries = read(path)
     key = str(header // 4)
-    assert samples(found) == expected("a.tar", *(k for k in "012345" if k != key))
-    assert [(f.name, f.reason) for f in faults(found)] == [
+    assert samples(entries) == expected("a.tar", *(k for k in "012345" if k != key))
+    assert [(f.name, f.reason) for f in faults(entries)] == [
         (f"a.tar/{key}", "no caption" if header % 4 else "no image"),
         ("a.tar", "broken archive"),
     ]
@@ -151,17 +153,17 @@ def test_long_name_of_a_damaged_member_goes_with_it(tmp_path: Path, format: Lite
 
 def test_image_that_holds_a_header_somewhere_is_used(tmp_path: Path) -> None:
     image = b"x" * 100 + info_of("9.jpg")[0].tobuf() + b"x" * 1000
-    (found,) = read(tar(tmp_path / "a.tar", [("1.jpg", image), JSON]))
-    assert isinstance(found, Sample)
-    assert found.image == image
+    (entry,) = read(tar(tmp_path / "a.tar", [("1.jpg", image), JSON]))
+    assert isinstance(entry, Sample)
+    assert entry.image == image
 
 
 def test_member_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tar_members, "LARGEST", 1 << 20)
     large = ("1.jpg", bytes((1 << 20) + 1))
-    found = read(tar(tmp_path / "a.tar", [*good("0"), large, JSON, ("2.bin", large[1]), *good("3")]))
-    assert samples(found) == expected("a.tar", "0", "3")
-    assert faults(found) == [Unreadable("a.tar/1", NOT_READABLE, "its .jpg is larger than 1 MiB")]
+    entries = read(tar(tmp_path / "a.tar", [*good("0"), large, JSON, ("2.bin", large[1]), *good("3")]))
+    assert samples(entries) == expected("a.tar", "0", "3")
+    assert faults(entries) == [Unreadable("a.tar/1", NOT_READABLE, "its .jpg is larger than 1 MiB")]
 
 
 COMPRESSIONS = {"gz": gzip.compress, "bz2": bz2.compress, "xz": lzma.compress}
@@ -186,10 +188,10 @@ def test_compressed_archive_that_is_cut_or_damaged_keeps_what_came_before(tmp_pa
         (damaged, "its compressed data is damaged"),
     ):
         (tmp_path / "b.tar.gz").write_bytes(content)
-        found = read(tmp_path / "b.tar.gz")
-        assert 15 < len(samples(found)) < 59
-        assert faults(found)[-1].name == "b.tar.gz"
-        assert faults(found)[-1].detail.partition(";")[0] == problem
+        entries = read(tmp_path / "b.tar.gz")
+        assert 15 < len(samples(entries)) < 59
+        assert faults(entries)[-1].name == "b.tar.gz"
+        assert faults(entries)[-1].detail.partition(";")[0] == problem
 
 
 @pytest.mark.parametrize(
@@ -222,10 +224,10 @@ def test_archives_one_behind_the_other(tmp_path: Path) -> None:
 
 def test_pipe_that_fails_keeps_what_came_before(tmp_path: Path) -> None:
     path = tar(tmp_path / "a.tar", good(*"012"))
-    found = read(f"pipe:head -c 5000 {path}; exit 3", caption="caption")
-    assert [s.caption for s in samples(found)] == ["caption of 0", "caption of 1"]
-    assert faults(found)[-1].reason == "broken archive"
-    assert faults(found)[-1].detail == "its command or download failed; 3 samples found"
+    entries = read(f"pipe:head -c 5000 {path}; exit 3", caption="caption")
+    assert [s.caption for s in samples(entries)] == ["caption of 0", "caption of 1"]
+    assert faults(entries)[-1].reason == "broken archive"
+    assert faults(entries)[-1].detail == "its command or download failed; 3 samples found"
 
 
 def test_reading_may_stop_early(tmp_path: Path) -> None:
@@ -281,11 +283,11 @@ def test_img2dataset(tmp_path: Path) -> None:
         record = {"caption": None if i == 6 else f"caption {i}", "key": f"{i:09d}", "status": "success"}
         members += [] if i == 5 else [(f"{i:09d}.jpg", b"x")]
         members += [(f"{i:09d}.txt", b"text"), (f"{i:09d}.json", json.dumps(record).encode())]
-    found = read(tar(tmp_path / "0.tar", members))
-    assert len([s for s in samples(found) if s.caption is not None]) == 98
-    assert [s.name for s in samples(found) if s.caption is None] == ["0.tar/000000006"]
-    assert faults(found) == [Unreadable("0.tar/000000005", "no image", NO_IMAGE)]
-    assert Counter(entry.reason for entry in skipped(found)) == {"other member": 100}
+    entries = read(tar(tmp_path / "0.tar", members))
+    assert len([s for s in samples(entries) if s.caption is not None]) == 98
+    assert [s.name for s in samples(entries) if s.caption is None] == ["0.tar/000000006"]
+    assert faults(entries) == [Unreadable("0.tar/000000005", "no image", NO_IMAGE)]
+    assert Counter(entry.reason for entry in skipped(entries)) == {"other member": 100}
 
 
 def test_captions_as_text_alone_are_refused(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def test_embedded_profile_is_converted_to_srgb(
     kind: str, name: str, matrix: NDArray[np.float64], gamma: float
 ) -> None:
     profile = icc(b"RGB ", gamma_curve(gamma), matrix)
-    found = decoded(saved(FIELD, kind, icc_profile=profile, **LOSSLESS[kind]))
-    assert_close(found, by_matrix(FIELD, matrix, gamma))
+    pixels = decoded(saved(FIELD, kind, icc_profile=profile, **LOSSLESS[kind]))
+    assert_close(pixels, by_matrix(FIELD, matrix, gamma))
 
 
 def test_embedded_profile_of_a_jpeg() -> None:
@@ -94,10 +94,10 @@ def test_gray_profile(kind: str, alpha: bool) -> None:
     if alpha and kind == "png":
         image = Image.merge("LA", [image, Image.new("L", image.size, 128)])
         expected = expected * (128 / 255) + 255 * (127 / 255)
-    found = decoded(saved(image, kind, icc_profile=icc(b"GRAY", gamma_curve(1.0))))
+    pixels = decoded(saved(image, kind, icc_profile=icc(b"GRAY", gamma_curve(1.0))))
     # A level of linear light is up to 13 levels of sRGB in the dark, and a JPEG is a level off.
     bright = gray > 20
-    assert_close(found[bright], np.repeat(expected[..., None], 3, -1)[bright], 2 if kind == "png" else 5)
+    assert_close(pixels[bright], np.repeat(expected[..., None], 3, -1)[bright], 2 if kind == "png" else 5)
 
 
 def test_cmyk_profile_of_a_jpeg() -> None:
@@ -106,19 +106,19 @@ def test_cmyk_profile_of_a_jpeg() -> None:
     inks[32:, :32, 0] = 255
     inks[32:, 32:, 3] = 255
     data = saved(Image.fromarray(inks, "CMYK"), "jpeg", icc_profile=cmyk_icc())
-    found = decoded(data)
+    pixels = decoded(data)
     half = srgb_of(np.array([1, 0.5, 1]))
     for place, expected in {(8, 8): half, (8, 56): 255, (56, 8): (0, 255, 255), (56, 56): 0}.items():
-        assert np.abs(found[place] - np.asarray(expected)).max() <= 3, place
+        assert np.abs(pixels[place] - np.asarray(expected)).max() <= 3, place
 
 
 def test_cmyk_jpeg_without_a_profile() -> None:
     inks = np.zeros((32, 32, 4), np.uint8)
     inks[:16, :, 0] = 255
     inks[16:, :, 3] = 128
-    found = decoded(saved(Image.fromarray(inks, "CMYK"), "jpeg"))
-    assert_close(found[4, 4], np.array([0, 255, 255]))
-    assert_close(found[28, 4], np.array([127, 127, 127]))
+    pixels = decoded(saved(Image.fromarray(inks, "CMYK"), "jpeg"))
+    assert_close(pixels[4, 4], np.array([0, 255, 255]))
+    assert_close(pixels[28, 4], np.array([127, 127, 127]))
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])

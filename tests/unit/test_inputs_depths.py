@@ -40,8 +40,8 @@ from tests.images import (
     ids=["plain", "tRNS", "tRNS cut", "gAMA", "several", "RGB profile"],
 )
 def test_sixteen_bit_gray(chunks: list[bytes]) -> None:
-    found = decoded(raw_png(0, 16, rows16(VALUES), 32, *chunks))
-    assert np.array_equal(found, np.repeat((VALUES >> 8).astype(np.uint8)[..., None], 3, -1))
+    pixels = decoded(raw_png(0, 16, rows16(VALUES), 32, *chunks))
+    assert np.array_equal(pixels, np.repeat((VALUES >> 8).astype(np.uint8)[..., None], 3, -1))
 
 
 def test_sixteen_bit_gray_with_a_profile() -> None:
@@ -51,23 +51,23 @@ def test_sixteen_bit_gray_with_a_profile() -> None:
 
 
 def test_only_the_very_value_is_transparent_in_sixteen_bit_gray() -> None:
-    found = decoded(raw_png(0, 16, rows16(VALUES), 32, chunk(b"tRNS", struct.pack(">H", 640))))
+    pixels = decoded(raw_png(0, 16, rows16(VALUES), 32, chunk(b"tRNS", struct.pack(">H", 640))))
     expected = np.where(VALUES == 640, 255, VALUES >> 8)
     assert (VALUES == 640).sum() == 1 and (VALUES >> 8 == 640 >> 8).sum() > 1
-    assert np.array_equal(found[..., 2], expected)
+    assert np.array_equal(pixels[..., 2], expected)
 
 
 @pytest.mark.parametrize("key", [(0, 1, 2), (640, 65535 - 640, 0)])
 def test_only_the_very_colour_is_transparent_in_sixteen_bit_rgb(key: tuple[int, int, int]) -> None:
     rgb = np.stack([VALUES, 65535 - VALUES, np.zeros_like(VALUES)], -1)
     rgb[0, 0] = 0  # near the first key, and of the same high bytes
-    found = decoded(
+    pixels = decoded(
         raw_png(2, 16, rows16(*np.moveaxis(rgb, -1, 0)), 32, chunk(b"tRNS", struct.pack(">HHH", *key)))
     )
     expected = (rgb >> 8).astype(np.uint8)
     expected[(rgb == key).all(-1)] = 255
     assert (expected == 255).all(-1).any() == (key[0] == 640)
-    assert np.array_equal(found, expected)
+    assert np.array_equal(pixels, expected)
 
 
 def test_interlaced_sixteen_bit_rgb_with_a_transparent_colour() -> None:
@@ -106,8 +106,8 @@ def test_shallow_gray_with_a_transparent_value(depth: int, high_bits: int) -> No
     opaque = decoded(raw_png(0, depth, rows, 256))
     assert np.array_equal(opaque[..., 0], expected)
     for key in {0, count // 2, count - 1}:
-        found = decoded(raw_png(0, depth, rows, 256, chunk(b"tRNS", struct.pack(">H", key | high_bits))))
-        assert np.array_equal(found[..., 0], np.where(values == key, 255, expected))
+        pixels = decoded(raw_png(0, depth, rows, 256, chunk(b"tRNS", struct.pack(">H", key | high_bits))))
+        assert np.array_equal(pixels[..., 0], np.where(values == key, 255, expected))
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4, 8])

@@ -34,9 +34,9 @@ def entries(path: Path) -> list[Sample | Unreadable | Skipped]:
 
 def captions(path: Path) -> dict[str, str | None]:
     """Name -> caption, of the samples; each name once."""
-    found = [entry for entry in entries(path) if isinstance(entry, Sample)]
-    assert len({entry.name for entry in found}) == len(found)
-    return {entry.name: entry.caption for entry in found}
+    samples = [entry for entry in entries(path) if isinstance(entry, Sample)]
+    assert len({entry.name for entry in samples}) == len(samples)
+    return {entry.name: entry.caption for entry in samples}
 
 
 def skipped(path: Path) -> dict[str, str]:
@@ -85,7 +85,7 @@ def linked_file(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("links", "found"),
+    ("links", "linked"),
     [
         (link_outside, ["far"]),
         (link_to_parent, []),
@@ -97,10 +97,10 @@ def linked_file(root: Path) -> None:
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_links_are_followed_and_each_folder_is_read_once(links, found, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_links_are_followed_and_each_folder_is_read_once(links, linked, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     put(tmp_path / "photos" / "own.png", "own")
     links(tmp_path / "photos")
-    assert sorted(map(str, captions(tmp_path / "photos").values())) == [*found, "own"]
+    assert sorted(map(str, captions(tmp_path / "photos").values())) == [*linked, "own"]
 
 
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
@@ -114,8 +114,8 @@ def test_broken_links_are_named(tmp_path: Path) -> None:
     put(tmp_path / "b.png")
     for name in ("gone.jpg", "more", "b.txt", "loop.jpg"):
         (tmp_path / name).symlink_to("loop.jpg" if name == "loop.jpg" else "nowhere")
-    found = entries(tmp_path)
-    assert [entry for entry in found if not isinstance(entry, Sample)] == [
+    listed = entries(tmp_path)
+    assert [entry for entry in listed if not isinstance(entry, Sample)] == [
         Unreadable("b.png", "broken metadata", "its .txt: No such file or directory"),
         Unreadable("gone.jpg", "image not readable", "broken link"),
         Unreadable("loop.jpg", "image not readable", "broken link"),
@@ -172,8 +172,8 @@ def test_every_other_file_is_named_with_its_reason(name: str, reason: str, tmp_p
         place.write_bytes(b"x")
     for image in (tmp_path / "a.png", tmp_path / "sub" / "a.png"):
         put(image, "one")
-    found = skipped(tmp_path)
-    assert (found[name], found[f"sub/{name}"]) == (reason, reason)
+    reasons = skipped(tmp_path)
+    assert (reasons[name], reasons[f"sub/{name}"]) == (reason, reason)
     assert captions(tmp_path) == {"a.png": "one", "sub/a.png": "one"}
 
 
@@ -190,7 +190,7 @@ def test_unknown_suffixes_share_one_reason(tmp_path: Path) -> None:
     assert set(skipped(tmp_path).values()) == {"not an image"}
 
 
-def test_a_folder_of_nothing_but_skipped_files_says_which(tmp_path: Path) -> None:
+def test_a_folder_of_nothing_but_skipped_files_is_reported_with_them(tmp_path: Path) -> None:
     for i in range(3):
         (tmp_path / f"{i}.avif").write_bytes(b"")
     (tmp_path / ".DS_Store").write_bytes(b"")
@@ -239,9 +239,9 @@ def test_a_caption_is_not_taken_from_an_image_of_another_case(tmp_path: Path) ->
 
 
 def test_a_caption_that_could_be_of_two_images_is_of_none() -> None:
-    found = Captions(["Ab.png", "aB.png"], ["AB.txt"])
-    assert (found.of("Ab.png"), found.of("aB.png")) == (None, None)
-    assert found.left() == [("AB.txt", "caption without an image")]
+    captions_by_image = Captions(["Ab.png", "aB.png"], ["AB.txt"])
+    assert (captions_by_image.of("Ab.png"), captions_by_image.of("aB.png")) == (None, None)
+    assert captions_by_image.left() == [("AB.txt", "caption without an image")]
 
 
 def test_images_of_one_stem_share_a_caption(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What is decoded is told by content; anything else is refused by name."""
+"""Formats are recognised by content; what is not decoded is refused by name."""
 
 import struct
 import zlib
@@ -31,7 +31,7 @@ from tests.images import (
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
-def test_format_is_told_by_content(kind: str) -> None:
+def test_format_is_recognised_by_content(kind: str) -> None:
     assert decode(saved(FIELD, kind)).size == (SIDE, SIDE)
 
 
@@ -88,9 +88,9 @@ def test_files_that_are_no_images(name: str) -> None:
 @pytest.mark.parametrize("kind", ["jpeg", "png", "webp"])
 def test_lines(size: tuple[int, int], kind: str) -> None:
     data = saved(Image.new("RGB", size, (200, 100, 50)), kind, icc_profile=SRGB_BYTES)
-    found = decode(data)
-    assert found.size == size
-    assert np.abs(np.asarray(found, int) - [200, 100, 50]).max() <= 3
+    image = decode(data)
+    assert image.size == size
+    assert np.abs(np.asarray(image, int) - [200, 100, 50]).max() <= 3
 
 
 @pytest.mark.parametrize("kind", ["jpeg", "webp", "png"])

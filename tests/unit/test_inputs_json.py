@@ -68,9 +68,9 @@ BAD_JSON = {
 @pytest.mark.parametrize("name", BAD_JSON)
 def test_json_that_cannot_be_used_is_quarantined(tmp_path: Path, name: str) -> None:
     content, problem = BAD_JSON[name]
-    found = read(tar(tmp_path / "a.tar", [*good("0"), JPG, ("1.json", content), *good("2")]))
-    assert samples(found) == expected("a.tar", "0", "2")
-    (fault,) = faults(found)
+    entries = read(tar(tmp_path / "a.tar", [*good("0"), JPG, ("1.json", content), *good("2")]))
+    assert samples(entries) == expected("a.tar", "0", "2")
+    (fault,) = faults(entries)
     assert (fault.name, fault.reason) == ("a.tar/1", "broken metadata")
     assert fault.detail == f".json: {problem}" if problem else len(fault.detail) < 120
     assert str(fault) == str(faults(read(tmp_path / "a.tar"))[0]), "the list is hashed"
@@ -101,8 +101,8 @@ def test_json_that_cannot_be_used_is_quarantined(tmp_path: Path, name: str) -> N
 def test_json_that_can_be_used(
     tmp_path: Path, content: bytes, caption: str, score: float | None, labels: dict[str, str] | None
 ) -> None:
-    found = read(tar(tmp_path / "a.tar", [JPG, ("1.json", content)]))
-    assert found == [Sample("a.tar/1", JPG[1], caption, score, labels)]
+    entries = read(tar(tmp_path / "a.tar", [JPG, ("1.json", content)]))
+    assert entries == [Sample("a.tar/1", JPG[1], caption, score, labels)]
 
 
 @pytest.mark.parametrize("name", BAD_JSON)

@@ -80,9 +80,9 @@ def test_member_that_is_no_sample_is_counted_and_parts_no_pair(
     tmp_path: Path, name: str, reason: str
 ) -> None:
     nested = tar(tmp_path / "nested.tar", good("8", "9")).read_bytes()
-    found = read(tar(tmp_path / "a.tar", [*good("0"), JPG, (name, nested), JSON, *good("2")]))
-    assert samples(found) == expected("a.tar", "0", "1", "2")
-    assert [entry for entry in found if not isinstance(entry, Sample)] == [Skipped(f"a.tar/{name}", reason)]
+    entries = read(tar(tmp_path / "a.tar", [*good("0"), JPG, (name, nested), JSON, *good("2")]))
+    assert samples(entries) == expected("a.tar", "0", "1", "2")
+    assert [entry for entry in entries if not isinstance(entry, Sample)] == [Skipped(f"a.tar/{name}", reason)]
 
 
 @pytest.mark.parametrize("key", ["cam1.shot{}", "{}.v2", "a.b.c.{}", "2024.01.{}.final", "dir.d/{}.x"])
@@ -92,11 +92,11 @@ def test_dots_in_keys(tmp_path: Path, key: str) -> None:
 
 
 def test_sample_whose_key_extends_another(tmp_path: Path) -> None:
-    found = read(tar(tmp_path / "a.tar", good("img", "img.v2", "img.v2.b", "img.v3", "z")))
-    assert sorted(samples(found), key=lambda s: s.name) == expected(
+    entries = read(tar(tmp_path / "a.tar", good("img", "img.v2", "img.v2.b", "img.v3", "z")))
+    assert sorted(samples(entries), key=lambda s: s.name) == expected(
         "a.tar", "img", "img.v2", "img.v2.b", "img.v3", "z"
     )
-    assert len(found) == 5
+    assert len(entries) == 5
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(4))))
@@ -107,10 +107,10 @@ def test_extra_members_of_a_sample_are_counted(
     """In whatever order the four members come."""
     extra = [("1.seg.png", b"segments"), ("1.depth.npy", b"depth")]
     members = [[*pair("1"), *extra][i] for i in order]
-    found = read(tar(tmp_path / "a.tar", [*good("0"), *members, *good(*last)]))
-    assert samples(found) == expected("a.tar", "0", "1", *last)
-    assert not faults(found)
-    assert Counter(skipped(found)) == {
+    entries = read(tar(tmp_path / "a.tar", [*good("0"), *members, *good(*last)]))
+    assert samples(entries) == expected("a.tar", "0", "1", *last)
+    assert not faults(entries)
+    assert Counter(skipped(entries)) == {
         Skipped("a.tar/1.seg.png", "other member"): 1,
         Skipped("a.tar/1.depth.npy", "other member"): 1,
     }
@@ -126,20 +126,20 @@ def test_extra_members_of_a_broken_sample_are_no_fault_of_their_own(tmp_path: Pa
         ("3.seg.png", b""),
         *good("4"),
     ]
-    found = read(tar(tmp_path / "a.tar", members))
-    assert [(f.name, f.reason) for f in faults(found)] == [
+    entries = read(tar(tmp_path / "a.tar", members))
+    assert [(f.name, f.reason) for f in faults(entries)] == [
         ("a.tar/1", "repeated member"),
         ("a.tar/3", "no caption"),
     ]
-    assert skipped(found) == [Skipped(f"a.tar/{i}.seg.png", "other member") for i in "13"]
+    assert skipped(entries) == [Skipped(f"a.tar/{i}.seg.png", "other member") for i in "13"]
 
 
 @pytest.mark.parametrize("image", ["seg.png", ".seg.png", "SEG.PNG"])
 def test_suffix_with_dots_can_be_configured(tmp_path: Path, image: str) -> None:
     members = [("1.jpg", b"x"), *pair("1", "seg.png", "meta.json"), ("1.json", b"{}")]
-    found = read(tar(tmp_path / "a.tar", members), image=[image], metadata="meta.json")
-    assert samples(found) == expected("a.tar", "1")
-    assert skipped(found) == [Skipped(f"a.tar/1.{suffix}", "other member") for suffix in ("jpg", "json")]
+    entries = read(tar(tmp_path / "a.tar", members), image=[image], metadata="meta.json")
+    assert samples(entries) == expected("a.tar", "1")
+    assert skipped(entries) == [Skipped(f"a.tar/1.{suffix}", "other member") for suffix in ("jpg", "json")]
 
 
 def test_longest_configured_suffix_decides(tmp_path: Path) -> None:
@@ -165,20 +165,20 @@ def test_archive_sorted_by_suffix_is_refused_for_what_it_is(tmp_path: Path) -> N
 @pytest.mark.parametrize(("one", "two"), [("1", "2"), ("cam.1", "cam.2")])
 def test_interleaved_pairs_are_named(tmp_path: Path, one: str, two: str) -> None:
     (jpg1, json1), (jpg2, json2) = pair(one), pair(two)
-    found = read(tar(tmp_path / "a.tar", [*good("0"), json1, jpg2, jpg1, json2, *good("3")]))
-    assert samples(found) == expected("a.tar", "0", "3")
-    assert [(f.name, f.reason) for f in faults(found)] == [
+    entries = read(tar(tmp_path / "a.tar", [*good("0"), json1, jpg2, jpg1, json2, *good("3")]))
+    assert samples(entries) == expected("a.tar", "0", "3")
+    assert [(f.name, f.reason) for f in faults(entries)] == [
         (f"a.tar/{key}", "members not adjacent") for key in (one, two)
     ]
-    assert "its .jpg and .json are not beside each other" in faults(found)[1].detail
+    assert "its .jpg and .json are not beside each other" in faults(entries)[1].detail
 
 
 def test_extra_members_of_samples_that_are_not_adjacent(tmp_path: Path) -> None:
     (jpg1, json1), (jpg2, json2) = pair("1"), pair("2")
     segments = [("1.seg.png", b""), ("2.seg.png", b"")]
-    found = read(tar(tmp_path / "a.tar", [*good("0"), jpg1, jpg2, *segments, json1, json2]))
-    assert [f.name for f in faults(found)] == ["a.tar/1", "a.tar/2"]
-    assert skipped(found) == [Skipped(f"a.tar/{name}", "other member") for name, _ in segments]
+    entries = read(tar(tmp_path / "a.tar", [*good("0"), jpg1, jpg2, *segments, json1, json2]))
+    assert [f.name for f in faults(entries)] == ["a.tar/1", "a.tar/2"]
+    assert skipped(entries) == [Skipped(f"a.tar/{name}", "other member") for name, _ in segments]
 
 
 @pytest.mark.parametrize("adjacent", [True, False])

@@ -106,8 +106,8 @@ XMP_CARRIERS: dict[str, Callable[[Pixels, bytes], bytes]] = {
 @pytest.mark.parametrize("name", XMP)
 def test_orientation_in_xmp_only(carrier: str, name: str) -> None:
     turned = name not in ("none", "out of range", "two digits")
-    found = decoded(XMP_CARRIERS[carrier](WIDE, XMP[name]))
-    assert_close(found, np.rot90(WIDE, -1) if turned else WIDE, 6 if carrier == "jpeg" else 0)
+    pixels = decoded(XMP_CARRIERS[carrier](WIDE, XMP[name]))
+    assert_close(pixels, np.rot90(WIDE, -1) if turned else WIDE, 6 if carrier == "jpeg" else 0)
 
 
 def test_exif_comes_before_xmp_where_both_are_valid() -> None:

@@ -1,4 +1,4 @@
-"""Single-file teachers: heeded in what they say of themselves, or refused by what they are instead."""
+"""Single-file teachers: their metadata set prediction and schedule; other files are refused by name."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,10 +49,10 @@ Make = Callable[[Path, Parts], object]
 ONE = torch.ones(1)
 
 
-def saying(*names: str, **metadata: str) -> Make:
+def with_metadata(*names: str, **metadata: str) -> Make:
     """A whole checkpoint with such keys and metadata."""
-    said = {f"modelspec.{key}": value for key, value in metadata.items()}
-    return lambda file, parts: write(file, *parts, mark(*names), metadata=said)
+    modelspec = {f"modelspec.{key}": value for key, value in metadata.items()}
+    return lambda file, parts: write(file, *parts, mark(*names), metadata=modelspec)
 
 
 NOT_WHOLE: list[tuple[str, Make, list[str]]] = [
@@ -88,22 +88,22 @@ NOT_WHOLE: list[tuple[str, Make, list[str]]] = [
         lambda f, p: write(f, *p, {"model.diffusion_model.input_blocks.0.0.weight": torch.ones(8, 9, 3, 3)}),
         ["9 input channels", "inpainting"],
     ),
-    ("EDM", saying("edm_mean", "edm_std"), ["edm_mean", "Karras"]),
-    ("zero SNR of epsilon", saying("ztsnr", prediction_type="epsilon"), ["ztsnr", "pure noise"]),
+    ("EDM", with_metadata("edm_mean", "edm_std"), ["edm_mean", "Karras"]),
+    ("zero SNR of epsilon", with_metadata("ztsnr", prediction_type="epsilon"), ["ztsnr", "pure noise"]),
     (
         "contradiction",
-        saying("v_pred", prediction_type="epsilon"),
+        with_metadata("v_pred", prediction_type="epsilon"),
         ["contradicts itself", "import_teacher.prediction"],
     ),
-    ("unknown prediction", saying(prediction_type="flow"), ["modelspec.prediction_type = 'flow'"]),
+    ("unknown prediction", with_metadata(prediction_type="flow"), ["modelspec.prediction_type = 'flow'"]),
     (
         "architecture of a LoRA",
-        saying(architecture="stable-diffusion-v1/lora"),
+        with_metadata(architecture="stable-diffusion-v1/lora"),
         ["modelspec.architecture", "v1/lora"],
     ),
     (
         "architecture of another family",
-        saying(architecture="stable-diffusion-xl-v1-base"),
+        with_metadata(architecture="stable-diffusion-xl-v1-base"),
         ["teacher.backbone: sdxl"],
     ),
     ("pointer", lambda f, p: f.write_bytes(LFS), ["git lfs pull"]),
@@ -116,16 +116,16 @@ NOT_WHOLE: list[tuple[str, Make, list[str]]] = [
 
 
 @pytest.mark.parametrize(
-    ("make_file", "says"), [row[1:] for row in NOT_WHOLE], ids=[row[0] for row in NOT_WHOLE]
+    ("make_file", "phrases"), [row[1:] for row in NOT_WHOLE], ids=[row[0] for row in NOT_WHOLE]
 )
 def test_a_single_file_that_is_no_teacher_is_refused_by_what_it_is(
-    make_file: Make, says: list[str], whole: Parts, stock: Path, tmp_path: Path
+    make_file: Make, phrases: list[str], whole: Parts, stock: Path, tmp_path: Path
 ) -> None:
     file, config = tmp_path / "x.safetensors", ImportTeacherConfig(config=str(stock))
     make_file(file, whole)
     (fault,) = teacher_faults(file, "sd", config)
     assert fault.startswith(str(file)) and "\n" not in fault
-    assert [part for part in says if part not in fault] == []
+    assert [part for part in phrases if part not in fault] == []
     with pytest.raises(UserError):
         import_teacher(str(file), "sd", config, tmp_path / "out")
 
@@ -148,7 +148,7 @@ def test_files_that_may_run_code_or_are_quantized_are_not_opened(suffix: str, tm
         ((), {"modelspec.prediction_type": "epsilon"}, "epsilon", 0.0047),
     ],
 )
-def test_what_a_single_file_says_of_its_training_is_heeded(
+def test_the_metadata_of_a_single_file_set_prediction_and_schedule(
     marks: tuple[str, ...],
     metadata: dict[str, str],
     prediction: str,
@@ -160,11 +160,11 @@ def test_what_a_single_file_says_of_its_training_is_heeded(
 ) -> None:
     file = write(tmp_path / "x.safetensors", *whole, mark(*marks), metadata=metadata)
     config = {"config": str(stock)}
-    backbone, facts = imported(file, "sd", tmp_path / "teacher", **config)
-    assert facts["prediction"] == prediction and facts["weights"] == "plain"
+    backbone, imported_metadata = imported(file, "sd", tmp_path / "teacher", **config)
+    assert imported_metadata["prediction"] == prediction and imported_metadata["weights"] == "plain"
     assert backbone.schedule.alpha_sigma(ONE)[0].square().item() == pytest.approx(last, abs=1e-4)
-    said = capsys.readouterr().out
-    assert all(name in said for name in (*marks, *metadata, f"prediction: {prediction}"))
+    output = capsys.readouterr().out
+    assert all(name in output for name in (*marks, *metadata, f"prediction: {prediction}"))
     pipeline = d.StableDiffusionPipeline.from_pretrained(stock)
     pipeline.scheduler = d.DDIMScheduler.from_config(
         pipeline.scheduler.config,
@@ -176,7 +176,7 @@ def test_what_a_single_file_says_of_its_training_is_heeded(
     assert_draws_as_stock(backbone, tmp_path / "teacher", pipeline, 5)
 
 
-def test_what_the_user_says_goes_before_the_marks(whole: Parts, stock: Path, tmp_path: Path) -> None:
+def test_the_users_settings_go_before_the_marks(whole: Parts, stock: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "x.safetensors", *whole, metadata={"modelspec.prediction_type": "epsilon"})
     options = {"config": str(stock), "prediction": "v_prediction"}
     assert imported(file, "sd", tmp_path / "teacher", **options)[1]["prediction"] == "v_prediction"
@@ -188,11 +188,11 @@ def test_trained_or_averaged_weights_are_chosen(
 ) -> None:
     file = write(tmp_path / "x.safetensors", *whole, averages(whole[0], 0.5))
     options = {"config": str(stock), "weights": weights}
-    backbone, facts = imported(file, "sd", tmp_path / "teacher", **options)
+    backbone, metadata = imported(file, "sd", tmp_path / "teacher", **options)
     stored = load_file(stock / UNET_WEIGHTS)
-    found = backbone.net.state_dict()
-    assert all(torch.equal(found[name], factor * value) for name, value in stored.items())
-    assert facts["weights"] == weights and f"weights: {weights}" in capsys.readouterr().out
+    state = backbone.net.state_dict()
+    assert all(torch.equal(state[name], factor * value) for name, value in stored.items())
+    assert metadata["weights"] == weights and f"weights: {weights}" in capsys.readouterr().out
 
 
 def test_averages_that_are_not_there_are_refused(whole: Parts, stock: Path, tmp_path: Path) -> None:
@@ -216,7 +216,9 @@ def test_a_file_with_a_hole_is_refused_by_the_missing_weight(
         import_teacher(str(file), "sd", ImportTeacherConfig(config=str(stock)), tmp_path / "out")
 
 
-def test_a_single_file_without_network_says_what_to_give(whole: Parts, stock: Path, tmp_path: Path) -> None:
+def test_a_single_file_without_network_is_refused_with_the_remedy(
+    whole: Parts, stock: Path, tmp_path: Path
+) -> None:
     file = write(tmp_path / "x.safetensors", *whole)
     with pytest.raises(UserError, match=r"x.safetensors: cannot be loaded as a StableDiffusionPipeline"):
         import_teacher(str(file), "sd", ImportTeacherConfig(local_files_only=True), tmp_path / "out")

@@ -19,16 +19,16 @@ def entries(path: Path) -> Entries:
     return list(folder.samples(DataConfig(source="folder", path=str(path), resolution=8), 0))
 
 
-def captions(found: Entries) -> list[tuple[str, str | None]]:
-    return [(entry.name, entry.caption) for entry in found if isinstance(entry, Sample)]
+def captions(entries: Entries) -> list[tuple[str, str | None]]:
+    return [(entry.name, entry.caption) for entry in entries if isinstance(entry, Sample)]
 
 
-def quarantined(found: Entries) -> list[tuple[str, str]]:
-    return [(entry.name, entry.detail) for entry in found if isinstance(entry, Unreadable)]
+def quarantined(entries: Entries) -> list[tuple[str, str]]:
+    return [(entry.name, entry.detail) for entry in entries if isinstance(entry, Unreadable)]
 
 
-def skipped(found: Entries) -> dict[str, str]:
-    return {entry.name: entry.reason for entry in found if isinstance(entry, Skipped)}
+def skipped(entries: Entries) -> dict[str, str]:
+    return {entry.name: entry.reason for entry in entries if isinstance(entry, Skipped)}
 
 
 def folder_with(path: Path, table: str, content: str | bytes, images: Sequence[str] = "1234567") -> Entries:
@@ -48,7 +48,7 @@ OPEN = "a quote is opened and not closed"
 
 
 @pytest.mark.parametrize(
-    ("bad", "said"),
+    ("bad", "message"),
     [
         ("2.jpg,a dog, a cat", f"3 fields where the first line names 2; {COMMA}"),
         ("2.jpg,a dog, a cat, a bird", f"4 fields where the first line names 2; {COMMA}"),
@@ -67,32 +67,32 @@ OPEN = "a quote is opened and not closed"
 @pytest.mark.parametrize("after", ["3.jpg,a cat", '3.jpg,"a cat, asleep"', '3.jpg,a 19"'])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
 def test_a_row_that_does_not_fit_costs_that_row(
-    bad: str | bytes, said: str, after: str, end: str, tmp_path: Path
+    bad: str | bytes, message: str, after: str, end: str, tmp_path: Path
 ) -> None:
     bad = bad.encode() if isinstance(bad, str) else bad
     lines = [b"file_name,caption", b"1.jpg,a horse", bad, after.encode(), b"4.jpg,a cow"]
-    found = folder_with(tmp_path, "captions.csv", end.encode().join(lines), "1234")
+    entries = folder_with(tmp_path, "captions.csv", end.encode().join(lines), "1234")
     third = {"3.jpg,a cat": "a cat", '3.jpg,"a cat, asleep"': "a cat, asleep", '3.jpg,a 19"': 'a 19"'}[after]
-    assert captions(found) == [("1.jpg", "a horse"), ("3.jpg", third), ("4.jpg", "a cow")]
-    ((name, detail),) = quarantined(found)
+    assert captions(entries) == [("1.jpg", "a horse"), ("3.jpg", third), ("4.jpg", "a cow")]
+    ((name, detail),) = quarantined(entries)
     assert name == "captions.csv line 3"
-    assert said in detail
-    assert "2.jpg" not in skipped(found), "the table lists it, however badly"
+    assert message in detail
+    assert "2.jpg" not in skipped(entries), "the table lists it, however badly"
 
 
 def test_the_last_row_may_be_the_bad_one(tmp_path: Path) -> None:
-    found = folder_with(tmp_path, "captions.csv", 'file_name,caption\n1.jpg,one\n2.jpg,"two', "12")
-    assert captions(found) == [("1.jpg", "one")]
-    assert quarantined(found)[0][0] == "captions.csv line 3"
+    entries = folder_with(tmp_path, "captions.csv", 'file_name,caption\n1.jpg,one\n2.jpg,"two', "12")
+    assert captions(entries) == [("1.jpg", "one")]
+    assert quarantined(entries)[0][0] == "captions.csv line 3"
 
 
 def test_several_bad_rows_among_good_ones_are_numbered_as_an_editor_does(tmp_path: Path) -> None:
     table = (
         'file_name,caption\n\n1.jpg,a, b\n2.jpg,"two\nlines"\n3.jpg,"open\n4.jpg,four\n5.jpg,"x\n6.jpg,six\n'
     )
-    found = folder_with(tmp_path, "captions.csv", table, "123456")
-    assert captions(found) == [("2.jpg", "two\nlines"), ("4.jpg", "four"), ("6.jpg", "six")]
-    assert [name for name, _ in quarantined(found)] == [f"captions.csv line {n}" for n in (3, 6, 8)]
+    entries = folder_with(tmp_path, "captions.csv", table, "123456")
+    assert captions(entries) == [("2.jpg", "two\nlines"), ("4.jpg", "four"), ("6.jpg", "six")]
+    assert [name for name, _ in quarantined(entries)] == [f"captions.csv line {n}" for n in (3, 6, 8)]
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,16 @@ def test_several_bad_rows_among_good_ones_are_numbered_as_an_editor_does(tmp_pat
     ],
 )
 def test_rows_that_fit(row: str, caption: str, tmp_path: Path) -> None:
-    found = folder_with(tmp_path, "captions.csv", f"file_name,caption\n{row}\n2.jpg,two\n", "12")
-    assert captions(found) == [("1.jpg", caption), ("2.jpg", "two")]
-    assert quarantined(found) == []
+    entries = folder_with(tmp_path, "captions.csv", f"file_name,caption\n{row}\n2.jpg,two\n", "12")
+    assert captions(entries) == [("1.jpg", caption), ("2.jpg", "two")]
+    assert quarantined(entries) == []
 
 
 def test_the_file_name_may_be_the_last_column(tmp_path: Path) -> None:
     table = 'caption,file_name\n"two\nlines",1.jpg\n"open,2.jpg\nthree,3.jpg\n"a ""b"" c",4.jpg\n'
-    found = folder_with(tmp_path, "captions.csv", table, "1234")
-    assert captions(found) == [("1.jpg", "two\nlines"), ("3.jpg", "three"), ("4.jpg", 'a "b" c')]
-    assert quarantined(found)[0][0] == "captions.csv line 4"
+    entries = folder_with(tmp_path, "captions.csv", table, "1234")
+    assert captions(entries) == [("1.jpg", "two\nlines"), ("3.jpg", "three"), ("4.jpg", 'a "b" c')]
+    assert quarantined(entries)[0][0] == "captions.csv line 4"
 
 
 # Its first line
@@ -137,12 +137,12 @@ def test_the_file_name_may_be_the_last_column(tmp_path: Path) -> None:
 )
 def test_first_lines_that_are_read(first: str, tmp_path: Path) -> None:
     more = "," * (first.count(",") - 1)
-    found = folder_with(tmp_path, "captions.csv", f"{first}\n1.jpg,one{more}\n", "1")
-    assert captions(found) == [("1.jpg", "one")]
+    entries = folder_with(tmp_path, "captions.csv", f"{first}\n1.jpg,one{more}\n", "1")
+    assert captions(entries) == [("1.jpg", "one")]
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("image,caption\n1.jpg,one\n", r"no column `file_name`; its first line reads \['image', 'caption'\]"),
         ("File_Name,caption\n1.jpg,one\n", "no column `file_name`"),
@@ -169,9 +169,9 @@ def test_first_lines_that_are_read(first: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_table_of_another_kind_is_refused_in_one_line(
-    content: str | bytes, said: str, tmp_path: Path
+    content: str | bytes, message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=rf"captions\.csv: {said}") as caught:
+    with pytest.raises(UserError, match=rf"captions\.csv: {message}") as caught:
         folder_with(tmp_path, "captions.csv", content, "1")
     assert "\n" not in str(caught.value)
 
@@ -207,8 +207,8 @@ def test_json_over_several_lines_is_refused_in_one_line(content: str, tmp_path: 
 )
 def test_a_table_under_another_name_is_refused_rather_than_passed_over(name: str, tmp_path: Path) -> None:
     (tmp_path / "1.txt").write_text("not to be taken instead")
-    said = rf"{name}: a table of this name is not read; expected metadata\.jsonl \(.*or captions\.csv"
-    with pytest.raises(UserError, match=said):
+    message = rf"{name}: a table of this name is not read; expected metadata\.jsonl \(.*or captions\.csv"
+    with pytest.raises(UserError, match=message):
         folder_with(tmp_path, name, "{}", "1")
 
 
@@ -227,13 +227,13 @@ def test_a_table_under_another_name_is_refused_rather_than_passed_over(name: str
 )
 def test_file_names_that_are_found(name: str, place: str, tmp_path: Path) -> None:
     row = {"file_name": name.replace("{root}", str(tmp_path)), "caption": "one"}
-    found = folder_with(tmp_path, "metadata.jsonl", json_lines(row), ["a/1", "back\\slash"])
-    assert captions(found) == [(place, "one")]
-    assert skipped(found) == {n: "not in the table" for n in ("a/1.jpg", "back\\slash.jpg") if n != place}
+    entries = folder_with(tmp_path, "metadata.jsonl", json_lines(row), ["a/1", "back\\slash"])
+    assert captions(entries) == [(place, "one")]
+    assert skipped(entries) == {n: "not in the table" for n in ("a/1.jpg", "back\\slash.jpg") if n != place}
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("../out.jpg", "leads out of the folder"),
         ("a/../../out.jpg", "leads out of the folder"),
@@ -248,16 +248,16 @@ def test_file_names_that_are_found(name: str, place: str, tmp_path: Path) -> Non
         (None, "no `file_name`"),
     ],
 )
-def test_file_names_that_are_not_opened(name: object, said: str, tmp_path: Path) -> None:
+def test_file_names_that_are_not_opened(name: object, message: str, tmp_path: Path) -> None:
     inside = tmp_path / "photos"
     inside.mkdir()
     (tmp_path / "out.jpg").write_bytes(b"x")
     rows = [{"file_name": "1.jpg", "caption": "one"}, {"file_name": name, "caption": "two"}]
-    found = folder_with(inside, "metadata.jsonl", json_lines(*rows), "1")
-    assert captions(found) == [("1.jpg", "one")]
-    ((place, detail),) = quarantined(found)
+    entries = folder_with(inside, "metadata.jsonl", json_lines(*rows), "1")
+    assert captions(entries) == [("1.jpg", "one")]
+    ((place, detail),) = quarantined(entries)
     assert place == "metadata.jsonl line 2"
-    assert said in detail
+    assert message in detail
     assert str(tmp_path) not in detail
 
 
@@ -269,9 +269,9 @@ def test_json_lines_with_any_line_end_and_a_mark(end: str, tmp_path: Path) -> No
         '{"file_name": ',
         '{"file_name": "2.jpg", "text": "two"}',
     ]
-    found = folder_with(tmp_path, "metadata.jsonl", "\ufeff" + end.join(rows), "12")
-    assert captions(found) == [("1.jpg", "one"), ("2.jpg", "two")]
-    assert [name for name, _ in quarantined(found)] == ["metadata.jsonl line 3"]
+    entries = folder_with(tmp_path, "metadata.jsonl", "\ufeff" + end.join(rows), "12")
+    assert captions(entries) == [("1.jpg", "one"), ("2.jpg", "two")]
+    assert [name for name, _ in quarantined(entries)] == ["metadata.jsonl line 3"]
 
 
 def test_json_lines_in_another_encoding(tmp_path: Path) -> None:
@@ -279,9 +279,9 @@ def test_json_lines_in_another_encoding(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"metadata\.jsonl: is UTF-16, which is not read; save it as UTF-8"):
         folder_with(tmp_path, "metadata.jsonl", json_lines(row).encode("utf-16"), "1")
     latin = json_lines(row) + '{"file_name": "2.jpg", "caption": "Bär"}\n'
-    found = folder_with(tmp_path, "metadata.jsonl", latin.encode("latin-1"), "12")
-    assert captions(found) == [("1.jpg", "one")]
-    assert quarantined(found) == [("metadata.jsonl line 2", "not UTF-8; save it as UTF-8")]
+    entries = folder_with(tmp_path, "metadata.jsonl", latin.encode("latin-1"), "12")
+    assert captions(entries) == [("1.jpg", "one")]
+    assert quarantined(entries) == [("metadata.jsonl line 2", "not UTF-8; save it as UTF-8")]
 
 
 # What the table does not list
@@ -297,10 +297,10 @@ def test_what_no_row_lists_is_named(table: str, tmp_path: Path) -> None:
     )
     for name in ("3.avif", "1.txt", ".DS_Store", "notes.md"):
         (tmp_path / name).write_bytes(b"")
-    found = folder_with(tmp_path, table, content, ["1", "2", "sub/2", "sub/3"])
-    assert [name for name, _ in captions(found)] == ["1.jpg", "sub/2.jpg"]
-    assert quarantined(found) == [("gone.jpg", "No such file or directory")]
-    assert skipped(found) == {
+    entries = folder_with(tmp_path, table, content, ["1", "2", "sub/2", "sub/3"])
+    assert [name for name, _ in captions(entries)] == ["1.jpg", "sub/2.jpg"]
+    assert quarantined(entries) == [("gone.jpg", "No such file or directory")]
+    assert skipped(entries) == {
         "2.jpg": "not in the table",
         "sub/3.jpg": "not in the table",
         "3.avif": "format not decoded (.avif)",
@@ -314,8 +314,8 @@ def test_what_no_row_lists_is_named(table: str, tmp_path: Path) -> None:
 def test_what_a_row_lists_is_not_skipped_whatever_its_name(name: str, tmp_path: Path) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(b"x")
-    found = folder_with(tmp_path, "metadata.jsonl", json_lines({"file_name": name, "caption": "one"}), "")
-    assert found == [Sample(name, b"x", "one")]
+    entries = folder_with(tmp_path, "metadata.jsonl", json_lines({"file_name": name, "caption": "one"}), "")
+    assert entries == [Sample(name, b"x", "one")]
 
 
 def test_a_file_listed_through_a_link_is_listed(tmp_path: Path) -> None:
@@ -324,19 +324,19 @@ def test_a_file_listed_through_a_link_is_listed(tmp_path: Path) -> None:
         (tmp_path / real).mkdir()
         (tmp_path / link).symlink_to(real)
     rows = [{"file_name": name, "caption": name} for name in ("b/1.jpg", "z/2.jpg")]
-    found = folder_with(tmp_path, "metadata.jsonl", json_lines(*rows), ["b/1", "b/3", "c/2"])
-    assert [name for name, _ in captions(found)] == ["b/1.jpg", "z/2.jpg"]
-    assert skipped(found) == {"a/3.jpg": "not in the table"}
+    entries = folder_with(tmp_path, "metadata.jsonl", json_lines(*rows), ["b/1", "b/3", "c/2"])
+    assert [name for name, _ in captions(entries)] == ["b/1.jpg", "z/2.jpg"]
+    assert skipped(entries) == {"a/3.jpg": "not in the table"}
 
 
 def test_of_two_tables_the_first_is_used_and_the_other_is_named(tmp_path: Path) -> None:
     (tmp_path / "captions.csv").write_text("file_name,caption\n1.jpg,from csv\n")
     rows = json_lines({"file_name": "1.jpg", "caption": "from json"})
-    found = folder_with(tmp_path, "metadata.jsonl", rows, "1")
-    assert captions(found) == [("1.jpg", "from json")]
-    assert skipped(found) == {"captions.csv": "another table is used (metadata.jsonl)"}
+    entries = folder_with(tmp_path, "metadata.jsonl", rows, "1")
+    assert captions(entries) == [("1.jpg", "from json")]
+    assert skipped(entries) == {"captions.csv": "another table is used (metadata.jsonl)"}
 
 
-def test_a_table_without_rows_says_what_lies_there(tmp_path: Path) -> None:
+def test_a_table_without_rows_is_reported_with_the_files_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"nothing but 2 skipped files \(2 not in the table\) found there"):
         folder_with(tmp_path, "captions.csv", "file_name,caption\n", "12")

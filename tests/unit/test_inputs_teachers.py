@@ -148,15 +148,15 @@ REFUSED: list[tuple[str, Edit, list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("family", "edit", "says"), REFUSED)
+@pytest.mark.parametrize(("family", "edit", "phrases"), REFUSED)
 def test_what_is_not_understood_is_refused_by_file_and_key(
-    family: str, edit: Edit, says: list[str], stock: Stock
+    family: str, edit: Edit, phrases: list[str], stock: Stock
 ) -> None:
     folder = stock(family)
     edit(folder)
     faults = teacher_faults(folder, backbone_of(family), ImportTeacherConfig())
     assert len(faults) == 1 and "\n" not in faults[0]
-    assert [part for part in says if part not in faults[0]] == []
+    assert [part for part in phrases if part not in faults[0]] == []
 
 
 def test_the_stage_refuses_what_the_check_finds(stock: Stock, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_sd3_without_t5_is_the_stock_pipelines(how: str, stock: Stock, tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"without": ("vae",)}, "cannot do without it; it can without: text_encoder_3"),
         ({"prediction": "epsilon"}, "import_teacher.prediction = epsilon"),
@@ -215,9 +215,9 @@ def test_sd3_without_t5_is_the_stock_pipelines(how: str, stock: Stock, tmp_path:
         ({"variant": "fp16"}, "import_teacher.variant = 'fp16': no part has such weights"),
     ],
 )
-def test_parameters_that_do_not_fit_are_named(options: dict[str, Any], says: str, stock: Stock) -> None:
+def test_parameters_that_do_not_fit_are_named(options: dict[str, Any], message: str, stock: Stock) -> None:
     (fault,) = teacher_faults(stock("sd3"), "sd3", ImportTeacherConfig(**options))
-    assert says in fault
+    assert message in fault
 
 
 def double_weights(folder: Path) -> None:
@@ -232,8 +232,8 @@ def test_a_variant_is_taken_of_the_parts_that_have_it(stock: Stock, tmp_path: Pa
     double_weights(folder)
     plain = load_file(folder / UNET_WEIGHTS)["conv_in.weight"]
     for variant, factor in ((None, 1), ("non_ema", 2)):
-        backbone, facts = imported(folder, "sd", tmp_path / str(variant), variant=variant)
-        assert facts["weights"] == variant or (variant is None and facts["weights"] == "plain")
+        backbone, metadata = imported(folder, "sd", tmp_path / str(variant), variant=variant)
+        assert metadata["weights"] == variant or (variant is None and metadata["weights"] == "plain")
         assert torch.equal(backbone.net.conv_in.weight, factor * plain)
 
 
@@ -278,9 +278,9 @@ def test_published_kinds_are_taken(family: str, edit: Edit, stock: Stock, tmp_pa
     imported(folder, family, tmp_path / "teacher")
 
 
-def test_the_user_says_what_a_folder_predicts(stock: Stock, tmp_path: Path) -> None:
-    backbone, facts = imported(stock("sd"), "sd", tmp_path / "teacher", prediction="v_prediction")
-    assert facts["prediction"] == "v_prediction" == backbone.prediction
+def test_the_user_sets_what_a_folder_predicts(stock: Stock, tmp_path: Path) -> None:
+    backbone, metadata = imported(stock("sd"), "sd", tmp_path / "teacher", prediction="v_prediction")
+    assert metadata["prediction"] == "v_prediction" == backbone.prediction
 
 
 @pytest.mark.parametrize("zeros", [True, False])
@@ -308,7 +308,7 @@ def damaged_unet(change: Callable[[dict[str, torch.Tensor]], object]) -> Edit:
 
 
 @pytest.mark.parametrize(
-    ("edit", "says"),
+    ("edit", "message"),
     [
         (
             damaged_unet(lambda state: state.pop("conv_out.weight")),
@@ -327,11 +327,11 @@ def damaged_unet(change: Callable[[dict[str, torch.Tensor]], object]) -> Edit:
     ids=["missing", "further", "nan", "size"],
 )
 def test_weights_that_are_not_the_networks_are_refused(
-    edit: Edit, says: str, stock: Stock, tmp_path: Path
+    edit: Edit, message: str, stock: Stock, tmp_path: Path
 ) -> None:
     folder = stock("sd")
     edit(folder)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         import_teacher(str(folder), "sd", ImportTeacherConfig(), tmp_path / "out")
 
 

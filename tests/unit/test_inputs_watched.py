@@ -90,7 +90,7 @@ def test_no_content_is_read_twice(photos: Path, tmp_path: Path, monkeypatch: pyt
     assert look([photos], tmp_path / "known.sqlite") == before
 
 
-def test_what_is_not_there_is_counted_and_told_from_what_is(photos: Path, tmp_path: Path) -> None:
+def test_what_is_not_there_is_counted_apart_from_what_is(photos: Path, tmp_path: Path) -> None:
     (photos / "gone.jpg").symlink_to(tmp_path / "nowhere")
     with_a_broken_link = look([photos], tmp_path / "known.sqlite")
     assert (with_a_broken_link.files, with_a_broken_link.missing) == (5, 0)

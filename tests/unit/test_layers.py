@@ -31,7 +31,7 @@ def package_of(file: Path) -> str:
 
 def imported_modules(file: Path) -> set[str]:
     """Packages of ours that a module imports, wherever in it the import stands."""
-    found = set()
+    packages = set()
     for node in ast.walk(ast.parse(file.read_text())):
         names = []
         if isinstance(node, ast.Import):
@@ -41,8 +41,8 @@ def imported_modules(file: Path) -> set[str]:
         for name in names:
             module = module_file(name)
             if module is not None and module != PACKAGE / "__init__.py":
-                found.add(package_of(module))
-    return found
+                packages.add(package_of(module))
+    return packages
 
 
 FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__init__.py"]
@@ -50,9 +50,9 @@ FILES = [file for file in sorted(PACKAGE.rglob("*.py")) if file != PACKAGE / "__
 
 @pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(PACKAGE)) for file in FILES])
 def test_imports_point_down(file: Path) -> None:
-    own = package_of(file)
-    above = {other for other in imported_modules(file) - {own} if LEVEL[other] >= LEVEL[own]}
-    assert not above, f"{own} is below {', '.join(sorted(above))}, or beside it"
+    package = package_of(file)
+    above = {other for other in imported_modules(file) - {package} if LEVEL[other] >= LEVEL[package]}
+    assert not above, f"{package} is below {', '.join(sorted(above))}, or beside it"
 
 
 def test_methods_holds_methods_alone() -> None:

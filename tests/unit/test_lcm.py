@@ -124,7 +124,7 @@ def test_a_student_of_segments_takes_a_step_per_segment() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"segments": 5}, "grid = 12: expected a multiple of segments = 5"),
         ({"segments": 4, "steps": 2}, "steps = 2: a student of 4 segments takes"),
@@ -133,9 +133,9 @@ def test_a_student_of_segments_takes_a_step_per_segment() -> None:
         ({"guidance": -1.0}, "greater than or equal to 0"),
     ],
 )
-def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
+def test_impossible_settings_are_refused(more: dict[str, Any], message: str) -> None:
     training = {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         lcm.Config.model_validate(
             {"method": "lcm", "from": "teacher", "grid": 12, "training": training} | more
         )

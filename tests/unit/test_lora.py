@@ -118,17 +118,17 @@ def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
         if not torch.equal(new, old)
     }
     assert changed and all(any(target in name for target in QKV) for name in changed)
-    facts = Manifest.open(MODELS / "one", "model").facts
+    metadata = Manifest.open(MODELS / "one", "model").facts
     trained = sum(w.numel() for w in load_file(MODELS / "one" / "lora" / FILE).values())
-    assert facts["lora"]["parameters"] == trained
+    assert metadata["lora"]["parameters"] == trained
 
 
 def test_it_leaves_with_kohyas_names_and_its_own_alpha(backbone: Backbone, tmp_path: Path) -> None:
     net = saved(backbone)
     assert export_adapter(MODELS / "low", tmp_path / "out")
-    found = load_file(tmp_path / "out" / KOHYA)
+    weights = load_file(tmp_path / "out" / KOHYA)
     stem = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
-    down, up, alpha = (found[f"{stem}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "alpha"))
+    down, up, alpha = (weights[f"{stem}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "alpha"))
     layer = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     update = up @ down * (alpha / len(down))
     old, new = (dict(part.named_parameters())[f"{layer}.weight"] for part in (backbone.net, net))
@@ -173,10 +173,10 @@ def test_it_leaves_with_names_that_are_read_elsewhere(
 
 def assert_fused(stock: nn.Module, net: nn.Module) -> None:
     """A stock network with its adapter fused is the merged one."""
-    found = dict(stock.named_parameters())
+    weights = dict(stock.named_parameters())
     for name, weight in net.named_parameters():
         layer, _, kind = name.rpartition(".")
-        fused = found[name] if name in found else found[f"{layer}.base_layer.{kind}"]
+        fused = weights[name] if name in weights else weights[f"{layer}.base_layer.{kind}"]
         torch.testing.assert_close(fused, weight, atol=1e-6, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""What a training is said to take, against what real tensors take."""
+"""The estimated memory of a training, against that of real tensors."""
 
 import os
 import subprocess
@@ -49,9 +49,9 @@ def float32(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def default() -> Design:
-    found = design(load_chain(ROOT / "params.yaml"))
-    assert found is not None
-    return found
+    designed = design(load_chain(ROOT / "params.yaml"))
+    assert designed is not None
+    return designed
 
 
 def really_live(designed: Design, kind: Kind, rows: int, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -63,14 +63,14 @@ def really_live(designed: Design, kind: Kind, rows: int, monkeypatch: pytest.Mon
     trained = [weight for weight in net.parameters() if weight.requires_grad]
     optimizers = optimizers_for(net, kind.optimizer)
     update(trained, optimizers)
-    found = passes(designed, kind, net)
-    assert found is not None
+    traced = passes(designed, kind, net)
+    assert traced is not None
     gradients = sum(4 * weight.numel() for weight in trained)
     for weight in trained:
         weight.grad = None
     with LiveBytes(1) as live:
         update(trained, optimizers)
-    return max(max(map(sum, found.history)) + kind.accumulates * gradients, max(map(sum, live.history)))
+    return max(max(map(sum, traced.history)) + kind.accumulates * gradients, max(map(sum, live.history)))
 
 
 LOW = LoraSettings(rank=8, alpha=8.0)
@@ -102,7 +102,7 @@ def test_a_transformers_live_bytes_are_a_real_steps(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of memory")
-def test_a_training_takes_what_is_said() -> None:
+def test_a_training_takes_the_estimated_memory() -> None:
     """A real step of the default teacher, with an allocator that keeps no freed blocks."""
     place = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-m", "tests.peak"]
@@ -162,28 +162,28 @@ def test_optimizer_state_is_that_of_real_tensors(optimizer: Any, default: Design
     training = TrainingConfig(steps=1, batch_size=1, learning_rate=1e-3, optimizer=optimizer)
     optimizers = optimizers_of(trained_weights({"net": net}), training)
     update([*net.parameters()], optimizers)
-    found = optimizer_bytes(optimizers)
-    assert trace(default, Kind(optimizer)).optimizer == found
+    size = optimizer_bytes(optimizers)
+    assert trace(default, Kind(optimizer)).optimizer == size
     weights = sum(p.numel() * p.element_size() for p in net.parameters())
     whole = need(default, Setup(ROWS, optimizer, ema=True, start=True))
-    assert whole.state == 3 * weights + found
+    assert whole.state == 3 * weights + size
     assert trace(default, Kind("adamw_8bit")).optimizer == weights / 2
 
 
 def test_stable_diffusion_as_published() -> None:
-    found = need(SD15, ADAMW)
-    assert found.parameters == 859_520_964
-    assert found.step is not None and 1e10 < found.step < 1e12
-    assert found.state == 4 * 4 * 859_520_964
+    estimate = need(SD15, ADAMW)
+    assert estimate.parameters == 859_520_964
+    assert estimate.step is not None and 1e10 < estimate.step < 1e12
+    assert estimate.state == 4 * 4 * 859_520_964
 
 
 def test_fakes_averages_and_a_second_frozen_network_are_counted() -> None:
     designed = Design("sd", partial(unet, 16))
-    found = need(designed, ADAMW)
-    weights = 4 * found.parameters
+    estimate = need(designed, ADAMW)
+    weights = 4 * estimate.parameters
     # Weights and two moments.
-    assert need(designed, replace(ADAMW, further=("adamw",))).state == found.state + 3 * weights
-    assert need(designed, replace(ADAMW, averages=1, teacher=True)).state == found.state + 2 * weights
+    assert need(designed, replace(ADAMW, further=("adamw",))).state == estimate.state + 3 * weights
+    assert need(designed, replace(ADAMW, averages=1, teacher=True)).state == estimate.state + 2 * weights
     assert (
         need(designed, replace(ADAMW, gradient_passes=3)).step
         == need(designed, replace(ADAMW, rows=3 * ROWS)).step
@@ -199,8 +199,8 @@ def test_a_methods_networks_are_part_of_its_setup() -> None:
     values = {"method": "any", "from": "reflow", "training": training}
     guided = student_setup(sid.Config.model_validate(values | {"fake": fake, "guidance": 2.0}))
     assert (guided.further, guided.gradient_passes, guided.teacher) == (("muon",), 5, True)
-    own = student_setup(sid.Config.model_validate(values | {"fake": fake, "from": "teacher"}))
-    assert (own.gradient_passes, own.teacher) == (3, False)
+    setup = student_setup(sid.Config.model_validate(values | {"fake": fake, "from": "teacher"}))
+    assert (setup.gradient_passes, setup.teacher) == (3, False)
     assert student_setup(lcm.Config.model_validate(values)).averages == 1
 
 
@@ -230,9 +230,9 @@ def test_a_teacher_that_lies_there_is_known(family: str, tmp_path: Path) -> None
     designed = design(chain)
     assert designed is not None
     for setup in trainings(chain).values():
-        found = need(designed, setup)
-        assert found.step and found.step > 0
-        assert found.total == found.state + found.step
+        estimate = need(designed, setup)
+        assert estimate.step and estimate.step > 0
+        assert estimate.total == estimate.state + estimate.step
 
 
 @pytest.mark.parametrize("place", ["nobody/nothing", "file.safetensors"])

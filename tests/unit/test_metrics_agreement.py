@@ -31,10 +31,10 @@ def test_accuracy_counts_images_with_every_attribute_right() -> None:
         {"shape": "star"},
         None,
     ]
-    found = prompt_accuracy(recognised, wanted)
-    assert found is not None
-    assert found.prompt == wilson(2, 3)
-    assert found.attributes == {"shape": 1.0, "colour": 0.5}
+    accuracy = prompt_accuracy(recognised, wanted)
+    assert accuracy is not None
+    assert accuracy.prompt == wilson(2, 3)
+    assert accuracy.attributes == {"shape": 1.0, "colour": 0.5}
 
 
 def test_accuracy_of_unlabelled_prompts_is_none_and_of_unknown_attributes_an_error() -> None:
@@ -46,8 +46,8 @@ def test_accuracy_of_unlabelled_prompts_is_none_and_of_unknown_attributes_an_err
 def test_wilson_is_the_textbook_interval() -> None:
     """Newcombe 1998, table I: 81 of 263 and 0 of 20, method 3."""
     for (k, n), (low, high) in {(81, 263): (0.2553, 0.3662), (0, 20): (0.0, 0.1611)}.items():
-        found = wilson(k, n)
-        assert [found.low, found.high] == pytest.approx([low, high], abs=5e-5)
+        interval = wilson(k, n)
+        assert [interval.low, interval.high] == pytest.approx([low, high], abs=5e-5)
     assert wilson(20, 20).high == 1.0
 
 
@@ -66,9 +66,9 @@ def test_similarity_is_1_for_the_same_0_for_unrelated_and_minus_1_for_opposite_i
 
 
 def test_speed_is_the_time_it_takes() -> None:
-    found = measure_speed(lambda images: time.sleep(0.01 * images), batch_size=4, device=CPU, seconds=0.1)
-    assert 0.01 <= found.latency_s < 0.03
-    assert 40 < found.pictures_per_second <= 100
-    assert found.peak_memory_bytes > 2**20
+    speed = measure_speed(lambda images: time.sleep(0.01 * images), batch_size=4, device=CPU, seconds=0.1)
+    assert 0.01 <= speed.latency_s < 0.03
+    assert 40 < speed.pictures_per_second <= 100
+    assert speed.peak_memory_bytes > 2**20
     assert memory_counter(CPU) == "ru_maxrss"
     assert torch.__version__ in machine(CPU)

@@ -23,11 +23,11 @@ def test_frechet_between_commuting_gaussians_is_the_closed_form() -> None:
     m, s = torch.tensor([1.0, 0.0, -2.0]).double(), torch.tensor([4.0, 1.0, 0.25]).double()
     other_m, other_s = torch.zeros(3).double(), torch.tensor([1.0, 9.0, 0.25]).double()
     rotation = torch.linalg.qr(gaussian(3, 3, 0).double()).Q
-    found = distance_to(rotation @ m, rotation @ s.diag() @ rotation.T)(
+    distance = distance_to(rotation @ m, rotation @ s.diag() @ rotation.T)(
         rotation @ other_m, rotation @ other_s.diag() @ rotation.T
     )
     expected = (m - other_m).square().sum() + (s.sqrt() - other_s.sqrt()).square().sum()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(distance, expected)
 
 
 def test_frechet_between_two_dimensional_gaussians_is_the_closed_form() -> None:
@@ -63,12 +63,12 @@ def test_frechet_is_torch_fidelitys() -> None:
 
 def test_neighbours_are_those_of_prdc_and_torch_fidelity() -> None:
     x, y = gaussian(300, 8, 0, shift=0.3), gaussian(ROWS + 76, 8, 300, scale=1.2)
-    found = neighbours(x, y)
+    measured = neighbours(x, y)
     near = compute_prdc(y.numpy(), x.numpy(), NEARBY)
-    assert (found.density, found.coverage) == pytest.approx((near["density"], near["coverage"]))
+    assert (measured.density, measured.coverage) == pytest.approx((near["density"], near["coverage"]))
     nearest = prc_features_to_metric(x, y, verbose=False, prc_neighborhood=NEAREST)
-    assert found.precision == pytest.approx(nearest["precision"])
-    assert found.recall == pytest.approx(nearest["recall"])
+    assert measured.precision == pytest.approx(nearest["precision"])
+    assert measured.recall == pytest.approx(nearest["recall"])
 
 
 def test_too_few_or_broken_features_are_refused() -> None:
@@ -99,6 +99,6 @@ def test_precision_and_recall_of_the_same_of_far_and_of_part() -> None:
 def test_a_collapsed_model_keeps_its_precision_and_loses_recall_and_coverage() -> None:
     """Its duplicates have balls of radius 0, which still hold the points themselves."""
     reference = gaussian(100, 2, 0)
-    found = neighbours(reference[:1].expand(50, 2), reference)
-    assert found[:2] == (1.0, 0.01)
-    assert found.coverage < 0.1
+    measured = neighbours(reference[:1].expand(50, 2), reference)
+    assert measured[:2] == (1.0, 0.01)
+    assert measured.coverage < 0.1

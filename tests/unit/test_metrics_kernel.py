@@ -70,21 +70,23 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_shift_has_the_closed_form_of_a_linear_kernel() -> None:
     """Under `x . y / D` the distance of two Gaussians is `|shift|^2 / D`."""
-    found = [
+    distances = [
         compare(*paired(60, i, 0.5), kernel=lambda x, y: x @ y.T / WIDTH).distance().value for i in range(200)
     ]
-    assert np.mean(found) == pytest.approx(3 * 0.25 / WIDTH, abs=3 * float(np.std(found)) / math.sqrt(200))
+    assert np.mean(distances) == pytest.approx(
+        3 * 0.25 / WIDTH, abs=3 * float(np.std(distances)) / math.sqrt(200)
+    )
 
 
 def test_prompts_in_common_cause_no_bias() -> None:
     """Counting a generated image against the real one of its own prompt does, by more than the noise."""
     drawn = list(trials(400, 60, 0.0))
-    found = np.array([comparison.mean[0].item() for comparison in drawn])
-    error = found.std() / math.sqrt(len(found))
-    assert abs(found.mean()) < 3 * error
+    distances = np.array([comparison.mean[0].item() for comparison in drawn])
+    error = distances.std() / math.sqrt(len(distances))
+    assert abs(distances.mean()) < 3 * error
     # KID's cross term has n^2 pairs; the n of equal prompts are nearer to each other than others.
-    own = np.array([(c.own[0] - c.mean[0]).item() / c.n for c in drawn])
-    assert abs((found + own).mean()) > 3 * error
+    same_prompt = np.array([(c.own[0] - c.mean[0]).item() / c.n for c in drawn])
+    assert abs((distances + same_prompt).mean()) > 3 * error
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.15, 0.6])
@@ -100,8 +102,8 @@ def test_the_interval_of_the_ratio_covers_it(shifts: tuple[float, float]) -> Non
     drawn = list(trials(400, 150, *shifts))
     population = torch.stack([c.mean for c in drawn]).mean(0)
     expected = (population[0] / population[1]).item()
-    found = [c.ratio(0, 1) for c in drawn]
-    inside = [r.low <= expected and (r.high is None or expected <= r.high) for r in found]
+    ratios = [c.ratio(0, 1) for c in drawn]
+    inside = [r.low <= expected and (r.high is None or expected <= r.high) for r in ratios]
     assert 0.93 <= np.mean(inside) <= 0.97
 
 
@@ -112,8 +114,8 @@ def test_a_ratio_to_nothing_has_no_upper_end() -> None:
 
 def test_a_set_against_itself_has_the_ratio_one() -> None:
     (g,), x = paired(150, 0, 0.6)
-    found = compare([g, g], x).ratio(0, 1)
-    assert (found.low, found.value, found.high) == pytest.approx((1, 1, 1))
+    ratio = compare([g, g], x).ratio(0, 1)
+    assert (ratio.low, ratio.value, ratio.high) == pytest.approx((1, 1, 1))
 
 
 def test_a_negative_value_lies_in_its_interval() -> None:

@@ -24,9 +24,9 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def test_pairwise_distance_is_the_mean_over_pairs_and_prompts() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [1.0, 1.0], [1.0, 3.0]])
-    found = pairwise_distance(points, [[0, 1], [2, 3]])
-    assert found.value == pytest.approx((5 + 2) / 2)
-    assert found.low < found.value < found.high
+    distance = pairwise_distance(points, [[0, 1], [2, 3]])
+    assert distance.value == pytest.approx((5 + 2) / 2)
+    assert distance.low < distance.value < distance.high
 
 
 def test_the_vendi_score_is_that_of_its_authors() -> None:
@@ -46,57 +46,57 @@ def test_one_image_per_prompt_has_no_diversity() -> None:
 
 def test_students_interval_covers() -> None:
     rows = normal(400, 12)
-    found = [mean_interval(row.tolist()) for row in rows]
-    assert 0.93 <= np.mean([interval.low <= 0 <= interval.high for interval in found]) <= 0.97
+    intervals = [mean_interval(row.tolist()) for row in rows]
+    assert 0.93 <= np.mean([interval.low <= 0 <= interval.high for interval in intervals]) <= 0.97
 
 
 def test_equal_frequencies_have_a_uniform_p_value() -> None:
     rng = np.random.default_rng(0)
     shares = [0.1, 0.2, 0.3, 0.4]
     counts = [[rng.multinomial(n, shares).tolist() for n in (300, 400)] for _ in range(400)]
-    found = [chi_square(mine, theirs) for mine, theirs in counts]
-    assert 0.03 <= np.mean(np.array(found) < 0.05) <= 0.07
+    p_values = [chi_square(mine, theirs) for mine, theirs in counts]
+    assert 0.03 <= np.mean(np.array(p_values) < 0.05) <= 0.07
     assert chi_square([20, 20], [40, 0]) == pytest.approx(math.erfc(math.sqrt(80 / 3 / 2)))
     assert chi_square([5], [5]) == 1
 
 
 def test_entropy_of_few_values_is_nearly_unbiased() -> None:
     rng = np.random.default_rng(1)
-    found = [entropy([str(v) for v in rng.integers(4, size=16)]) for _ in range(400)]
-    assert np.mean(found) == pytest.approx(2, abs=0.03)
+    entropies = [entropy([str(v) for v in rng.integers(4, size=16)]) for _ in range(400)]
+    assert np.mean(entropies) == pytest.approx(2, abs=0.03)
     assert entropy(["a"] * 8) == 0
 
 
 def test_hidden_attributes_are_counted_over_all_and_per_prompt() -> None:
-    found = hidden_attribute(list("aabb"), list("abab"), [[0, 1], [2, 3]])
-    assert found.shares == {"a": 0.5, "b": 0.5} and found.p_value == 1
-    assert found.entropy == 0  # each prompt has its own
+    attribute = hidden_attribute(list("aabb"), list("abab"), [[0, 1], [2, 3]])
+    assert attribute.shares == {"a": 0.5, "b": 0.5} and attribute.p_value == 1
+    assert attribute.entropy == 0  # each prompt has its own
 
 
 def test_tones_of_plain_images() -> None:
     grey, red, board = torch.zeros(3, 8, 8), -torch.ones(3, 8, 8), -torch.ones(3, 8, 8)
     red[0] = 1
     board[:, :, ::2] = 1
-    found = dict(zip(TONES, tones(torch.stack([grey, red, board])).T, strict=True))
-    torch.testing.assert_close(found["brightness"], torch.tensor([0.5, 0.299, 0.5]))
-    torch.testing.assert_close(found["saturation"], torch.tensor([0.0, 1.0, 0.0]))
-    torch.testing.assert_close(found["contrast"], torch.tensor([0.0, 0.0, 0.5]))
-    assert found["detail"][0] == 0 and found["detail"][1] < 1e-6 and found["detail"][2] > 0.5
+    measured = dict(zip(TONES, tones(torch.stack([grey, red, board])).T, strict=True))
+    torch.testing.assert_close(measured["brightness"], torch.tensor([0.5, 0.299, 0.5]))
+    torch.testing.assert_close(measured["saturation"], torch.tensor([0.0, 1.0, 0.0]))
+    torch.testing.assert_close(measured["contrast"], torch.tensor([0.0, 0.0, 0.5]))
+    assert measured["detail"][0] == 0 and measured["detail"][1] < 1e-6 and measured["detail"][2] > 0.5
 
 
 def test_drift_is_relative_to_the_real_mean() -> None:
     real = normal(50, 4).abs() + 1
-    found = drift(real * 1.1, real)
-    assert all(change.value == pytest.approx(0.1) for change in found.values())
-    assert all(change.low <= 0.1 <= change.high for change in found.values())
+    changes = drift(real * 1.1, real)
+    assert all(change.value == pytest.approx(0.1) for change in changes.values())
+    assert all(change.low <= 0.1 <= change.high for change in changes.values())
 
 
 def test_copies_of_training_images_are_found_and_new_ones_are_not() -> None:
     training, real, new = normal(500, 6), normal(4000, 6, seed=1), normal(400, 6, seed=2)
     limit = nearness_limit(real, training)
     assert copied(training[:100], training, limit).value == 1
-    found = copied(new, training, limit)
-    assert found.low <= EXPECTED <= found.high
+    share = copied(new, training, limit)
+    assert share.low <= EXPECTED <= share.high
 
 
 def test_equal_prompts_are_each_others_samples() -> None:

@@ -1,4 +1,4 @@
-"""The files of figures: exact on the way back, readable, strict."""
+"""The files of figures: exact when read back, readable, strict."""
 
 import json
 from pathlib import Path

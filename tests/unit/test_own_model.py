@@ -100,9 +100,9 @@ def answer(backbone: Backbone) -> torch.Tensor:
 
 def test_what_is_collected_is_the_module_and_what_it_imports_of_its_package(tmp_path: Path) -> None:
     collect(FACTORY, tmp_path / "code")
-    found = {path.relative_to(tmp_path / "code"): path for path in (tmp_path / "code").rglob("*.py")}
-    assert {str(name) for name in found} == NEEDED
-    assert all(path.read_text() == (tmp_path / name).read_text() for name, path in found.items())
+    files = {path.relative_to(tmp_path / "code"): path for path in (tmp_path / "code").rglob("*.py")}
+    assert {str(name) for name in files} == NEEDED
+    assert all(path.read_text() == (tmp_path / name).read_text() for name, path in files.items())
     assert "lab.ddpm.model" not in sys.modules
 
 
@@ -159,7 +159,7 @@ def test_what_is_not_there_is_named(factory: str, message: str) -> None:
         adopted(factory)
 
 
-def test_a_mistake_in_the_users_file_is_told_by_its_line(tmp_path: Path) -> None:
+def test_a_mistake_in_the_users_file_is_reported_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "lab/ddpm/layers.py").write_text("import torch\nclass Net(\n")
     with pytest.raises(UserError, match=r"lab/ddpm/layers\.py, line 2: "):
         collect(FACTORY, tmp_path / "code")

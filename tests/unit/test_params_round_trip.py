@@ -47,8 +47,8 @@ def another(value: Any) -> Any:
 
 def changes(before: str, after: str) -> list[str]:
     """The lines of a diff, `-old` and `+new`."""
-    found = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
-    return [line for line in found if not line.startswith(("---", "+++", "@@"))]
+    diff = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    return [line for line in diff if not line.startswith(("---", "+++", "@@"))]
 
 
 @each_file
@@ -69,8 +69,8 @@ def test_a_value_that_a_flow_overrides_is_one_line(file: Path, turn: int, tmp_pa
     with modify_yaml(str(copy)) as kept:
         for keys, value in chosen:
             put(kept, ".".join(keys), another(value))
-    found = changes(text, copy.read_text())
-    assert [sum(line[0] == sign for line in found) for sign in "-+"] == [len(chosen)] * 2, found
+    diff = changes(text, copy.read_text())
+    assert [sum(line[0] == sign for line in diff) for sign in "-+"] == [len(chosen)] * 2, diff
 
 
 @each_file
@@ -80,8 +80,8 @@ def test_a_value_that_dvc_exp_run_sets_is_one_line(file: Path, key: str, tmp_pat
     text, copy = (ROOT / file).read_text(), tmp_path / "params.yaml"
     copy.write_text(text)
     apply_overrides(str(copy), [f"{key}=7"])
-    found = changes(text, copy.read_text())
-    assert [line[0] for line in found] == ["-", "+"], found
+    diff = changes(text, copy.read_text())
+    assert [line[0] for line in diff] == ["-", "+"], diff
 
 
 def test_a_value_that_several_entries_share_is_not_overridden_in_one(tmp_path: Path) -> None:

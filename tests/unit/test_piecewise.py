@@ -144,7 +144,7 @@ def test_windows_beyond_the_table_are_refused(windows: int, last: float | None) 
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"windows": 0}, "greater than or equal to 1"),
         ({"solver_steps": 0}, "greater than or equal to 1"),
@@ -153,6 +153,6 @@ def test_windows_beyond_the_table_are_refused(windows: int, last: float | None) 
         ({"guidance": (4.0, 1.0)}, "0 <= low <= high"),
     ],
 )
-def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config(**more)

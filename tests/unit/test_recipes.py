@@ -54,6 +54,6 @@ def test_init_loses_no_file(clone: Path, capsys: pytest.CaptureFixture[str]) -> 
 def test_init_names_the_known_files(clone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["init", "sdxxl"])
-    said = capsys.readouterr().err
-    assert "params/instaflow_sdxxl.yaml: no such file; there are dmd2_flux, dmd2_pixart" in said
+    error = capsys.readouterr().err
+    assert "params/instaflow_sdxxl.yaml: no such file; there are dmd2_flux, dmd2_pixart" in error
     assert len(FILES) == len(FAMILIES) * len(METHODS)

@@ -83,8 +83,8 @@ def table(html: str, kind: str) -> str:
 
 def rows(html: str, kind: str = "metrics") -> list[str]:
     """What stands in the rows of a table of figures."""
-    found = re.findall(r"<tr.*?</tr>", table(html, kind), re.S)
-    return [" ".join(Reader(row).text.replace("\N{MINUS SIGN}", "-").split()) for row in found]
+    lines = re.findall(r"<tr.*?</tr>", table(html, kind), re.S)
+    return [" ".join(Reader(row).text.replace("\N{MINUS SIGN}", "-").split()) for row in lines]
 
 
 def change(root: Path, name: str, **figures: object) -> None:
@@ -103,7 +103,7 @@ def test_the_headline_compares_the_cheapest_student_with_the_teacher_at_its_full
     assert "at a kernel distance of 20.0 (18.0 – 22.0), 16.0 × the teacher’s (12.8 – 19.2)." in text
 
 
-def test_a_ratio_to_a_teacher_that_cannot_be_told_from_0_is_said_to_be_none(root: Path) -> None:
+def test_a_teacher_whose_distance_may_be_0_has_no_ratio(root: Path) -> None:
     for name in ("tiny", "reflow"):
         change(root, name, kernel_ratio=Ratio(value=None, low=0.0, high=None))
     shown = page(root)
@@ -133,16 +133,16 @@ def test_real_images_have_a_row_in_every_table_and_a_band_in_every_plot(html: st
 
 def reseal(root: Path) -> None:
     """Take the evaluation set as it is now for the one that models were drawn on."""
-    facts = Manifest.open(root / MODELS / "teacher", "teacher").facts
-    Manifest.seal(root / EVALUATION_SET, "evaluation_set", facts, {"data": root / DATA})
+    metadata = Manifest.open(root / MODELS / "teacher", "teacher").facts
+    Manifest.seal(root / EVALUATION_SET, "evaluation_set", metadata, {"data": root / DATA})
     for name, steps in STEPS.items():
         made_from = {"model": root / MODELS / name, "evaluation_set": root / EVALUATION_SET}
         artifact(root / EVALUATIONS / name, "evaluation", made_from, [f"grid-{n}.png" for n in steps])
 
 
 def test_a_warning_stands_in_its_row_and_only_there(html: str) -> None:
-    found = [row for row in rows(html) if "detail -23%" in row]
-    assert len(found) == 1 and found[0].startswith("2 4") and found[0].endswith("<b>place</b>")
+    warned = [row for row in rows(html) if "detail -23%" in row]
+    assert len(warned) == 1 and warned[0].startswith("2 4") and warned[0].endswith("<b>place</b>")
     assert table(html, "metrics").count("<li>") == 2
     assert "<b>place</b>" not in html
 

@@ -151,7 +151,7 @@ def test_an_interval_has_the_digits_that_its_width_leaves(
 
 
 @pytest.mark.parametrize(
-    ("found", "expected", "plain"),
+    ("ratio", "expected", "plain"),
     [
         (Ratio(value=1.083, low=0.911, high=1.302), ("1.08 ×", "0.91 – 1.30"), "1.08 x (0.91 - 1.30)"),
         (Ratio(value=1.0, low=1.0, high=1.0), ("1.00 ×", ""), "1 x"),
@@ -167,7 +167,7 @@ def test_an_interval_has_the_digits_that_its_width_leaves(
         ),
     ],
 )
-def test_a_ratio_claims_no_more_than_is_known(found: Ratio, expected: tuple[str, str], plain: str) -> None:
-    written = figures.ratio(found)
+def test_a_ratio_claims_no_more_than_is_known(ratio: Ratio, expected: tuple[str, str], plain: str) -> None:
+    written = figures.ratio(ratio)
     assert (written.text.replace("\N{NO-BREAK SPACE}", " "), written.small) == expected
-    assert ratio_text(found) == plain
+    assert ratio_text(ratio) == plain

@@ -47,8 +47,8 @@ def evaluated_anew(
 ) -> None:
     """The same project evaluated on other noise, data or prompts."""
     write_json(root / f"{data}.json", {"data": data})
-    made_from, facts = {"data": root / f"{data}.json"}, {"noise": noise}
-    artifact(root / EVALUATION_SET, "evaluation_set", made_from, ["grid-real.png"], facts, prompts, floor)
+    made_from, metadata = {"data": root / f"{data}.json"}, {"noise": noise}
+    artifact(root / EVALUATION_SET, "evaluation_set", made_from, ["grid-real.png"], metadata, prompts, floor)
     for name, steps in STEPS.items():
         evaluate(root, name, steps)
 
@@ -149,8 +149,8 @@ def test_variants_without_a_difference_have_no_best(variants: list[Variant], tmp
 
 def test_ratios_need_no_teacher_among_the_models(variants: list[Variant], tmp_path: Path) -> None:
     students = [Variant(one.name, one.overrides, one.root, ["tiny"]) for one in variants]
-    found = rows(page(students, tmp_path / "page.html"))
-    assert [re.findall(r"(\S+)\s×", row)[0] for row in found[1:]] == ["16.0", "24.0", "16.4"]
+    lines = rows(page(students, tmp_path / "page.html"))
+    assert [re.findall(r"(\S+)\s×", row)[0] for row in lines[1:]] == ["16.0", "24.0", "16.4"]
 
 
 def test_a_variant_with_a_warning_is_not_the_best(variants: list[Variant], tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_real_images_stand_in_a_row_for_the_variants_that_have_them(
 ) -> None:
     evaluated_anew(variants[0].root, floor=False)
     evaluated_anew(variants[1].root)
-    found = rows(page(variants[:2], tmp_path / "page.html"))
-    (shown,) = [row for row in found if row.startswith("real images")]
+    lines = rows(page(variants[:2], tmp_path / "page.html"))
+    (shown,) = [row for row in lines if row.startswith("real images")]
     assert shown.startswith("real imageswith the same caption from-teacher – ")
 
 

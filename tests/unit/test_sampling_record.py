@@ -100,8 +100,8 @@ def test_everything_draws_by_the_models_own_record(tmp_path: Path, monkeypatch: 
     flow = RectifiedFlow()
     student = replace(teacher, name="student", steps=2, sampling=RENOISED, denoiser=teacher.denoiser.on(flow))
     save_model(MODELS / "student", student, backbone, "direct", {"teacher": TEACHER})
-    facts = Manifest.open(MODELS / "student", "model").facts["sampling"]
-    assert facts == {"solver": "renoise", "guidance": "built_in", "times": {"2": [1.0, 0.7, 0.0]}}
+    record = Manifest.open(MODELS / "student", "model").facts["sampling"]
+    assert record == {"solver": "renoise", "guidance": "built_in", "times": {"2": [1.0, 0.7, 0.0]}}
     opened = open_model(MODELS / "student", backbone)
     assert opened.sampling == RENOISED
 

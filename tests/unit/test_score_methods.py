@@ -119,7 +119,7 @@ def test_the_loop_reports_each_update_to_the_method(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("module", "more", "said"),
+    ("module", "more", "message"),
     [
         (dmd2, {"earliest": 0.9, "latest": 0.5}, "earliest = 0.9: has to be below latest = 0.5"),
         (sid, {"steps": 0}, "steps"),
@@ -131,8 +131,8 @@ def test_the_loop_reports_each_update_to_the_method(monkeypatch: pytest.MonkeyPa
         (sid, {"guidance": (3.0, 1.0)}, "0 <= low <= high"),
     ],
 )
-def test_impossible_settings_are_refused(module: Any, more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(module: Any, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         module.Config.model_validate({"method": "any", "from": "teacher"} | VALUES | more)
 
 
@@ -157,9 +157,9 @@ def test_adapters_on_one_base_learn_what_adapters_on_copies_learn(
 
     def weights() -> dict[str, Tensor]:
         learn(Task("distill", "student", method, config, [0], 0))
-        found: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
+        state: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
         rmtree(MODELS / "student")
-        return found
+        return state
 
     shared = weights()
     monkeypatch.setattr(start, "twin", deepcopy)
@@ -180,6 +180,6 @@ def test_three_networks_share_one_base() -> None:
     method = dmd2.METHOD(config, context, student)
     base = {weight.data_ptr() for weight in teacher.net.parameters()}
     for net in (student.net, method.fake.net):
-        own = [weight for weight in net.parameters() if weight.data_ptr() not in base]
-        assert all(weight.requires_grad for weight in own) and len(own) < len(base)
+        trained = [weight for weight in net.parameters() if weight.data_ptr() not in base]
+        assert all(weight.requires_grad for weight in trained) and len(trained) < len(base)
         assert base <= {weight.data_ptr() for weight in net.parameters()}

@@ -46,7 +46,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
 
 
-def judge_at(folder: Path) -> Path:
+def classifier_at(folder: Path) -> Path:
     AttributeClassifier(LABELS, widths=(8, 16), feature_dim=10).save(folder, 32, {})
     return folder
 
@@ -254,8 +254,8 @@ def test_losses_are_means_over_rows(pixels: None) -> None:
 
     def losses(rows: range) -> dict[str, Tensor]:
         batch = method.prepare(method.batch(Rows(7, rows)))
-        found = {label: method.losses(label, batch, 7) for label in method.groups}
-        return {f"{label} {name}": x.detach() for label, each in found.items() for name, x in each.items()}
+        by_group = {label: method.losses(label, batch, 7) for label in method.groups}
+        return {f"{label} {name}": x.detach() for label, each in by_group.items() for name, x in each.items()}
 
     whole, halves = losses(range(6)), [losses(range(3)), losses(range(3, 6))]
     assert set(whole) == {
@@ -281,7 +281,7 @@ def test_a_low_rank_student_with_a_discriminator_starts_from_the_first() -> None
     second = first | {"from": "one_step", "warmup_steps": 0, "lora": {"rank": 1, "alpha": 1.0}}
     for name, values in (("one_step", first), ("sharp", second | {"gan": {"optimizer": rates}})):
         config = sdxs.Config.model_validate(values)
-        learn(Task(f"distill@{name}", name, "sdxs", config, [0], 0, features=judge_at(JUDGE)))
+        learn(Task(f"distill@{name}", name, "sdxs", config, [0], 0, features=classifier_at(JUDGE)))
     before, after = (open_model(MODELS / name, backbone).net.state_dict() for name in ("one_step", "sharp"))
     changes = [value - before[name] for name, value in after.items() if not torch.equal(value, before[name])]
     assert changes

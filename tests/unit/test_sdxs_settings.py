@@ -31,7 +31,7 @@ def test_what_needs_a_feature_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ({"steps": 2}, "steps"),
         ({"data": "encoded"}, "learns from triplets alone"),
@@ -46,6 +46,6 @@ def test_what_needs_a_feature_network() -> None:
         ({"gan": {}}, "optimizer"),
     ],
 )
-def test_impossible_settings_are_refused(more: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         config_of(**more)

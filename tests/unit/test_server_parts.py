@@ -49,7 +49,7 @@ def prefect_of(version: str) -> dict[str, Reply]:
 
 
 @pytest.mark.parametrize(
-    ("reply", "said"),
+    ("reply", "message"),
     [
         (Reply(), "status 200, text/html"),
         (Reply(404), "status 404, text/html"),
@@ -63,11 +63,11 @@ def prefect_of(version: str) -> dict[str, Reply]:
         (Reply(body=b"x" * (64 << 20)), "status 200, text/html"),
     ],
 )
-def test_another_program_on_the_port_is_named_with_the_way_out(reply: Reply, said: str) -> None:
+def test_another_program_on_the_port_is_named_with_the_way_out(reply: Reply, message: str) -> None:
     with answering(reply) as port:
         out = f"choose another port, PREFECT_API_URL={at(port + 1)}"
         with pytest.raises(
-            UserError, match=rf"{at(port)} is no Prefect server \({said}.*\): stop it, or {out}$"
+            UserError, match=rf"{at(port)} is no Prefect server \({message}.*\): stop it, or {out}$"
         ):
             server.there(at(port))
 
@@ -99,8 +99,8 @@ def test_a_scheme_that_does_not_fit_the_port_is_named(tmp_path: Path) -> None:
 def test_a_prefect_server_is_taken_unless_its_version_does_not_fit() -> None:
     ours = prefect.__version__
     for theirs in ("2.20.3", "99.0.0"):
-        said = pytest.raises(UserError, match=f"is Prefect {theirs}, this environment has {ours}")
-        with answering(PLAIN, prefect_of(theirs)) as port, said:
+        refused = pytest.raises(UserError, match=f"is Prefect {theirs}, this environment has {ours}")
+        with answering(PLAIN, prefect_of(theirs)) as port, refused:
             server.there(at(port))
     with answering(PLAIN, prefect_of("3.0.0")) as port:
         assert f"Prefect 3.0.0, older than {ours}" in server.there(at(port))
@@ -112,7 +112,7 @@ def test_a_prefect_server_is_taken_unless_its_version_does_not_fit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "message"),
     [
         ("", "is not set"),
         ("127.0.0.1:4200/api", "does not begin with http:// or https://"),
@@ -126,8 +126,8 @@ def test_a_prefect_server_is_taken_unless_its_version_does_not_fit() -> None:
         ("http://127.0.0.1:4200/api?a=b", "ends with a query"),
     ],
 )
-def test_a_malformed_address_is_shown_beside_a_good_one(url: str, said: str) -> None:
-    with pytest.raises(UserError, match=rf"PREFECT_API_URL.*{said}.*; expected one like http://127"):
+def test_a_malformed_address_is_shown_beside_a_good_one(url: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"PREFECT_API_URL.*{message}.*; expected one like http://127"):
         api_address(url)
 
 
@@ -189,12 +189,12 @@ def test_no_server_is_started_for_an_address_that_it_would_not_answer_at(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = free_port()
-    for url, said in (
+    for url, message in (
         ("http://nowhere.invalid:4200/api", "no Prefect server answers at .*another machine: start it there"),
         (f"https://127.0.0.1:{port}/api", "a server that is started here speaks plain http"),
         (f"http://127.0.0.1:{port}/prefect", "a server that is started here answers at /api"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             server.there(url)
     # An address of the documentation's network (RFC 5737) is no machine's.
     with pytest.raises(UserError, match="another machine: start it there"):
@@ -247,13 +247,13 @@ def test_a_pid_file_counts_while_its_server_is_there(home: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script, "prefect", "--port", "4200"]) as other:
         try:
             pid.write_text(str(other.pid))
-            found = background.running(pid, 4200, at(4200))
-            assert found is not None and found.pid == other.pid
+            running = background.running(pid, 4200, at(4200))
+            assert running is not None and running.pid == other.pid
             with pytest.raises(UserError, match=rf"process {other.pid}\) is at another port: .*server stop"):
                 background.running(pid, port, at(port))
         finally:
             other.kill()
-        while background.alive(found):
+        while background.alive(running):
             pass
         assert background.running(pid, 4200, at(4200)) is None, "a zombie is none"
 
@@ -271,6 +271,6 @@ def test_the_error_of_the_newest_start_is_quoted(tmp_path: Path) -> None:
     assert background.last_error(log) == "Port 4200 is already in use."
 
 
-def test_nothing_there_is_told_from_something_else() -> None:
+def test_nothing_there_is_distinguished_from_something_else() -> None:
     with pytest.raises(NothingThereError, match="refused"):
         version_of(at(free_port()))

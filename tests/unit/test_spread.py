@@ -50,7 +50,7 @@ def test_what_is_text_or_missing_in_a_draw_has_no_spread() -> None:
 
 def test_every_figure_of_a_record_has_a_spread() -> None:
     first, second = (figures(distance).model_dump(mode="json") for distance in (1.0, 3.0))
-    found = spread([first, second])
-    assert found["kernel_distance"] == {"mean": 2.0, "standard_deviation": pytest.approx(math.sqrt(2))}
-    assert found.keys() == first.keys() - {"prompt_similarity"}
-    assert found["diversity"].keys() == first["diversity"].keys()
+    summary = spread([first, second])
+    assert summary["kernel_distance"] == {"mean": 2.0, "standard_deviation": pytest.approx(math.sqrt(2))}
+    assert summary.keys() == first.keys() - {"prompt_similarity"}
+    assert summary["diversity"].keys() == first["diversity"].keys()

@@ -1,4 +1,4 @@
-"""How a stage ends, its exit status, and that it alone says something."""
+"""How a stage ends, its exit status, and that it alone prints."""
 
 import os
 import pty
@@ -33,7 +33,7 @@ def wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    ("main", "said"),
+    ("main", "message"),
     [
         (no_memory_on_the_gpu, "error: the device is out of memory: CUDA out of memory"),
         (no_memory_on_the_host, "error: the device is out of memory:"),
@@ -42,18 +42,18 @@ def wrong() -> None:
 )
 def test_what_a_person_can_mend_is_one_line(
     main: Callable[[], None],
-    said: str,
+    message: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("sys.argv", ["reflow.py"])
     with pytest.raises(SystemExit) as ended:
         run(main, writes=Path("artifacts/models/reflow"))
-    found = capsys.readouterr()
+    captured = capsys.readouterr()
     assert ended.value.code == 1
-    assert found.err.startswith(said) and found.err.count("\n") == 1
-    assert ("FEWSTEP_MICRO_BATCH" in found.err) == ("memory" in said)
-    assert found.out == "reflow: writes artifacts/models/reflow\n"
+    assert captured.err.startswith(message) and captured.err.count("\n") == 1
+    assert ("FEWSTEP_MICRO_BATCH" in captured.err) == ("memory" in message)
+    assert captured.out == "reflow: writes artifacts/models/reflow\n"
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,19 +83,19 @@ warnings.warn("a number is not finite")
 
 
 def on_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """What a command says when its output and errors are a terminal's."""
+    """Output of a command whose stdout and stderr are a terminal's."""
     ours, its = pty.openpty()
     termios.tcsetwinsize(its, (24, 100))
     with subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its, stdin=its):
         os.close(its)
-        said = b""
+        output = b""
         try:
             while more := os.read(ours, 4096):
-                said += more
+                output += more
         except OSError:  # Linux's way to say that nobody is there any more.
             pass
         os.close(ours)
-    return said.decode().replace("\r\n", "\n")
+    return output.decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("early", [True, False])
@@ -120,7 +120,7 @@ def test_libraries_print_no_bars_of_their_own_but_warn_of_what_matters(early: bo
 
 
 @pytest.mark.parametrize(("family", "how"), [("sd", {}), ("sd3", {"without": ["text_encoder_3"]})])
-def test_a_real_import_says_the_lines_of_its_stage_alone(
+def test_a_real_import_prints_the_lines_of_its_stage_alone(
     family: str, how: dict[str, Any], tmp_path: Path
 ) -> None:
     make(family, tmp_path / "stock")

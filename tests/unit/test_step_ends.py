@@ -78,8 +78,8 @@ def test_a_flow_map_lands_at_the_odes_end_in_any_number_of_steps(
     path: Schedule, times: tuple[float, ...]
 ) -> None:
     noise = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    found = solve(Solver.DDIM, flow_map(path), noise, times, {}, path)
-    torch.testing.assert_close(found, DATA * noise, atol=1e-6, rtol=1e-6)
+    ends = solve(Solver.DDIM, flow_map(path), noise, times, {}, path)
+    torch.testing.assert_close(ends, DATA * noise, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("solver", list(Solver))
@@ -90,40 +90,48 @@ def test_times_of_each_sample_are_those_of_a_sample_alone(solver: Solver) -> Non
     if solver is not Solver.RENOISE:  # an ODE's steps have a length
         grids[2] = (1.0, 0.9, 0.1, 0.0)
     times = [torch.tensor(each) for each in zip(*grids, strict=True)]
-    found = solve(solver, denoiser(path), noise, times, {}, path, lambda i: fresh + i)
+    together = solve(solver, denoiser(path), noise, times, {}, path, lambda i: fresh + i)
     for i, grid in enumerate(grids):
-        one, own = slice(i, i + 1), fresh[i : i + 1]
-        alone = solve(solver, denoiser(path), noise[one], grid, {}, path, [own, own + 1].__getitem__)
-        torch.testing.assert_close(found[one], alone, atol=1e-6, rtol=1e-6)
+        one, noise_of_sample = slice(i, i + 1), fresh[i : i + 1]
+        alone = solve(
+            solver,
+            denoiser(path),
+            noise[one],
+            grid,
+            {},
+            path,
+            [noise_of_sample, noise_of_sample + 1].__getitem__,
+        )
+        torch.testing.assert_close(together[one], alone, atol=1e-6, rtol=1e-6)
 
 
-def test_the_network_is_told_the_end_in_its_own_time() -> None:
-    told: list[Tensor] = []
+def test_the_network_receives_the_end_in_its_own_time() -> None:
+    received: list[Tensor] = []
 
     def network(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        told.append(conditions.get(END_TIME, torch.tensor(math.nan)))
+        received.append(conditions.get(END_TIME, torch.tensor(math.nan)))
         return x
 
     cosine, flow = Cosine(), RectifiedFlow()
     x, t, s = torch.ones(1, 2), torch.tensor([0.9]), torch.tensor([0.5])
-    own = Denoiser(network, cosine, Prediction.V, cosine, (END_TIME,))
-    for each in (own, own.on(flow), Denoiser(network, cosine, Prediction.V, cosine)):
+    on_its_schedule = Denoiser(network, cosine, Prediction.V, cosine, (END_TIME,))
+    for each in (on_its_schedule, on_its_schedule.on(flow), Denoiser(network, cosine, Prediction.V, cosine)):
         asked(each, x, t, s, {})
     # On the rectified flow alpha = sigma at 0.5, as on the cosine path.
-    assert told[0].item() == pytest.approx(500) and told[1].item() == pytest.approx(500, abs=1e-3)
-    assert math.isnan(told[2].item()), "a network that does not take it never sees it"
+    assert received[0].item() == pytest.approx(500) and received[1].item() == pytest.approx(500, abs=1e-3)
+    assert math.isnan(received[2].item()), "a network that does not take it never sees it"
 
 
 def test_both_sides_of_guidance_end_where_the_step_does() -> None:
-    told: list[Tensor] = []
+    received: list[Tensor] = []
 
     def denoise(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
-        told.append(conditions[END_TIME])
+        received.append(conditions[END_TIME])
         return Estimate(x, x)
 
     run = guided(denoise, {"text": torch.zeros(1, 2)}, 3.0)
     asked(run, torch.ones(2, 1), at(1.0, torch.ones(2)), torch.tensor([0.2, 0.4]), {"text": torch.ones(2, 2)})
-    assert told[0].tolist() == pytest.approx([0.2, 0.4, 0.2, 0.4])
+    assert received[0].tolist() == pytest.approx([0.2, 0.4, 0.2, 0.4])
 
 
 class FlowMapConfig(reflow.Config):
@@ -139,7 +147,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def asked_for(model: Model, end: float, guidance: float) -> Tensor:
-    """What the model's network says at t = 0.8, for a step that ends there."""
+    """The estimate of the model's network at t = 0.8, for a step that ends there."""
     x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     conditions = PROMPTS | {GUIDANCE: torch.full((2,), guidance)}
     with torch.no_grad():
@@ -151,7 +159,7 @@ PROMPTS: Conditions = {}
 
 @pytest.mark.usefixtures("project")
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_a_network_learns_to_heed_the_end_of_a_step_and_keeps_its_guidance(family: str) -> None:
+def test_a_network_learns_to_depend_on_the_end_of_a_step_and_keeps_its_guidance(family: str) -> None:
     backbone = import_miniature(family)
     with torch.no_grad():
         PROMPTS.update(backbone.encode_prompts(CAPTIONS[:2]))
@@ -167,7 +175,7 @@ def test_a_network_learns_to_heed_the_end_of_a_step_and_keeps_its_guidance(famil
     for guidance in (1.0, 6.0):
         torch.testing.assert_close(asked_for(both, 0.3, guidance), asked_for(guided_one, 0.3, guidance))
     assert not torch.equal(asked_for(both, 0.3, 1.0), asked_for(both, 0.3, 6.0))
-    assert torch.equal(asked_for(both, 0.3, 1.0), asked_for(both, 0.6, 1.0)), "not heeded yet"
+    assert torch.equal(asked_for(both, 0.3, 1.0), asked_for(both, 0.6, 1.0)), "no effect yet"
 
     wider = both.net.get_parameter("time_embedding.cond_proj.weight")
     torch.nn.init.normal_(wider.detach(), generator=torch.Generator().manual_seed(3))
@@ -190,7 +198,7 @@ def test_a_network_learns_to_heed_the_end_of_a_step_and_keeps_its_guidance(famil
 
 
 @pytest.mark.usefixtures("project")
-def test_a_family_without_a_place_for_a_second_time_says_so() -> None:
+def test_a_family_without_a_place_for_a_second_time_is_refused() -> None:
     backbone = import_miniature("pixart")
     config = FlowMapConfig.model_validate({"from": "teacher", "training": TRAINING})
     with pytest.raises(UserError, match="end_time: a PixArtTransformer2DModel has no place for it"):

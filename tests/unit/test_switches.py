@@ -89,9 +89,9 @@ def test_the_same_network_is_learned(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(f"FEWSTEP_{switch}", value)
-    found = trained(backbone)
+    weights = trained(backbone)
     moved = distance(plain, dict(backbone.net.state_dict()))
-    assert distance(plain, found) <= (0.0 if switch == "EMA_ON_HOST" else 0.01 * moved)
+    assert distance(plain, weights) <= (0.0 if switch == "EMA_ON_HOST" else 0.01 * moved)
 
 
 def test_micro_batches_see_every_row_once_and_never_more_than_they_may(
@@ -170,8 +170,8 @@ def test_a_network_is_learned_in_half_precision(
     plain: dict[str, Tensor], backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    found = trained(backbone)
-    assert 0 < distance(plain, found) < 0.1 * distance(plain, dict(backbone.net.state_dict()))
+    weights = trained(backbone)
+    assert 0 < distance(plain, weights) < 0.1 * distance(plain, dict(backbone.net.state_dict()))
 
 
 def test_a_tracker_that_fails_is_left_off_and_ends_no_training(

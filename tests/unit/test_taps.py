@@ -28,7 +28,7 @@ def network(name: str) -> tuple[Any, Any, Tensor]:
     net = pipelines.MAKERS[name]().components[kind.net_part].requires_grad_(False)
     backbone = kind.of(None)({}, RectifiedFlow(), Prediction.FLOW)
     conditions = backbone.example_conditions(net, 2, None)
-    if conditions is None:  # Flux: its configuration does not tell the length of prompts
+    if conditions is None:  # Flux: its configuration lacks the length of prompts
         widths = {"text": (3, net.config.joint_attention_dim), "pooled": (net.config.pooled_projection_dim,)}
         conditions = {name: torch.zeros(2, *width) for name, width in widths.items()}
     channels = net.config.in_channels // (4 if name == "flux" else 1)  # Flux packs 2 x 2 latents

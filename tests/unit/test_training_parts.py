@@ -25,12 +25,12 @@ Decay = Literal["constant", "linear", "cosine"]
 @pytest.mark.parametrize("shape", [(16, 48), (48, 16), (32, 32)])
 def test_orthogonalised_update_keeps_the_directions_and_evens_their_sizes(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = orthogonal(torch.stack([torch.zeros_like(matrix), matrix]))[1]
+    update = orthogonal(torch.stack([torch.zeros_like(matrix), matrix]))[1]
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    spread = torch.diagonal(u.T @ found @ v.T)
-    assert torch.linalg.svdvals(found).max() < 1.3
+    spread = torch.diagonal(u.T @ update @ v.T)
+    assert torch.linalg.svdvals(update).max() < 1.3
     assert spread.min() > 0.3, "every direction of the matrix is kept, with its sign"
-    assert torch.allclose(u @ torch.diag(spread) @ v, found, atol=0.05)
+    assert torch.allclose(u @ torch.diag(spread) @ v, update, atol=0.05)
 
 
 def test_muon_solves_a_convolutional_regression() -> None:
@@ -173,7 +173,7 @@ def test_what_was_trained_is_on_disk_before_images_are_drawn(
     assert torch.equal(whole.weight, resumed.weight)
 
 
-def test_without_trackers_nothing_is_drawn_for_them_and_nothing_said(
+def test_without_trackers_nothing_is_drawn_for_them_and_nothing_warned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -182,10 +182,10 @@ def test_without_trackers_nothing_is_drawn_for_them_and_nothing_said(
     shown = Shown(tmp_path, ends=True)
     train(shown, "fit", 0, tmp_path)
     assert shown.seen == [] and [folder.name for folder in tmp_path.glob("fit/*")] == ["step-00000040"]
-    assert not [said for said in recwarn if "log_with" in str(said.message)]
+    assert not [warning for warning in recwarn if "log_with" in str(warning.message)]
 
 
-def test_an_optimizer_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_optimizer_that_is_not_installed_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match="adamw_8bit: `pip install bitsandbytes` first"):
         optimizers_of({"w": torch.nn.Parameter(torch.zeros(1))}, Fit("adamw_8bit").training)

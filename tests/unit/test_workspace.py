@@ -1,4 +1,4 @@
-"""Unfinished work: when it is resumed, what is said of it when it is not, and that nobody deletes it."""
+"""Unfinished work: when it is resumed, what is reported when it is not, and that nobody deletes it."""
 
 import os
 import shutil
@@ -75,17 +75,17 @@ def test_other_work_is_reported_and_kept(
         monkeypatch.setattr(sys.modules["fewstep.core.keyed"], "__file__", str(copy))
         named = "code fewstep.core.keyed"
     other = begin(params)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert other.folder != work.folder and (work.folder / "fit/step-00000017").is_dir()
-    assert f"does not resume unfinished work (fit at step 17) in {work.folder}, because of {named}." in said
-    assert f"FEWSTEP_RESUME={work.folder.name}" in said and "fewstep clean fit" in said
+    assert f"does not resume unfinished work (fit at step 17) in {work.folder}, because of {named}." in output
+    assert f"FEWSTEP_RESUME={work.folder.name}" in output and "fewstep clean fit" in output
     train(Fit("adamw"), "fit", 0, other.folder)
     assert "resumes at" not in capsys.readouterr().out
     other.finish()
     assert (work.folder / "fit/step-00000017").is_dir(), "finishing one leaves the other"
 
 
-def test_other_work_is_resumed_when_it_is_named_and_the_manifest_says_so(
+def test_other_work_is_resumed_when_it_is_named_and_the_manifest_records_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, work = Fit("adamw"), begin()
@@ -223,6 +223,6 @@ def test_editing_an_adapter_changes_the_fingerprint(tmp_path: Path) -> None:
 
 
 def test_what_work_was_begun_with_is_written_down() -> None:
-    facts = read_json(begin().folder / "origin.json")
-    assert facts["params"] == PARAMS and facts["inputs"].keys() == {"data"} and facts["resumed"] == []
-    assert "fewstep.core.keyed" in facts["source"]
+    origin = read_json(begin().folder / "origin.json")
+    assert origin["params"] == PARAMS and origin["inputs"].keys() == {"data"} and origin["resumed"] == []
+    assert "fewstep.core.keyed" in origin["source"]

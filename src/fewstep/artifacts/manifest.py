@@ -28,11 +28,13 @@ class Manifest:
     files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
-    def seal(cls, folder: Path, kind: str, facts: Mapping[str, Any], made_from: Mapping[str, Path]) -> Self:
+    def seal(
+        cls, folder: Path, kind: str, metadata: Mapping[str, Any], made_from: Mapping[str, Path]
+    ) -> Self:
         """Hash the files of `folder` and write its manifest. `made_from`: name -> input folder or file."""
         manifest = cls(
             kind=kind,
-            facts=facts,
+            facts=metadata,
             made_from={name: identity(path) for name, path in made_from.items()},
             files={str(file.relative_to(folder)): sha256(file) for file in contents(folder)},
         )
@@ -51,13 +53,13 @@ class Manifest:
             ) from None
         if manifest.kind != kind:
             raise UserError(f"{folder}: is a {manifest.kind!r} artifact, a {kind!r} is needed here")
-        found = {str(file.relative_to(folder)): file for file in contents(folder)}
-        for name in sorted(manifest.files.keys() | found.keys()):
-            if name not in found:
+        files = {str(file.relative_to(folder)): file for file in contents(folder)}
+        for name in sorted(manifest.files.keys() | files.keys()):
+            if name not in files:
                 problem = "is missing"
             elif name not in manifest.files:
                 problem = "is not in the manifest"
-            elif sha256(found[name]) != manifest.files[name]:
+            elif sha256(files[name]) != manifest.files[name]:
                 problem = "differs from the manifest's hash"
             else:
                 continue

@@ -55,8 +55,8 @@ class Origin:
         """The origin of the work in a folder; None where an earlier version of fewstep made it."""
         if not (folder / ORIGIN).exists():
             return None
-        facts = read_json(folder / ORIGIN)
-        return cls(facts["params"], facts["inputs"], facts["source"], tuple(facts["resumed"]))
+        record = read_json(folder / ORIGIN)
+        return cls(record["params"], record["inputs"], record["source"], tuple(record["resumed"]))
 
     def write(self, folder: Path) -> None:
         """Write the file that `read` reads."""
@@ -65,8 +65,8 @@ class Origin:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits; `resumed` is not part of it."""
-        facts = {"params": self.params, "inputs": self.inputs, "source": self.source}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+        content = {"params": self.params, "inputs": self.inputs, "source": self.source}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def differences(self, then: Self | None) -> list[str]:
         """The differences from another origin, one line each."""

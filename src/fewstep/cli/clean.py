@@ -14,10 +14,10 @@ def run(chosen: argparse.Namespace) -> None:
 
     from fewstep.artifacts.workspace import unfinished
 
-    found = [work for stage in chosen.stage or [None] for work in unfinished(stage)]
-    for work in found:
+    unfinished_work = [work for stage in chosen.stage or [None] for work in unfinished(stage)]
+    for work in unfinished_work:
         line = f"deleted: {work}, {decimal(work.size)}"
         work.delete()
         print(line)
-    if not found:
+    if not unfinished_work:
         print("nothing unfinished")

@@ -12,7 +12,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     add = parser.add_argument
     add("--model", action="append", required=True, metavar="NAME:STEPS", help="e.g. one_step:1")
-    add("--images", "--pictures", dest="pictures", type=int, default=2000, help="per model and step count")
+    add("--images", "--pictures", type=int, default=2000, help="per model and step count")
     seeds = "number of draws of prompts, noise and real images; several give the spread"
     add("--seeds", type=int, default=1, help=seeds)
 
@@ -35,5 +35,5 @@ def run(chosen: argparse.Namespace) -> None:
         raise UserError(f"--seeds {chosen.seeds}: expected a number, 1 or more")
     out = sys.stdout
     with redirect_stdout(sys.stderr):  # progress
-        for record in evaluate_fully(wanted, chosen.pictures, chosen.seeds):
+        for record in evaluate_fully(wanted, chosen.images, chosen.seeds):
             print(json.dumps(rounded(record), indent=2), file=out, flush=True)

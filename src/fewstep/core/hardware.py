@@ -38,9 +38,9 @@ def process() -> PartialState:
 
 def device() -> torch.device:
     """The device of this process."""
-    found = torch.device(process().device)
+    local = torch.device(process().device)
     # With several processes the device is named "cpu:0", which safetensors refuses.
-    return torch.device("cpu") if found.type == "cpu" else found
+    return torch.device("cpu") if local.type == "cpu" else local
 
 
 def mixed_precision() -> str:

@@ -45,9 +45,9 @@ def quiet() -> None:
     for name, level in LEVELS.items():
         logging.getLogger(name).setLevel(level)
     for name, phrase in NOISE.items():
-        logging.getLogger(name).addFilter(partial(says_else, phrase))
+        logging.getLogger(name).addFilter(partial(lacks, phrase))
 
 
-def says_else(phrase: str, record: logging.LogRecord) -> bool:
+def lacks(phrase: str, record: logging.LogRecord) -> bool:
     """Whether a log record does not contain the phrase."""
     return phrase not in str(record.msg)

@@ -46,8 +46,8 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
         # Accelerators raise torch.OutOfMemoryError; the host raises a plain RuntimeError with this message.
         if type(error).__name__ != "OutOfMemoryError" and "can't allocate memory" not in str(error):
             raise
-        said = str(error).strip().splitlines()[0]
-        print(f"error: {OUT_OF_MEMORY}: {said}; {WAY_OUT}", file=sys.stderr, flush=True)
+        message = str(error).strip().splitlines()[0]
+        print(f"error: {OUT_OF_MEMORY}: {message}; {WAY_OUT}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted; run `dvc repro` again to go on", file=sys.stderr, flush=True)

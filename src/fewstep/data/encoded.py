@@ -11,8 +11,8 @@ from fewstep.data.stream import Stream
 
 def open_encoded(folder: Path, order: Key) -> Stream[Prompted]:
     """Encoded images in keyed order. Raises UserError when the artifact is incomplete."""
-    facts = Manifest.open(folder, "encoded").facts
-    return Stream(facts["counts"], partial(_load, folder, facts["files"]), order)
+    metadata = Manifest.open(folder, "encoded").facts
+    return Stream(metadata["counts"], partial(_load, folder, metadata["files"]), order)
 
 
 def _load(folder: Path, files: list[str], shard: int) -> list[Prompted]:

@@ -28,11 +28,16 @@ class Prompted:
 
 
 def save_prompted(
-    path: Path, latents: Tensor, prompt: Tensor, table: Conditions, dtype: str, own: Mapping[str, Tensor]
+    path: Path,
+    latents: Tensor,
+    prompt: Tensor,
+    table: Conditions,
+    dtype: str,
+    per_latent: Mapping[str, Tensor],
 ) -> None:
     """Write the file atomically; dtype: of everything but `prompt`, on disk."""
     named = {f"{TABLE}{name}": value for name, value in table.items()}
-    named |= {f"{OWN}{name}": value for name, value in own.items()} | {"latents": latents}
+    named |= {f"{OWN}{name}": value for name, value in per_latent.items()} | {"latents": latents}
     small = {name: value.to("cpu", DTYPES[dtype]).contiguous() for name, value in named.items()}
     with whole_file(path) as staging:
         save_file({"prompt": prompt, **small}, staging)
@@ -41,7 +46,7 @@ def save_prompted(
 def load_prompted(path: Path) -> list[Prompted]:
     """Every latent of a file; those with the same prompt share its tensors."""
     tensors = load_file(path)
-    table, own = (
+    table, per_latent = (
         {
             name.removeprefix(prefix): value.float()
             for name, value in tensors.items()
@@ -53,7 +58,7 @@ def load_prompted(path: Path) -> list[Prompted]:
         Prompted(
             latent,
             {name: value[prompt] for name, value in table.items()}
-            | {name: value[row] for name, value in own.items()},
+            | {name: value[row] for name, value in per_latent.items()},
         )
         for row, (latent, prompt) in enumerate(
             zip(tensors["latents"].float(), tensors["prompt"].tolist(), strict=True)

@@ -45,5 +45,5 @@ def prompt_accuracy(recognised: Sequence[Labels], wanted: Sequence[Labels | None
 
 def wilson(successes: int, trials: int) -> Interval:
     """A share with Wilson's 95 % score interval (Wilson 1927), valid also near 0 and 1."""
-    found = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return Interval(value=successes / trials, low=float(found.low), high=float(found.high))
+    bounds = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return Interval(value=successes / trials, low=float(bounds.low), high=float(bounds.high))

@@ -27,7 +27,7 @@ from fewstep.evaluation.speed import machine, measure_speed, memory_counter
 from fewstep.features.network import FeatureNetwork
 from fewstep.sampling.draw import Sampler
 
-STRAIGHTNESS_PICTURES = 64
+STRAIGHTNESS_IMAGES = 64
 STRAIGHTNESS_STEPS = 16
 """Times at which the flow's straightness is measured; a model trained for N steps is measured at its N."""
 
@@ -66,13 +66,13 @@ def step_metrics(
 ) -> StepMetrics:
     """All figures of one step count."""
     seen = observe(pixels, network, on.prompts.prompts)
-    found = figures(seen, on.yardstick)
+    measured = figures(seen, on.yardstick)
     return StepMetrics(
-        **dict(found),
+        **dict(measured),
         **against_teacher(seen, pixels, on),
         nfe=sampler.evaluations(steps),
         flops_per_picture=flops(sampler, steps, on.prompts.prompts[0]),
-        flags=tuple(flags(found, on.reference)),
+        flags=tuple(flags(measured, on.reference)),
     )
 
 
@@ -100,7 +100,7 @@ def model_straightness(sampler: Sampler, on: EvaluationSet) -> float | None:
     if not sampler.model.has_flow:
         return None
     flow = RectifiedFlow()
-    count = min(STRAIGHTNESS_PICTURES, on.prompts.main)
+    count = min(STRAIGHTNESS_IMAGES, on.prompts.main)
     noise = noise_of(on.prompts.noise, range(count), sampler.backbone.latent_shape).to(device())
     with autocast():
         conditions = sampler.backbone.encode_prompts(on.prompts.prompts[:count])

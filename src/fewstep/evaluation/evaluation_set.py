@@ -131,15 +131,15 @@ def held_out_images(
     Raises UserError when there are fewer held-out images than prompts.
     """
     wanted = max(config.pictures, config.reference)
-    found = distinct(held_out, wanted + POOL * config.pictures)
-    if len(found) < config.pictures:
+    images = distinct(held_out, wanted + POOL * config.pictures)
+    if len(images) < config.pictures:
         raise UserError(
-            f"params.yaml: evaluation_set.pictures = {config.pictures}: there are {len(found)} held-out "
+            f"params.yaml: evaluation_set.pictures = {config.pictures}: there are {len(images)} held-out "
             "images; lower it or raise data.heldout"
         )
     # Where captions do not repeat, the floor cannot match them, and one further image per prompt suffices.
-    repeated = len({image.caption for image in found[: config.pictures]}) < config.pictures
-    return found[:wanted], found[wanted : None if repeated else wanted + config.pictures]
+    repeated = len({image.caption for image in images[: config.pictures]}) < config.pictures
+    return images[:wanted], images[wanted : None if repeated else wanted + config.pictures]
 
 
 def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[str], list[list[int]]]:
@@ -149,10 +149,10 @@ def grouped(captions: Sequence[str], prompts: int, samples: int) -> tuple[list[s
         rows.setdefault(caption, []).append(i)
     extra: list[str] = []
     groups = []
-    for caption, own in list(rows.items())[:prompts]:
-        missing = max(samples - len(own), 0)
+    for caption, indices in list(rows.items())[:prompts]:
+        missing = max(samples - len(indices), 0)
         first = len(captions) + len(extra)
-        groups.append([*own[:samples], *range(first, first + missing)])
+        groups.append([*indices[:samples], *range(first, first + missing)])
         extra += [caption] * missing
     return extra, groups
 
@@ -168,13 +168,13 @@ def floor(
     if len(matched) >= prompts.main:
         chosen = [pool[i] for i in matched]
         groups = on.groups if len(chosen) == len(prompts) else ()
-        found = figures(look_at(chosen, network), on, groups)
-        return Floor(**dict(found), pairing="caption")
+        measured = figures(look_at(chosen, network), on, groups)
+        return Floor(**dict(measured), pairing="caption")
     if len(pool) < prompts.main:
         return None
     others = pool[: prompts.main]
-    own = replace(on, labels=[image.labels for image in others])
-    return Floor(**dict(figures(look_at(others, network), own, ())), pairing="none")
+    unmatched = replace(on, labels=[image.labels for image in others])
+    return Floor(**dict(figures(look_at(others, network), unmatched, ())), pairing="none")
 
 
 def match(captions: Sequence[str], pool: Sequence[ImageRecord]) -> list[int]:
@@ -182,12 +182,12 @@ def match(captions: Sequence[str], pool: Sequence[ImageRecord]) -> list[int]:
     left: dict[str, list[int]] = {}
     for i in reversed(range(len(pool))):
         left.setdefault(pool[i].caption, []).append(i)
-    found = []
+    indices = []
     for caption in captions:
         if not left.get(caption):
             break
-        found.append(left[caption].pop())
-    return found
+        indices.append(left[caption].pop())
+    return indices
 
 
 @torch.no_grad()
@@ -207,13 +207,13 @@ def distinct(images: Stream[ImageRecord], count: int) -> list[ImageRecord]:
 
     Further captions of an image are records whose keys are the image's followed by `-1`, `-2` ...
     """
-    found: dict[str, ImageRecord] = {}
+    rows: dict[str, ImageRecord] = {}
     for position in range(images.total):
         (row,) = images.rows([position])
-        found.setdefault(row.key.partition("-")[0], row)
-        if len(found) == count:
+        rows.setdefault(row.key.partition("-")[0], row)
+        if len(rows) == count:
             break
-    return list(found.values())
+    return list(rows.values())
 
 
 def look_at(real: Sequence[ImageRecord], network: FeatureNetwork) -> Observations:
@@ -268,19 +268,19 @@ def save(made: EvaluationSet, grid: Tensor, out: Path, made_from: Mapping[str, P
         save_file({"images": made.teacher}, staging / "teacher-images.safetensors")
         write_record(staging / "figures.json", made.reference)
         write_strip(staging / "grid-real.png", grid)
-        facts = {
+        metadata = {
             "noise": {"seed": made.prompts.noise.seed, "stream": made.prompts.noise.stream},
             "grid": made.grid,
             "near": on.near,
             "hidden": list(on.hidden),
             "kernel": next(name for name, kernel in KERNELS.items() if kernel is on.kernel),
         }
-        Manifest.seal(staging, "evaluation_set", facts, made_from)
+        Manifest.seal(staging, "evaluation_set", metadata, made_from)
 
 
 def load(folder: Path) -> EvaluationSet:
     """Read the folder. Raises UserError when it is incomplete."""
-    facts = Manifest.open(folder, "evaluation_set").facts
+    metadata = Manifest.open(folder, "evaluation_set").facts
     listed = read_json(folder / "prompts.json")
     yardstick = Yardstick(
         labels=listed["labels"],
@@ -288,15 +288,15 @@ def load(folder: Path) -> EvaluationSet:
         real=Observations.load(folder, "real"),
         reference=load_file(folder / "reference.safetensors")["features"],
         training=load_file(folder / "training.safetensors")["layout"],
-        near=facts["near"],
-        hidden=facts["hidden"],
-        kernel=KERNELS[facts["kernel"]],
+        near=metadata["near"],
+        hidden=metadata["hidden"],
+        kernel=KERNELS[metadata["kernel"]],
     )
     return EvaluationSet(
-        Prompts(listed["prompts"], len(listed["labels"]), Key(**facts["noise"])),
+        Prompts(listed["prompts"], len(listed["labels"]), Key(**metadata["noise"])),
         yardstick,
         load_file(folder / "teacher-images.safetensors")["images"],
         Observations.load(folder, "teacher"),
         read_record(Reference, folder / "figures.json"),
-        facts["grid"],
+        metadata["grid"],
     )

@@ -82,12 +82,12 @@ def hidden_of(seen: Observations, on: Yardstick, groups: Groups) -> dict[str, Hi
     """Figures of every hidden attribute; None without a classifier."""
     if seen.attributes is None or on.real.attributes is None:
         return None
-    found = {}
+    attributes = {}
     for name in on.hidden:
         real = [row[name] for row in on.real.attributes]
         # Extra images come from few prompts, so they count for the entropy only.
         every = [row[name] for row in seen.attributes]
         overall = hidden_attribute(every[: len(real)], real, None)
         inside = hidden_attribute(every, real, groups) if groups else overall
-        found[name] = HiddenAttribute(**overall._replace(entropy=inside.entropy)._asdict())
-    return found
+        attributes[name] = HiddenAttribute(**overall._replace(entropy=inside.entropy)._asdict())
+    return attributes

@@ -33,30 +33,32 @@ def drifted(change: Interval, usual: float) -> bool:
     return change.low > min(high, LARGE_DRIFT) or change.high < max(low, -LARGE_DRIFT)
 
 
-def flags(found: Figures, reference: Reference) -> Iterator[str]:
+def flags(measured: Figures, reference: Reference) -> Iterator[str]:
     """One warning for each defect."""
     teacher, floor = reference.teacher, reference.floor
     matched = floor if floor is not None and floor.pairing == "caption" else teacher
-    if found.prompt_accuracy and teacher.prompt_accuracy:
+    if measured.prompt_accuracy and teacher.prompt_accuracy:
         expected = teacher.prompt_accuracy.value
-        if found.prompt_accuracy.high < expected - ACCURACY_LOSS:
-            yield f"prompt accuracy {found.prompt_accuracy.value:.2f}, the teacher's is {expected:.2f}"
-    if found.diversity and matched.diversity:
+        if measured.prompt_accuracy.high < expected - ACCURACY_LOSS:
+            yield f"prompt accuracy {measured.prompt_accuracy.value:.2f}, the teacher's is {expected:.2f}"
+    if measured.diversity and matched.diversity:
         for name in ("distance", "layout"):
-            mine, theirs = getattr(found.diversity, name), getattr(matched.diversity, name)
+            mine, theirs = getattr(measured.diversity, name), getattr(matched.diversity, name)
             if mine.high < (1 - DIVERSITY_LOSS) * theirs.low:
                 where = "" if name == "distance" else " in where things are"
                 yield f"diversity per prompt{where} {mine.value:.2g}, expected {theirs.value:.2g}"
-    for name, attribute in (found.hidden or {}).items():
+    for name, attribute in (measured.hidden or {}).items():
         if attribute.p_value < P_VALUE:
             shares = ", ".join(f"{value} {share:.0%}" for value, share in attribute.shares.items())
             yield f"{name} is not distributed as in real images (p = {attribute.p_value:.1g}): {shares}"
-    for name, change in found.drift.items():
+    for name, change in measured.drift.items():
         usual = teacher.drift[name].value
         if drifted(change, usual):
             yield f"{name} {change.value:+.0%} against real images, the teacher's {usual:+.0%}"
-    if found.copied.low > COPIES:
-        yield f"{found.copied.value:.0%} lie as near to a training image as {EXPECTED:.0%} of new images do"
+    if measured.copied.low > COPIES:
+        yield (
+            f"{measured.copied.value:.0%} lie as near to a training image as {EXPECTED:.0%} of new images do"
+        )
     bound = max(teacher.layout_distance.high, floor.layout_distance.high if floor else 0.0)
-    if found.layout_distance.low > LAYOUT_RATIO * bound:
+    if measured.layout_distance.low > LAYOUT_RATIO * bound:
         yield "colours are not where they are in real images (layout distance)"

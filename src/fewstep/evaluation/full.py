@@ -24,14 +24,14 @@ FLOOR = "floor"
 Json = dict[str, Any]
 
 
-def evaluate_fully(models: Mapping[str, Sequence[int]], pictures: int, draws: int = 1) -> Iterator[Json]:
-    """Figures of each model (name -> step counts) on `pictures` held-out prompts; nothing is written.
+def evaluate_fully(models: Mapping[str, Sequence[int]], images: int, draws: int = 1) -> Iterator[Json]:
+    """Figures of each model (name -> step counts) on `images` held-out prompts; nothing is written.
 
     Yields a record per model and then the floor's, if there is one. With several draws it yields these
     records for each draw, with its number, and at the end the spread of each over the draws.
     """
     deterministic()
-    config = read(EvaluationSetConfig, "evaluation_set").model_copy(update={"pictures": pictures})
+    config = read(EvaluationSetConfig, "evaluation_set").model_copy(update={"pictures": images})
     sampling, network = read(SamplingConfig, "sampling"), open_features(read(Path, "features")).to(device())
     backbone = open_backbone(TEACHER)
     teacher = Sampler(open_model(TEACHER, backbone), backbone, sampling)

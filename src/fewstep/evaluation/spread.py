@@ -14,8 +14,8 @@ def spread(draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     (divisor n - 1).
     """
     shared = [key for key in draws[0] if all(key in draw for draw in draws)]
-    found = {key: of_one([draw[key] for draw in draws]) for key in shared}
-    return {key: value for key, value in found.items() if value is not None}
+    statistics = {key: of_one([draw[key] for draw in draws]) for key in shared}
+    return {key: value for key, value in statistics.items() if value is not None}
 
 
 def of_one(values: Sequence[Any]) -> dict[str, Any] | None:

@@ -76,16 +76,16 @@ def measured(metrics: Metrics | None) -> list[str]:
         "| steps | NFE | kernel distance | ratio to the teacher | prompt accuracy | Frechet distance |",
         "|---|---|---|---|---|---|",
     ]
-    for steps, found in metrics.steps.items():
+    for steps, result in metrics.steps.items():
         figures = (
-            interval_text(found.kernel_distance),
-            ratio_text(found.kernel_ratio),
-            interval_text(found.prompt_accuracy),
-            f"{found.frechet_distance:.3g}",
+            interval_text(result.kernel_distance),
+            ratio_text(result.kernel_ratio),
+            interval_text(result.prompt_accuracy),
+            f"{result.frechet_distance:.3g}",
         )
-        lines.append(f"| {steps} | {found.nfe} | {' | '.join(figures)} |")
+        lines.append(f"| {steps} | {result.nfe} | {' | '.join(figures)} |")
     warnings = [
-        f"- {counted(int(steps))}: {flag}" for steps, found in metrics.steps.items() for flag in found.flags
+        f"- {counted(int(steps))}: {flag}" for steps, result in metrics.steps.items() for flag in result.flags
     ]
     return [*lines, "", *(["The evaluation warns:", "", *warnings, ""] if warnings else [])]
 

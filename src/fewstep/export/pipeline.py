@@ -57,23 +57,23 @@ def export(
     if model.takes_guidance:
         call["guidance_scale"] = (metrics.guidance if metrics else None) or 1.0
     demand_stock_pipeline(model.name, backbone.pipeline_class, call, backbone.net.config)
-    facts = {"model": identity(folder), "steps": steps, "call": call}
+    metadata = {"model": identity(folder), "steps": steps, "call": call}
     with whole_folder(out) as staging:
         write_pipeline(backbone, model, sampling, staging)
         # One key, because safetensors writes several in a different order each time.
-        described = {"fewstep": json.dumps(facts, sort_keys=True)}
+        described = {"fewstep": json.dumps(metadata, sort_keys=True)}
         weights = {name: value.contiguous().cpu() for name, value in model.net.state_dict().items()}
         save_file(weights, staging / "model.safetensors", metadata=described)
         if hasattr(class_of(backbone), "load_lora_weights"):
             export_adapter(folder, staging / "lora")
-        write_json(staging / "fewstep.json", facts)
+        write_json(staging / "fewstep.json", metadata)
         card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics)
         card.save(staging / "README.md")
         Manifest.seal(staging, "export", {"steps": steps}, {model.name: folder, "teacher": teacher})
 
 
 def without_end_time(model: Model, backbone: DiffusersBackbone) -> Model:
-    """The model for one step, which ends at time 0: a flow map's network does not need to be given that."""
+    """The model for one step, which ends at time 0: a flow map's network then needs no input for it."""
     denoiser = model.denoiser
     if END_TIME not in denoiser.inputs:
         return model

@@ -62,9 +62,9 @@ def stock_sampling(
             call = {"num_inference_steps": 1} if steps == 1 else {"sigmas": trailing(steps)[:-1]}
             return StockSampling(FlowMatchEulerDiscreteScheduler(shift=1.0), call)
         case DiscreteVP() as table, path, _ if steps == 1 or (path == table and divides(steps, table)):
-            own = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
+            options = {"timestep_spacing": "trailing", "set_alpha_to_one": True, "clip_sample": False}
             return StockSampling(
-                DDIMScheduler.from_config(scheduler, **own, thresholding=False, steps_offset=1),
+                DDIMScheduler.from_config(scheduler, **options, thresholding=False, steps_offset=1),
                 {"num_inference_steps": steps},
             )
         case DiscreteVP() as table, path, (Prediction.EPSILON | Prediction.V) as prediction:
@@ -76,10 +76,12 @@ def stock_sampling(
                     f"export.{name}.steps = {steps}: two of them start beyond the noisiest entry of the "
                     "teacher's table, which no scheduler of diffusers does; take fewer"
                 )
-            own = {"trained_betas": turned_betas(table, by), "rescale_betas_zero_snr": False} if by else {}
+            options = (
+                {"trained_betas": turned_betas(table, by), "rescale_betas_zero_snr": False} if by else {}
+            )
             return StockSampling(
                 EulerDiscreteScheduler.from_config(
-                    scheduler, timestep_spacing="leading", timestep_type="discrete", **plain, **own
+                    scheduler, timestep_spacing="leading", timestep_type="discrete", **plain, **options
                 ),
                 {"sigmas": sigmas},
             )
@@ -108,9 +110,9 @@ def renoising(
         case DiscreteVP() as table, _ if denoiser.path == table:
             entries = [t * len(table.alphas_cumprod) for t in times[:-1]]
             if all(abs(entry - round(entry)) < 1e-6 for entry in entries):
-                own = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True}
+                options = {"clip_sample": False, "thresholding": False, "set_alpha_to_one": True}
                 timesteps = [round(entry) - 1 for entry in entries]
-                return StockSampling(LCMScheduler.from_config(scheduler, **own), {"timesteps": timesteps})
+                return StockSampling(LCMScheduler.from_config(scheduler, **options), {"timesteps": timesteps})
     shown = ", ".join(f"{t:g}" for t in times[:-1])
     raise UserError(
         f"export.{name}: no scheduler of diffusers adds fresh noise at the times {shown} of "

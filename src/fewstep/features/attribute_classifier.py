@@ -119,13 +119,13 @@ class AttributeClassifier(nn.Module):
             weights = {name: weight.contiguous() for name, weight in self.state_dict().items()}
             save_file(weights, staging / "model.safetensors")
             write_json(staging / "config.json", self.config.model_dump(mode="json"))
-            facts = {
+            properties = {
                 "labels": self.labels,
                 "feature_dim": self.config.feature_dim,
                 "parameters": sum(weight.numel() for weight in self.parameters()),
                 "resolution": resolution,
             }
-            Manifest.seal(staging, "judge", facts | dict(metadata or {}), inputs)
+            Manifest.seal(staging, "judge", properties | dict(metadata or {}), inputs)
 
     @classmethod
     def open(cls, folder: Path) -> Self:

@@ -104,23 +104,23 @@ def linear_weights(file: Path, widths: Sequence[int]) -> list[Tensor]:
 
     Raises UserError where they have other names or shapes, or are negative.
     """
-    found = read(file)
+    weights = read(file)
     shapes = {f"lin{i}.model.1.weight": (1, width, 1, 1) for i, width in enumerate(widths)}
-    if {name: tuple(weight.shape) for name, weight in found.items()} != shapes:
+    if {name: tuple(weight.shape) for name, weight in weights.items()} != shapes:
         raise UserError(f"{file}: not the channel weights of lpips; expected the tensors {shapes}")
-    if any((weight < 0).any() for weight in found.values()):
+    if any((weight < 0).any() for weight in weights.values()):
         raise UserError(f"{file}: has negative channel weights; those of lpips are at least 0")
-    return [found[name].flatten() for name in shapes]
+    return [weights[name].flatten() for name in shapes]
 
 
 def read(file: Path) -> Mapping[str, Tensor]:
     """The tensors of a file of `torch.save`, by name. Raises UserError where it holds anything else."""
     try:
-        found = torch.load(file, map_location="cpu", weights_only=True)
+        weights = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
             f"{file}: damaged, or not weights; download it again ({str(error).splitlines()[0]})"
         ) from None
-    if not isinstance(found, Mapping) or not all(isinstance(each, Tensor) for each in found.values()):
+    if not isinstance(weights, Mapping) or not all(isinstance(each, Tensor) for each in weights.values()):
         raise UserError(f"{file}: not weights by name")
-    return found
+    return weights

@@ -81,10 +81,10 @@ def opener(path: Path) -> Opener:
     kind = kind_of(path)
     if kind in openers():
         return openers()[kind]
-    found = kind or ("something else" if path.exists() else "nothing")
+    actual = kind or ("something else" if path.exists() else "nothing")
     raise UserError(
         f"{path}: features need one of: {', '.join(sorted(openers()))} (`dvc repro` makes artifacts, "
-        f"docs/metrics.md lists where to get the others); found {found}"
+        f"docs/metrics.md lists where to get the others); found {actual}"
     )
 
 
@@ -110,10 +110,10 @@ def openers() -> dict[str, Opener]:
 
     They are found by importing the package's files, so that a new feature network is a new file.
     """
-    found: dict[str, Opener] = {}
+    by_kind: dict[str, Opener] = {}
     for module in pkgutil.iter_modules([str(Path(__file__).parent)]):
         members = vars(importlib.import_module(f"{__package__}.{module.name}")).values()
         for member in members:
             if isinstance(member, type):
-                found |= dict.fromkeys(getattr(member, "opens", ()), member)
-    return found
+                by_kind |= dict.fromkeys(getattr(member, "opens", ()), member)
+    return by_kind

@@ -214,7 +214,7 @@ ALPHA_FLAG, ANIMATION_FLAG = 0x10, 0x02
 def webp(encoded: bytes) -> Parts:
     """Split a WebP. The canvas, the first frame and its alpha stay."""
     frame: dict[bytes, bytes] = {}
-    found: dict[bytes, list[bytes]] = {}
+    chunks: dict[bytes, list[bytes]] = {}
     for kind, body, chunk in riff_chunks(encoded):
         if kind == b"VP8X":
             flags = bytes([body[0] & (ALPHA_FLAG | ANIMATION_FLAG)]) if body else b""
@@ -222,13 +222,13 @@ def webp(encoded: bytes) -> Parts:
         if kind in (b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L"):
             frame.setdefault(kind, chunk)
         else:
-            found.setdefault(kind, []).append(body)
+            chunks.setdefault(kind, []).append(body)
     pixels = b"".join(frame.values())
     return Parts(
         b"RIFF" + struct.pack("<I", 4 + len(pixels)) + b"WEBP" + pixels,
-        tuple(found.get(b"EXIF", ())),
-        tuple(found.get(b"XMP ", ())),
-        found.get(b"ICCP", [b""])[0],
+        tuple(chunks.get(b"EXIF", ())),
+        tuple(chunks.get(b"XMP ", ())),
+        chunks.get(b"ICCP", [b""])[0],
     )
 
 

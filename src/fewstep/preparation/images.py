@@ -28,7 +28,7 @@ JPEG_DAMAGE = {
 
 
 class BadImage(Exception):
-    """A file that is not a usable image; `reason` is a fixed phrase, `detail` says more."""
+    """A file that is not a usable image; `reason` is a fixed phrase, `detail` explains it."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -49,7 +49,7 @@ def decode(encoded: bytes) -> Image.Image:
       a second time if its last row is zero or it is interlaced.
 
     Raises BadImage, and nothing else, for anything that is not decoded, for corrupt or truncated data, and
-    for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, which is found from the header, before memory is taken.
+    for more pixels than `PIL.Image.MAX_IMAGE_PIXELS`, which is read from the header, before memory is taken.
     """
     kind = format_of(encoded)
     if kind is None:
@@ -123,7 +123,7 @@ def last_row_is_zero(image: Image.Image) -> bool:
 
 
 def keyed_sixteen_bit(encoded: bytes, transparent: tuple[int, int, int]) -> Image.Image:
-    """A 16-bit RGB PNG as RGBA; 8 bits could not tell its transparent colour from similar ones."""
+    """A 16-bit RGB PNG as RGBA; 8 bits do not separate its transparent colour from similar ones."""
     rgb = sixteen_bit_rgb(encoded)
     alpha = np.uint8(255) * (rgb != transparent).any(-1, keepdims=True)
     return Image.fromarray(np.concatenate([(rgb >> 8).astype(np.uint8), alpha], -1))

@@ -52,5 +52,5 @@ def exif_orientation(block: bytes) -> int | None:
 
 def xmp_orientation(block: bytes) -> int | None:
     """The orientation in an XMP packet, whatever its encoding (ASCII characters of UTF-8 or UTF-16)."""
-    found = XMP_TAG.search(block.replace(b"\0", b""))
-    return int(found[1]) if found else None
+    tag = XMP_TAG.search(block.replace(b"\0", b""))
+    return int(tag[1]) if tag else None

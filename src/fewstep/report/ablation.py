@@ -73,12 +73,14 @@ class Ablation:
         """Key -> its values, for keys whose values differ; for a single variant, all of its keys."""
         keys = dict.fromkeys(key for variant in self.variants for key in variant.overrides)
         values = {key: values_of(self.variants, key) for key in keys}
-        return {key: found for key, found in values.items() if len(found) > 1 or len(self.variants) == 1}
+        return {
+            key: choices for key, choices in values.items() if len(choices) > 1 or len(self.variants) == 1
+        }
 
     def value(self, line: Line, key: str) -> str:
         """The value of a varied key for a line; "any" where the line has all of its values."""
-        found = values_of(line.variants, key)
-        return "any" if len(found) == len(self.varied[key]) > 1 else ", ".join(found)
+        choices = values_of(line.variants, key)
+        return "any" if len(choices) == len(self.varied[key]) > 1 else ", ".join(choices)
 
     @property
     def rows(self) -> dict[tuple[str, int], list[Row]]:
@@ -88,16 +90,16 @@ class Ablation:
     @property
     def tables(self) -> list[Table]:
         """The rows, with a separate table for each set of image columns."""
-        found: dict[str, list[Line]] = {}
+        by_columns: dict[str, list[Line]] = {}
         for line in self.lines:
-            found.setdefault(line.columns, []).append(line)
+            by_columns.setdefault(line.columns, []).append(line)
         return [
             Table(
                 tuple(dict.fromkeys(variant.name for line in lines for variant in line.variants)),
                 lines[0].comparison,
                 grouped(lines),
             )
-            for lines in found.values()
+            for lines in by_columns.values()
         ]
 
     @property
@@ -109,13 +111,13 @@ class Ablation:
     def floors(self) -> list[tuple[str, Floor]]:
         """(names of the variants, floor) of each distinct floor."""
         whose: dict[str, dict[str, None]] = {}
-        found: dict[str, Floor] = {}
+        distinct: dict[str, Floor] = {}
         for line in self.lines:
             if floor := line.comparison.reference.floor:
                 key = floor.model_dump_json()
-                found[key] = floor
+                distinct[key] = floor
                 whose.setdefault(key, {}).update(dict.fromkeys(v.name for v in line.variants))
-        return [(label(list(whose[key]), self.variants), floor) for key, floor in found.items()]
+        return [(label(list(whose[key]), self.variants), floor) for key, floor in distinct.items()]
 
     @property
     def ranked(self) -> list[Row]:
@@ -133,8 +135,8 @@ class Ablation:
     @property
     def lead(self) -> Row | None:
         """The best of `ranked`; None where there is nothing to compare."""
-        found = self.ranked
-        return found[0] if found and self.comparable and len(self.variants) > 1 else None
+        ranked = self.ranked
+        return ranked[0] if ranked and self.comparable and len(self.variants) > 1 else None
 
     @property
     def near(self) -> list[str]:
@@ -155,10 +157,10 @@ def grouped(lines: Sequence[Line]) -> dict[tuple[str, int], list[Row]]:
     """The lines at each of their step counts, by model and step count, most steps first."""
     names = list(dict.fromkeys(line.model.name for line in lines))
     rows = [(line, result) for line in lines for result in line.model.results]
-    found: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[Row]] = {}
     for line, result in sorted(rows, key=lambda row: (names.index(row[0].model.name), -row[1].steps)):
-        found.setdefault((line.model.name, result.steps), []).append((line, result))
-    return found
+        groups.setdefault((line.model.name, result.steps), []).append((line, result))
+    return groups
 
 
 def label(names: Sequence[str], variants: Sequence[Variant]) -> str:

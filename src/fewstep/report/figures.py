@@ -43,24 +43,24 @@ def probability(value: float | None) -> str:
     return f"<{SPACE}0.001" if value < 0.001 else f"{value:.2g}"
 
 
-def interval(found: Interval | None, write: Callable[[float], str] | None = None) -> Written:
+def interval(measured: Interval | None, write: Callable[[float], str] | None = None) -> Written:
     """A figure with its interval, rounded to the interval's precision, or formatted by `write`."""
-    if found is None:
+    if measured is None:
         return Written(DASH)
-    ends = found.value, found.low, found.high
-    value, low, high = map(write, ends) if write else (text.replace("-", MINUS) for text in digits(found))
+    ends = measured.value, measured.low, measured.high
+    value, low, high = map(write, ends) if write else (text.replace("-", MINUS) for text in digits(measured))
     return Written(value, f"{low} {DASH} {high}")
 
 
-def ratio(found: Ratio | None) -> Written:
+def ratio(measured: Ratio | None) -> Written:
     """A ratio with its interval: "1.08 ×"; without an upper end, only the lower end."""
-    if found is None:
+    if measured is None:
         return Written(DASH)
-    if found.high is None or found.value is None:
-        return Written(f"≥{SPACE}{times(found.low)}" if found.low > 0 else DASH, "no upper end")
-    if found.low == found.high:
-        return Written(times(found.value))
-    value, low, high = digits(Interval(value=found.value, low=found.low, high=found.high))
+    if measured.high is None or measured.value is None:
+        return Written(f"≥{SPACE}{times(measured.low)}" if measured.low > 0 else DASH, "no upper end")
+    if measured.low == measured.high:
+        return Written(times(measured.value))
+    value, low, high = digits(Interval(value=measured.value, low=measured.low, high=measured.high))
     return Written(f"{value}{SPACE}×", f"{low} {DASH} {high}")
 
 

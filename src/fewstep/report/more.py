@@ -58,21 +58,21 @@ def groups(comparison: Comparison) -> list[Group]:
         for model in comparison.models
         for result in model.results
     ]
-    found = []
+    filled = []
     for title, writers in figures_of(columns).items():
         lines = [Line(name, tuple(write(column) for column in columns)) for name, write in writers.items()]
         if measured := tuple(line for line in lines if any(cell != NOTHING for cell in line.cells)):
-            found.append(Group(title, measured))
-    return found
+            filled.append(Group(title, measured))
+    return filled
 
 
 def figures_of(columns: Iterable[Column]) -> dict[str, dict[str, Write]]:
     """Title of each group -> title of each figure -> how it is written."""
     all_figures = [column.figures for column in columns]
-    attributes = names(found.attributes for found in all_figures)
-    hidden = names(found.hidden for found in all_figures)
-    shares = {name: names(values(found, name) for found in all_figures) for name in hidden}
-    tones = names(found.drift for found in all_figures)
+    attributes = names(measured.attributes for measured in all_figures)
+    hidden = names(measured.hidden for measured in all_figures)
+    shares = {name: names(values(measured, name) for measured in all_figures) for name in hidden}
+    tones = names(measured.drift for measured in all_figures)
     return {
         "Against real images": {
             "Fréchet distance": lambda c: Written(figure(c.figures.frechet_distance)),
@@ -88,9 +88,9 @@ def figures_of(columns: Iterable[Column]) -> dict[str, dict[str, Write]]:
             "CLIP score": lambda c: interval(c.figures.prompt_similarity),
         },
         "Images of one prompt": {
-            "distance in features": diverse(lambda found: interval(found.distance)),
-            "distance in layout": diverse(lambda found: interval(found.layout)),
-            "Vendi score": diverse(lambda found: Written(figure(found.vendi))),
+            "distance in features": diverse(lambda diversity: interval(diversity.distance)),
+            "distance in layout": diverse(lambda diversity: interval(diversity.layout)),
+            "Vendi score": diverse(lambda diversity: Written(figure(diversity.vendi))),
         },
         **{f"Hidden attribute: {name}": hidden_lines(name, shares[name]) for name in hidden},
         "Change against real images": {name: drift(name) for name in tones},
@@ -116,9 +116,9 @@ def names(mappings: Iterable[Iterable[str] | None]) -> list[str]:
     return list(dict.fromkeys(name for mapping in mappings for name in mapping or ()))
 
 
-def values(found: Figures, name: str) -> Iterable[str]:
+def values(measured: Figures, name: str) -> Iterable[str]:
     """The values of a hidden attribute that were recognised."""
-    seen = (found.hidden or {}).get(name)
+    seen = (measured.hidden or {}).get(name)
     return sorted(seen.shares) if seen else ()
 
 
@@ -141,22 +141,22 @@ def hidden_lines(name: str, shares: Iterable[str]) -> dict[str, Write]:
     """Shares of a hidden attribute's values, its test and its entropy."""
     return {
         **{share: of_hidden(name, share_of(share)) for share in shares},
-        "p-value": of_hidden(name, lambda found: probability(found.p_value)),
-        "entropy per prompt, bits": of_hidden(name, lambda found: figure(found.entropy)),
+        "p-value": of_hidden(name, lambda hidden: probability(hidden.p_value)),
+        "entropy per prompt, bits": of_hidden(name, lambda hidden: figure(hidden.entropy)),
     }
 
 
 def share_of(value: str) -> Callable[[HiddenAttribute], str]:
     """Share of the images in which a value was recognised; 0 where it never was."""
-    return lambda found: percent(found.shares.get(value, 0.0))
+    return lambda hidden: percent(hidden.shares.get(value, 0.0))
 
 
 def of_hidden(name: str, write: Callable[[HiddenAttribute], str]) -> Write:
     """A figure of one hidden attribute."""
 
     def written(column: Column) -> Written:
-        found = (column.figures.hidden or {}).get(name)
-        return Written(write(found)) if found else NOTHING
+        hidden = (column.figures.hidden or {}).get(name)
+        return Written(write(hidden)) if hidden else NOTHING
 
     return written
 

@@ -51,13 +51,13 @@ def encode_split(
     with whole_folder(out) as staging:
         for file in files:
             os.link(work.folder / file, staging / file)
-        facts = {
+        metadata = {
             "split": split,
             "dtype": dtype,
             "counts": [shard.samples for shard in shards],
             "files": files,
         }
-        Manifest.seal(staging, "encoded", facts | work.metadata, inputs)
+        Manifest.seal(staging, "encoded", metadata | work.metadata, inputs)
 
 
 def encode_shards(

@@ -68,7 +68,7 @@ def write_triplets(
     with whole_folder(out) as staging:
         save_prompted(staging / FILE, torch.cat(parts), row, conditions, config.dtype, scales)
         write_json(staging / "prompts.json", {"prompts": sorted(set(prompts))})
-        facts = {
+        metadata = {
             "first": first,
             "count": count,
             "noise": f"{noise_key(seed).seed}/{noise_key(seed).stream}",
@@ -76,7 +76,7 @@ def write_triplets(
             "guidance": config.guidance,
             "dtype": config.dtype,
         }
-        Manifest.seal(staging, "triplets", facts | work.metadata, inputs)
+        Manifest.seal(staging, "triplets", metadata | work.metadata, inputs)
 
 
 def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:

@@ -72,7 +72,7 @@ class Skipped:
 def parse_object(encoded: str | bytes) -> Mapping[str, Any]:
     """A JSON object, in UTF-8, UTF-16 or UTF-32; a byte-order mark is dropped.
 
-    Raises ValueError saying what is wrong.
+    Raises ValueError with the fault.
     """
     if not encoded.strip():
         raise ValueError("empty")
@@ -157,7 +157,7 @@ def demand_captions(
 
     Skipped entries do not count as entries; the error reports how many there were, and why.
     """
-    found = captioned = silent = 0
+    total = captioned = silent = 0
     skipped: Counter[str] = Counter()
     apart = ""
     for entry in entries:
@@ -172,8 +172,8 @@ def demand_captions(
             case Unreadable():
                 silent += entry.reason in (NO_CAPTION, NOT_ADJACENT)
                 apart = apart or (str(entry) if entry.reason == NOT_ADJACENT else "")
-        found += 1
-    if not found:
+        total += 1
+    if not total:
         why = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         nothing = f"nothing but {skipped.total()} skipped files ({why})" if skipped else "nothing"
         raise UserError(f"data.path = {where}: {nothing} found there; expected {expected}")

@@ -73,21 +73,21 @@ class Hashes:
     def of(self, file: str) -> tuple[str, int]:
         """The file's hash and size in bytes; a fixed phrase and 0 if it is a broken link or not a file."""
         try:
-            found = os.stat(file)  # noqa: PTH116
+            status = os.stat(file)  # noqa: PTH116
         except OSError:
             return "broken link", 0
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(status.st_mode):
             return "no file", 0
         path, stamp = (
             os.fsencode(os.path.abspath(file)),  # noqa: PTH100
-            f"{found.st_size} {found.st_mtime_ns} {found.st_ino}",
+            f"{status.st_size} {status.st_mtime_ns} {status.st_ino}",
         )
         row = self._rows.execute("SELECT stamp, sha256 FROM files WHERE path = ?", (path,)).fetchone()
         if row is not None and row[0] == stamp:
-            return row[1], found.st_size
+            return row[1], status.st_size
         content = sha256(Path(file))
         self._rows.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (path, stamp, content))
-        return content, found.st_size
+        return content, status.st_size
 
     def close(self) -> None:
         """Commit the new hashes and close the database."""

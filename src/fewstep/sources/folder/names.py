@@ -63,10 +63,10 @@ class Captions:
 
     def of(self, image: str) -> str | None:
         """The caption file of `image`, None where it has none; remembers that it is used."""
-        found = [text for text in candidates(image) if text in self._texts] or self._similar(image)
-        self._used.update(found[:1])
-        self._claimed.update(found)
-        return found[0] if found else None
+        texts = [text for text in candidates(image) if text in self._texts] or self._similar(image)
+        self._used.update(texts[:1])
+        self._claimed.update(texts)
+        return texts[0] if texts else None
 
     def left(self) -> list[tuple[str, str]]:
         """The caption files that no call of `of` returned, sorted, each with the reason."""
@@ -77,9 +77,9 @@ class Captions:
         """Names that differ from the candidates in case only; those with the exact stem are preferred."""
         if not self._alike:
             return []
-        found = [text for name in candidates(image) for text in self._alike.get(folded(name), ())]
-        own = [text for text in found if stem(text) in (stem(image), image)]
-        return own or (found if len(self._stems[folded(stem(image))]) == 1 else [])
+        similar = [text for name in candidates(image) for text in self._alike.get(folded(name), ())]
+        exact = [text for text in similar if stem(text) in (stem(image), image)]
+        return exact or (similar if len(self._stems[folded(stem(image))]) == 1 else [])
 
 
 def candidates(image: str) -> list[str]:

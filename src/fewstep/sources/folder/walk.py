@@ -26,8 +26,8 @@ def walk(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 def is_new(folder: Path, met: set[tuple[int, int]]) -> bool:
     """Whether a folder of this device and inode was not visited yet; remembers it."""
-    found = folder.stat()
-    identity = found.st_dev, found.st_ino
+    status = folder.stat()
+    identity = status.st_dev, status.st_ino
     if identity in met:
         return False
     met.add(identity)

@@ -74,17 +74,17 @@ def archives(pattern: str) -> list[str]:
         urls = expand_urls(pattern)
     except ValueError as error:
         raise UserError(f"data.path = {pattern}: {error}; {EXPECTED}") from None
-    found: list[str] = []
+    expanded: list[str] = []
     for url in urls:
         if urlparse(url).scheme or not (Path(url).is_dir() or (has_magic(url) and not Path(url).exists())):
-            found.append(url)
+            expanded.append(url)
             continue
         inside = f"{escape(url)}/*" if Path(url).is_dir() else url
         tars = sorted(path for path in glob(inside) if path.endswith(SUFFIXES))  # noqa: PTH207
         if not tars:
             raise UserError(f"data.path = {pattern}: there is no tar at {url}; {EXPECTED}")
-        found += tars
-    return found
+        expanded += tars
+    return expanded
 
 
 def is_local(url: str) -> bool:

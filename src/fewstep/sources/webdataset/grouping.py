@@ -145,8 +145,8 @@ class Grouping:
 
     def _has(self, suffixes: Iterable[str]) -> tuple[bool, bool]:
         """Whether there is an image, and whether there is metadata."""
-        found = set(suffixes)
-        return not found.isdisjoint(self._names.images), self._names.metadata in found
+        present = set(suffixes)
+        return not present.isdisjoint(self._names.images), self._names.metadata in present
 
 
 def extends(key: str, parent: str) -> bool:

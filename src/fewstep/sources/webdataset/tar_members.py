@@ -174,12 +174,12 @@ def header(block: bytes) -> TarInfo | None:
 
 def first_header(piece: bytes) -> int | None:
     """Offset in `piece`, a multiple of BLOCK, of its first POSIX or GNU header."""
-    found = piece.find(MARK, MARK_OFFSET)
-    while found >= 0:
-        start = found - MARK_OFFSET
+    position = piece.find(MARK, MARK_OFFSET)
+    while position >= 0:
+        start = position - MARK_OFFSET
         if start % BLOCK == 0 and header(piece[start : start + BLOCK]):
             return start
-        found = piece.find(MARK, found + 1)
+        position = piece.find(MARK, position + 1)
     return None
 
 
