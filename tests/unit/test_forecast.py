@@ -49,7 +49,7 @@ def rates_of(chain: Chain, **changes: Any) -> Rates:
         step=dict.fromkeys(trainings, 2.0),
         save=dict.fromkeys(trainings, 0.0),
         teacher=3.0,
-        student=0.0,
+        student=dict.fromkeys(chain.models(), 0.0),
         prompt=0.0,
         encode=0.0,
         decode=0.0,

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewstep.compression.surgery import Surgery
+from fewstep.compression.reduction import Reduction
 from fewstep.core.errors import UserError
 
 ONE_STACK = {"transformer_blocks": "num_layers"}
@@ -20,9 +20,9 @@ DUAL = "dual_attention_layers"
 """Setting of SD3.5: the blocks with a second attention."""
 
 
-def transformer_surgery(
+def transformer_reduction(
     kind: str, config: Mapping[str, Any], blocks: Mapping[str, int | Sequence[int]]
-) -> Surgery:
+) -> Reduction:
     """What leaves these blocks of a transformer of class `kind` and this configuration.
 
     blocks: stack -> how many of its blocks stay, evenly spaced, or which ones; a stack without an entry keeps
@@ -58,7 +58,7 @@ def transformer_surgery(
         j, _, rest = rest.partition(".")
         return f"{stack}.{kept[stack][int(j)]}.{rest}"
 
-    return Surgery(changes, source, features)
+    return Reduction(changes, source, features)
 
 
 def chosen(stack: str, which: int | Sequence[int], total: int) -> list[int]:

@@ -8,13 +8,18 @@
 | sdxs  | 1                | as tiny; the attention at the highest resolution                             |
 
 A down block keeps its first layer. An up block keeps its first and its last one: the input of the last has
-other channels than those of the layers between. All weights of these sizes are in the larger network.
+other channels than those of the layers between.
+
+All weights of these sizes are in the larger network, with one exception. Where the lowest resolution is
+removed and was wider than the next (SDXL; not SD 1 and 2), the first layer of the first up block takes the
+output of the last down block in the place of a wider one. Its weights for these channels start at 0, so that
+before training it uses the skip connection alone. Nothing is drawn at random.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fewstep.compression.surgery import FULL, Surgery
+from fewstep.compression.reduction import FULL, Reduction
 from fewstep.core.errors import UserError
 
 SIZES = (FULL, "base", "small", "tiny", "sdxs")
@@ -33,7 +38,7 @@ REVERSED = "reverse_transformer_layers_per_block"
 """The same for the up blocks, from the lowest resolution up."""
 
 
-def unet_surgery(config: Mapping[str, Any], size: str) -> Surgery:
+def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
     """What makes a `UNet2DConditionModel` of this configuration one of this size.
 
     Raises UserError where a size has no meaning for the configuration; the message has those that have.
@@ -52,7 +57,7 @@ def unet_surgery(config: Mapping[str, Any], size: str) -> Surgery:
         features["mid_block"] = "mid_block"
     features |= {f"up_blocks.{i}": f"up_blocks.{i + removed}" for i in range(kept)}
     if size == FULL:
-        return Surgery({}, lambda name: name, features)
+        return Reduction({}, lambda name: name, features)
 
     def source(name: str) -> str:
         match name.split("."):
@@ -65,7 +70,7 @@ def unet_surgery(config: Mapping[str, Any], size: str) -> Surgery:
                 return ".".join(["up_blocks", str(int(block) + removed), *rest])
         return name
 
-    return Surgery(changes_of(config, size, kept), source, features)
+    return Reduction(changes_of(config, size, kept), source, features, first_up_layer(config, kept))
 
 
 def changes_of(config: Mapping[str, Any], size: str, kept: int) -> dict[str, Any]:
@@ -88,6 +93,15 @@ def changes_of(config: Mapping[str, Any], size: str, kept: int) -> dict[str, Any
         changes["down_block_types"] = ("DownBlock2D", *changes["down_block_types"][1:])
         changes["up_block_types"] = (*changes["up_block_types"][:-1], "UpBlock2D")
     return changes
+
+
+def first_up_layer(config: Mapping[str, Any], kept: int) -> dict[str, int]:
+    """`Reduction.channels` of the first up block's first layer; kept: number of levels that stay."""
+    widths, layer = config["block_out_channels"], "up_blocks.0.resnets.0"
+    if kept == len(widths) or widths[kept] == widths[kept - 1]:
+        return {}
+    names = ("norm1.weight", "norm1.bias", "conv1.weight", "conv_shortcut.weight")
+    return {f"{layer}.{name}": widths[kept - 1] for name in names}
 
 
 def first_layer(value: Any) -> Any:

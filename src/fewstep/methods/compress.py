@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from fewstep.backbones.model import Model
-from fewstep.compression.choice import surgery_of
-from fewstep.compression.surgery import operated
+from fewstep.compression.choice import reduction_of
+from fewstep.compression.reduction import reduced
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import device
 from fewstep.diffusion.denoiser import END_TIME, Conditions, add_noise
@@ -78,24 +78,25 @@ class Config(MethodConfig):
         return self
 
     def network(self, start: nn.Module) -> nn.Module:
-        return operated(start, surgery_of(start, self.size, self.blocks))
+        return reduced(start, reduction_of(start, self.size, self.blocks))
 
     def sampling(self, start: Sampling, inputs: Sequence[str]) -> Sampling:
         return start
 
 
 def student_of(config: Config, start: Model) -> Model:
-    """The small network with its start's path and number of steps."""
+    """The small network with its start's path and number of steps.
+
+    Raises UserError where the task term would contradict the start model.
+    """
+    if config.task_weight > 0 and END_TIME in start.denoiser.inputs:
+        raise UserError("task_weight: the start model is a flow map, not a denoiser; set it to 0")
+    if config.task_weight > 0 and config.noise == "fresh" and start.steps is not None:
+        raise UserError(
+            f"task_weight: the start model takes {start.steps} steps, so its estimates are samples, while "
+            "the task term with fresh noise teaches their mean; set task_weight: 0 or noise: pairs"
+        )
     return start
-
-
-def fault(config: Config, start: Model) -> str | None:
-    """Why the task term contradicts the start model; None where it does not."""
-    if END_TIME in start.denoiser.inputs:
-        return "is a flow map, whose outputs are not those of a denoiser"
-    if config.noise == "fresh" and start.steps is not None:
-        return f"is made for {start.steps} steps and predicts samples, where fresh noise teaches their mean"
-    return None
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,7 @@ class Compress(StudentMethod):
         self.config, self.start = config, context.start
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (self.start.net,)
-        self.blocks = surgery_of(self.start.net, config.size, config.blocks).features
-        if config.task_weight > 0 and (why := fault(config, self.start)):
-            raise UserError(
-                f"compress.{context.name}.task_weight: {self.start.name} {why}; set task_weight: 0"
-            )
+        self.blocks = reduction_of(self.start.net, config.size, config.blocks).features
         guided = self.start.sampling.guidance is Guidance.SCALE
         self.free = context.unconditional() if guided and config.unconditional > 0 else None
 
