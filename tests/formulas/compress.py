@@ -97,7 +97,7 @@ def model(net: Any, steps: int | None, schedule: Any, prediction: Prediction) ->
 
 
 def check(module: ModuleType) -> None:
-    """Kim et al. 2023, eq. 1 to 4, of a start model guided by a scale, and of one that takes 2 steps."""
+    """The three terms of Kim et al. 2023, for a teacher, and for a student of 2 steps."""
     pairs, free = samples()
     positions, x_0 = range(BATCH), pairs.x_0.double().numpy()
     fresh = Key(0, "model/noise").normal(positions, SHAPE).astype(np.float64)

@@ -124,7 +124,15 @@ def test_a_compressed_teacher_is_guided_as_it_was() -> None:
         ),
         (
             {"compress.small": SMALL | {"from": "one_step"}, "students.tail": DIRECT},
-            ["compress.small: task_weight: the start model takes 1 steps"],
+            ["compress.small: task_weight: fits a teacher with noise: fresh"],
+        ),
+        (
+            {"compress.small": SMALL | {"from": "reflow"}},
+            ["compress.small: task_weight: fits a teacher with noise: fresh"],
+        ),
+        (
+            {"compress.small": SMALL | {"noise": "pairs"}},
+            ["compress.small: task_weight: fits a teacher with noise: fresh"],
         ),
         ({"compress.small": SMALL | {"from": "one_step", "noise": "pairs"}}, []),
         ({"compress.small": SMALL | {"from": "one_step", "task_weight": 0}}, []),

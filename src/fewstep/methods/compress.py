@@ -1,8 +1,8 @@
 """Compression: a network with fewer blocks learns from the one that it was cut from.
 
-BK-SDM (Kim et al. 2023, "On architectural compression of text-to-image diffusion models", eq. 1 to 4), with
-the weights 1/1/1; segmind's distill-sd has 1/0.5/0.5, SDXS no task term. What is cut, and where the weights
-come from: `compression/unet.py`, `compression/transformer.py`.
+BK-SDM (Kim et al. 2023, "On architectural compression of text-to-image diffusion models") has the weights
+1/1/1, segmind's distill-sd 1/0.5/0.5, SDXS no task term. What is cut, and where the weights come from:
+`compression/unet.py`, `compression/transformer.py`.
 
     L = w_task ||y - S(x_t)||^2 + w_output ||T(x_t) - S(x_t)||^2 + w_feature sum_l ||T_l(x_t) - S_l(x_t)||^2
 
@@ -49,7 +49,7 @@ class Config(MethodConfig):
     blocks: dict[str, int | tuple[int, ...]] | None = None
     """Stack of a transformer -> how many of its blocks stay, or which; see `compression/transformer.py`."""
     noise: Literal["fresh", "pairs"] = "fresh"
-    """pairs: each triplet's own noise, on which a start model made by `reflow` or `direct` was trained."""
+    """pairs: each triplet's own noise, for a start model that `reflow` or `direct` trained on it."""
     task_weight: Weight = 1.0
     """Weight of the error against the data."""
     output_weight: Weight = 1.0
@@ -63,17 +63,11 @@ class Config(MethodConfig):
     def _fits(self) -> Self:
         if (self.size is None) == (self.blocks is None):
             raise ValueError("give either size (of a U-Net) or blocks (of a transformer)")
-        if self.lora is not None:
-            raise ValueError(
-                "lora: the start's weights do not fit the student; train an adapter on the result"
-            )
-        if self.guidance_embedding:
-            raise ValueError(
-                "guidance_embedding: the student has its start's inputs; a later model can add it"
-            )
+        if self.lora is not None or self.guidance_embedding:
+            raise ValueError("lora, guidance_embedding: for a later model that starts from this one")
         if self.noise == "pairs" and self.data != "triplets":
             raise ValueError("noise = 'pairs': real images have no noise of their own; set data: triplets")
-        if self.task_weight + self.output_weight + self.feature_weight == 0:
+        if not self.task_weight + self.output_weight + self.feature_weight:
             raise ValueError("task_weight, output_weight, feature_weight: all are 0, so there is no loss")
         return self
 
@@ -87,14 +81,15 @@ class Config(MethodConfig):
 def student_of(config: Config, start: Model) -> Model:
     """The small network with its start's path and number of steps.
 
-    Raises UserError where the task term would contradict the start model.
+    Raises UserError where the task term would teach means of the data to a student, which predicts samples,
+    or samples to a teacher.
     """
-    if config.task_weight > 0 and END_TIME in start.denoiser.inputs:
-        raise UserError("task_weight: the start model is a flow map, not a denoiser; set it to 0")
-    if config.task_weight > 0 and config.noise == "fresh" and start.steps is not None:
+    denoises = start.sampling.guidance is Guidance.SCALE
+    fits = denoises == (config.noise == "fresh") and END_TIME not in start.denoiser.inputs
+    if config.task_weight > 0 and not fits:
         raise UserError(
-            f"task_weight: the start model takes {start.steps} steps, so its estimates are samples, while "
-            "the task term with fresh noise teaches their mean; set task_weight: 0 or noise: pairs"
+            "task_weight: fits a teacher with noise: fresh, and a student made by reflow or direct with "
+            "noise: pairs; for other start models set it to 0"
         )
     return start
 
