@@ -186,6 +186,6 @@ MUTATIONS = [
     ("if self.free is not None:", "if self.free is None:"),
     ('context.key("unconditional")', 'context.key("other")'),
     ("self.config.unconditional\n", "0.1\n"),
-    ("Guidance.SCALE", "Guidance.BUILT_IN"),
+    ("guided = self.start.sampling.guidance is Guidance.SCALE", "guided = False"),
     ("taps = self.blocks if config.feature_weight > 0 else {}", "taps = {}"),
 ]  # fmt: skip
