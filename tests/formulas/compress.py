@@ -101,7 +101,7 @@ def check(module: ModuleType) -> None:
     pairs, free = samples()
     positions, x_0 = range(BATCH), pairs.x_0.double().numpy()
     fresh = Key(0, "model/noise").normal(positions, SHAPE).astype(np.float64)
-    uniform = Key(0, "model/step").uniform(positions, 2)[:, 0]
+    uniform = Key(0, "model/times").uniform(positions, 2)[:, 0]
     dropped = Key(0, "model/unconditional").uniform(positions)[:, :1, None] < 0.5
     assert 0 < dropped.sum() < BATCH
     cases: list[tuple[Any, Any, Any, dict[str, Any]]] = [

@@ -118,9 +118,9 @@ class Compress(StudentMethod):
         self.free = context.unconditional() if guided and config.unconditional > 0 else None
 
     def batch(self, rows: Rows) -> Batch:
-        """Times of the start's steps, or any of GRID. Random streams: `step`, `noise`, `unconditional`."""
+        """Times of the start's steps, or any of GRID. Random streams: `times`, `noise`, `unconditional`."""
         context, positions = self.context, rows.positions
-        uniform = torch.from_numpy(context.key("step").uniform(positions, 2)).to(device())
+        uniform = torch.from_numpy(context.key("times").uniform(positions, 2)).to(device())
         steps = self.start.steps or GRID
         t = ((uniform[:, 0] * steps).floor() + 1) / steps
         end = t - 1 / steps if self.start.steps else uniform[:, 1] * t
