@@ -291,7 +291,9 @@ def test_a_start_keeps_its_inputs() -> None:
 
 
 def test_an_adapter_is_trained_on_the_result(deep: Backbone) -> None:
-    small = compressed(deep, size="tiny")
+    small = compressed(deep, size="tiny", training=TRAINING | {"evaluate_every": 2})
+    curve = read_json(MODELS / "small" / "evaluations.json")["curve"]
+    assert [measured["step"] for measured in curve][-1] == 3
     values = {
         "from": "small",
         "method": "direct",
