@@ -61,7 +61,7 @@ def test_the_plan_and_the_memory_are_of_each_models_own_network() -> None:
     assert networks(chain, found, "tail") == Networks(found["small"], found["small"], teacher)
     assert networks(chain, found, "train_teacher, denoiser") == Networks(teacher, teacher, teacher)
 
-    large = teacher.make()
+    large: Any = teacher.make()
     middle = sum(weight.numel() for weight in large.mid_block.parameters())
     whole = sum(weight.numel() for weight in large.parameters())
     disk = {stage.name: stage.disk for stage in plan(chain)}

@@ -243,7 +243,7 @@ def test_every_weight_is_that_of_its_layer(size: str) -> None:
     large = filled(unet())
     small = cut(large, size)
     found = origins(large, small)
-    layers = {}
+    layers: dict[str, str] = {}
     for name, origin in found.items():
         mine, theirs = layer_of(name), layer_of(origin)
         assert name.removeprefix(mine) == origin.removeprefix(theirs)
@@ -508,8 +508,8 @@ def unchanged(inputs: tuple[Any, ...], named: dict[str, Any], output: Any) -> An
 def test_the_features_of_a_unet_have_equal_shapes(size: str) -> None:
     large = unet(block_out_channels=(4, 8, 12, 16))
     rule = reduction_of(large, size, None)
-    small = reduced(large, rule)
-    x = torch.randn(1, 4, 8, 8), 1, torch.randn(1, 3, 8)
+    small: Any = reduced(large, rule)
+    x: tuple[Any, ...] = (torch.randn(1, 4, 8, 8), 1, torch.randn(1, 3, 8))
     with torch.no_grad(), tapped(large, [*rule.features.values()]) as targets:
         large(*x)
     with torch.no_grad(), tapped(small, [*rule.features]) as features:
@@ -517,7 +517,7 @@ def test_the_features_of_a_unet_have_equal_shapes(size: str) -> None:
     assert {block: found.shape for block, found in features.items()} == {
         block: targets[layer].shape for block, layer in rule.features.items()
     }
-    blocks = [*small.down_blocks, *small.up_blocks, *([small.mid_block] if small.mid_block else [])]
-    assert len(features) == len(blocks)
+    blocks = len(small.down_blocks) + len(small.up_blocks) + (small.mid_block is not None)
+    assert len(features) == blocks
     if size in ("tiny", "sdxs"):  # the start's down block ends after its downsampler, the student's has none
         assert rule.features["down_blocks.2"] == "down_blocks.2.attentions.1"
