@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from tools.imports import ROOT
 from fewstep.chain import Chain, load_chain
 from fewstep.checks import keys, settings
 from fewstep.checks.designs import Networks, designs, is_guided, networks
-from fewstep.checks.memory import Setup, need
-from fewstep.checks.plan import plan
+from fewstep.checks.memory import Setup, advice, need
+from fewstep.checks.plan import plan, trainings
 from fewstep.checks.teacher import design
 from fewstep.checks.tracing import Design, parameters
 from fewstep.core.errors import UserError
@@ -89,6 +90,17 @@ def test_the_memory_counts_the_larger_start_and_the_larger_fake() -> None:
     expected = 4 * (4 * parameters(small) + 3 * parameters(large) + parameters(large))
     assert need(small, further, small, large).state == expected
     assert need(small, setup, large, large).parameters == parameters(small) < parameters(large)
+
+
+def test_no_adapter_is_advised_where_none_is_possible() -> None:
+    chain = chain_of({"compress.small": SMALL})
+    teacher = design(chain)
+    assert teacher is not None
+    found = trainings(chain)
+    setups = {"small": found["small"], "reflow": replace(found["reflow"], optimizer="adamw")}
+    said = {name: str(advice(teacher, setup, 1)) for name, setup in setups.items()}
+    assert "lora" in said["reflow"] and "lora" not in said["small"]
+    assert said["small"].startswith("nothing makes it fit; FEWSTEP_MICRO_BATCH=1 ")
 
 
 def test_a_compressed_teacher_is_guided_as_it_was() -> None:

@@ -52,6 +52,8 @@ class Setup:
     """Moving averages of the trained weights that the method evaluates."""
     gradient_passes: int = 1
     """Evaluations per sample whose activations are kept for one backward pass."""
+    allows_lora: bool = True
+    """Whether an adapter could be trained instead."""
     teacher: bool = False
     """Whether the teacher is in memory beside another start model."""
 
@@ -67,6 +69,7 @@ def student_setup(config: MethodConfig) -> Setup:
         setup_of(config.training, config.lora, True),
         further=tuple(each.optimizer for each in config.further_networks),
         averages=config.averages,
+        allows_lora=config.allows_lora,
         gradient_passes=config.gradient_passes,
         teacher=bool(config.further_networks) and config.from_ != "teacher",
     )
@@ -153,7 +156,7 @@ def changes_of(setup: Setup) -> Iterator[tuple[list[str], dict[str, Any]]]:
     yield [], {}
     if not setup.checkpointed:
         yield ["FEWSTEP_CHECKPOINT_ACTIVATIONS=1"], {"checkpointed": True}
-    if setup.start and setup.lora is None:
+    if setup.start and setup.lora is None and setup.allows_lora:
         rank, alpha = SUGGESTED.rank, SUGGESTED.alpha
         yield [f"`lora: {{rank: {rank}, alpha: {alpha:g}}}`"], {"lora": SUGGESTED}
     if setup.optimizer != "adamw_8bit":

@@ -71,6 +71,10 @@ class Config(MethodConfig):
             raise ValueError("task_weight, output_weight, feature_weight: all are 0, so there is no loss")
         return self
 
+    @property
+    def allows_lora(self) -> bool:
+        return False
+
     def network(self, start: nn.Module) -> nn.Module:
         return reduced(start, reduction_of(start, self.size, self.blocks))
 

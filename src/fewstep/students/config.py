@@ -37,6 +37,11 @@ class MethodConfig(Section):
         return (*((GUIDANCE,) if self.guidance_embedding else ()), *self.takes)
 
     @property
+    def allows_lora(self) -> bool:
+        """Whether an adapter could be trained in the place of all weights."""
+        return not self.inputs
+
+    @property
     def draws_guidance(self) -> bool:
         """Whether the method draws each sample's guidance scale itself, so that its data need none."""
         return False
