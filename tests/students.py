@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.core.stage import run
-from fewstep.methods import halve, reflow
+from fewstep.methods import compress, halve, reflow
 from fewstep.students.learn import Task, learn, method_module
 from fewstep.training.lora import LoraSettings
 from fewstep.training.state import State
@@ -29,11 +29,13 @@ TRAINING = StudentTrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=
 MUON = TRAINING.model_copy(update={"optimizer": "muon"})
 REFLOW = reflow.Config(training=TRAINING, **{"from": "teacher"})
 HALVE = halve.Config(training=TRAINING, steps=1, **{"from": "teacher"})
+SMALLER = compress.Config(training=TRAINING, size="small", **{"from": "teacher"})
 ADAPTER = LoraSettings(rank=3, alpha=4.0)
 STUDENTS: dict[str, tuple[Any, dict[str, str]]] = {
     "micro": (REFLOW.model_copy(update={"training": MUON}), {"MICRO_BATCH": "2", "EMA_ON_HOST": "1"}),
     "adapter": (HALVE.model_copy(update={"lora": ADAPTER}), {"CHECKPOINT_ACTIVATIONS": "1"}),
     "compiled": (REFLOW, {"COMPILE": "aot_eager"}),
+    "smaller": (SMALLER, {"CHECKPOINT_ACTIVATIONS": "1"}),
     "half": (HALVE.model_copy(update={"training": MUON}), {}),
 }
 """Name -> configuration and switches."""

@@ -19,11 +19,14 @@ from fewstep.config.training import TrainingConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.core.errors import UserError
 from fewstep.core.paths import JUDGE, TEACHER
-from fewstep.methods import halve, reflow
+from fewstep.methods import compress, halve, reflow
 from fewstep.students.learn import method_module
 
 RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample")
 """Names that no model may have: they are the prefixes, before the slash, of other random streams' names."""
+
+MODEL_SECTIONS = ("compress", "reflow", "halve", "students")
+"""Sections of params.yaml whose entries are models that are made from another one."""
 
 
 class ClassifierSwitch(Section):
@@ -76,6 +79,7 @@ class Chain(Section):
     train_judge: ClassifierConfig | None = None
     train_teacher: TrainTeacherConfig | None = None
     import_teacher: ImportTeacherConfig = ImportTeacherConfig()
+    compress: dict[str, compress.Config]
     reflow: dict[str, reflow.Config]
     halve: dict[str, halve.Config]
     students: dict[str, Any]
@@ -85,17 +89,15 @@ class Chain(Section):
 
     def models(self) -> dict[str, ChainModel]:
         """Name -> every model that is made from another one."""
-        sections: dict[str, Mapping[str, Any]] = {
-            "reflow": self.reflow,
-            "halve": self.halve,
-            "students": self.students,
-        }
-        return {
-            model.name: model
-            for section, entries in sections.items()
-            for key, config in entries.items()
-            for model in [ChainModel(section, key, config)]
-        }
+        return {model.name: model for model in self.entries()}
+
+    def entries(self) -> list[ChainModel]:
+        """Every entry of the sections whose entries are models."""
+        return [
+            ChainModel(section, key, config)
+            for section in MODEL_SECTIONS
+            for key, config in getattr(self, section).items()
+        ]
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Section of params.yaml -> settings of every training of the chain."""
@@ -136,11 +138,12 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
     """Contradictions between the sections, one line each."""
     made = chain.models()
     known = ["teacher", *made]
-    names = [*chain.reflow, *chain.students]
-    for place, entries in (("reflow", chain.reflow), ("students", chain.students)):
-        for name in entries:
-            if name in RESERVED or name.startswith("halve-") or names.count(name) > 1:
-                yield f"{place}.{name}: this name is taken; choose another"
+    entries = chain.entries()
+    names = [model.name for model in entries]
+    for model in entries:
+        name, reserved = model.name, model.section != "halve" and model.name.startswith("halve-")
+        if name in RESERVED or reserved or names.count(name) > 1:
+            yield f"{model.place}: this name is taken; choose another"
     for name, model in made.items():
         start = f"{model.place}.from = {model.config.from_!r}"
         if model.config.from_ not in known:

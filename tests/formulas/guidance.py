@@ -38,6 +38,11 @@ def check(module: ModuleType) -> None:
     found = module.with_scales(pairs.conditions, context(), (2.0, 5.0), range(BATCH))
     drawn = 2 + 3 * Key(0, "model/guidance").uniform(range(BATCH))[:, 0]
     assert found.keys() == {"scale", "guidance"} and np.allclose(found["guidance"].numpy(), drawn)
+    key, free = Key(0, "model/unconditional"), {"scale": torch.full((1, 1), UNCONDITIONAL)}
+    some = module.partly_unconditional(found, free, 0.3, key, range(BATCH))
+    replaced = key.uniform(range(BATCH)) < 0.3
+    assert 0 < replaced.sum() < BATCH and some["guidance"] is found["guidance"]
+    assert np.allclose(some["scale"].numpy(), np.where(replaced, UNCONDITIONAL, scale.numpy()))
 
 
 MUTATIONS = [
@@ -46,4 +51,6 @@ MUTATIONS = [
     ("if scale != 1 or", "if"),
     ("or (by_scale and per_sample)", ""),
     ("(by_scale and per_sample)", "per_sample"),
+    ("[:, 0] < share)", "[:, 0] > share)"),
+    ("free[name].to(value), value)", "value, free[name].to(value))"),
 ]  # fmt: skip

@@ -37,7 +37,7 @@ def test_the_whole_chain_runs_and_a_second_run_does_nothing(finished: Project) -
         (("sampling", "guidance", 2.0), {"generate_triplets", "evaluation_set", "evaluate"}),
         (
             ("sampling", "negative_prompt", "a red star"),
-            {"generate_triplets", "halve", "distill", "evaluation_set", "evaluate"},
+            {"generate_triplets", "compress", "halve", "distill", "evaluation_set", "evaluate"},
         ),
         (("train_judge", "noise", 0.1), {"train_judge"}),
         (("halve", "2", SHORT_ROUND), {"halve@2"}),

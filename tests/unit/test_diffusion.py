@@ -86,6 +86,24 @@ def test_every_prediction_round_trips_on_every_schedule(schedule: Schedule, pred
     assert torch.allclose(estimate.velocity, truth.eps - truth.x_0, atol=1e-9)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("prediction", Prediction)
+def test_the_exact_output_means_the_x_0(schedule: Schedule, prediction: Prediction) -> None:
+    """On the network's own path it is made of x_0 and the noise; on the straight one also beyond its end."""
+    x_0, eps = double(301, 3), double(301, 3, seed=1)
+    for path in (schedule, RectifiedFlow()):
+        denoiser = Denoiser(network, schedule, prediction, path)
+        alpha, sigma = path.alpha_sigma(INSIDE)
+        x_t = expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps
+        target = denoiser.exact(x_0, x_t, INSIDE)
+        own = denoiser.own_alpha_sigma(INSIDE)
+        found = to_estimate(target, denoiser.own_x(x_t, INSIDE), *own, prediction)
+        assert torch.allclose(found.x_0, x_0, atol=1e-8)
+        if path == schedule:
+            made = from_estimate(Estimate(x_0, eps), alpha, sigma, prediction)
+            assert torch.allclose(target, made, atol=1e-8)
+
+
 @pytest.mark.parametrize("path", [RectifiedFlow(), Cosine()])
 def test_ddim_converges_at_first_order_to_the_exact_ode(path: Schedule) -> None:
     noise = double(64, 1)

@@ -173,7 +173,7 @@ def test_students_in_shards_are_those_of_one_process(tmp_path: Path, monkeypatch
         for file in model.rglob("*.safetensors"):
             one, other = load_file(file), load_file(two / file.relative_to(alone))
             assert one.keys() == other.keys()
-            moved = distance(one, start) if one.keys() == start.keys() else distance(one, {})
+            moved = distance(one, start) if one.keys() <= start.keys() else distance(one, {})
             assert distance(one, other) < TOLERANCE.get(model.name, 1e-3) * moved, file
         config = f"{MODELS}/{model.name}/net/config.json"
         assert (alone / config).read_bytes() == (two / config).read_bytes()

@@ -69,6 +69,7 @@ def imported_by(name: str, command: str, params: dict[str, dict[str, object]]) -
         "import_teacher",
         "encode_data",
         "generate_triplets",
+        "compress",
         "reflow",
         "halve",
         "distill",

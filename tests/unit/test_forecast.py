@@ -49,7 +49,7 @@ def rates_of(chain: Chain, **changes: Any) -> Rates:
         step=dict.fromkeys(trainings, 2.0),
         save=dict.fromkeys(trainings, 0.0),
         teacher=3.0,
-        student=0.0,
+        student=dict.fromkeys(chain.models(), 0.0),
         prompt=0.0,
         encode=0.0,
         decode=0.0,
@@ -148,7 +148,7 @@ def test_no_step_takes_more_than_its_share_of_the_budget() -> None:
     assert slow.ran == [0, 2]
 
 
-@pytest.mark.parametrize("name", ["reflow", "halve-4", "one_step"])
+@pytest.mark.parametrize("name", ["small", "reflow", "halve-4", "one_step"])
 def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The miniature's text encoder reads fewer tokens than any published one.
     monkeypatch.setattr("fewstep.backbones.sd.CLIP_LENGTH", 12)
@@ -158,6 +158,8 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
     params = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["teacher"] = {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []}
     params["data"]["resolution"] = 64
+    training = {"steps": 4, "batch_size": 4, "learning_rate": 1e-4}
+    params["compress"] = {"small": {"from": "teacher", "size": "small", "training": training}}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     chain = load_chain()
     config, rows = chain.models()[name].config, 4

@@ -102,7 +102,8 @@ def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
     if each is None or stage.steps is None:
         return None
     images, steps = PREVIEW
-    preview = images * (steps * (rates.student or 0.0) + rates.decode)
+    drawing = rates.student.get(stage.name, rates.teacher) or 0.0
+    preview = images * (steps * drawing + rates.decode)
     seconds = stage.steps * each + PREVIEWS * preview
     if stage.name in ("train_judge", "train_teacher, autoencoder"):
         # A shard is decoded anew in each epoch.
@@ -133,7 +134,7 @@ def evaluation_set(config: EvaluationSetConfig, chain: Chain, rates: Rates) -> f
 
 def evaluation(chain: Chain, name: str, rates: Rates) -> float | None:
     """Seconds of images at every step count, their metrics, the straightness and the speed log."""
-    each = rates.teacher if name == "teacher" else rates.student
+    each = rates.teacher if name == "teacher" else rates.student[name]
     if each is None:
         return None
     images, steps = STRAIGHTNESS

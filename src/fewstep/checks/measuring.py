@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fewstep.chain import Chain
 from fewstep.checks.data import LOOKED_AT, first_entries
+from fewstep.checks.designs import TEACHER, Networks, designs, is_guided, networks
 from fewstep.checks.machine import processes
 from fewstep.checks.memory import Design, need, operations, powers_below, speed
 from fewstep.checks.plan import trainings
@@ -58,8 +59,8 @@ class Rates:
 
     start, open: to start a stage's process, without and with the teacher's pipeline. prepare, read: per
     image. step: per step of a training, by its name in the plan. save: to write its state to disk. teacher,
-    student: per solver step of an image, with the model's guidance. prompt: to encode a prompt. encode,
-    decode, features: per image.
+    student: per solver step of an image, with the model's guidance; student by the model's name. prompt: to
+    encode a prompt. encode, decode, features: per image.
     """
 
     start: float
@@ -69,7 +70,7 @@ class Rates:
     step: dict[str, float | None]
     save: dict[str, float]
     teacher: float | None
-    student: float | None
+    student: dict[str, float | None]
     prompt: float
     encode: float
     decode: float
@@ -93,10 +94,9 @@ class Measuring:
         """Measure all rates."""
         prepare, read = self.data()
         backbone, images = self.here.backbone, min(images_at_once(), self.chain.evaluation_set.pictures)
-        others = [*self.chain.models()]
         # Drawing is measured first: networks that do not fit or take too long are estimated from its rate.
-        student = self.drawing(others[0], images) if others else None
-        teacher = self.drawing("teacher", images)
+        student = self.students(images)
+        teacher = self.drawing(TEACHER, images)
         prompt = encode = decode = features = 0.0
         if backbone is not None:
             prompt = self.each(lambda n: backbone.encode_prompts([CAPTION] * n), images)
@@ -159,9 +159,9 @@ class Measuring:
             name, training = "train_teacher, denoiser", chain.train_teacher.training
             run = self.run(here.teacher_training(), training)
             yield name, self.watch.batch(run, rows_of(training), max(self.fitting(name), 1))
-        known: dict[str, float | None] = {}
+        known: dict[object, float | None] = {}
         for name, model in chain.models().items():
-            like = f"{model.method} {distinct(model.config)}"
+            like = (model.method, distinct(model.config), self.networks(name))
             if like not in known:
                 known[like] = self.student_step(name, model.config.training)
             yield name, known[like]
@@ -172,10 +172,10 @@ class Measuring:
 
     def student_step(self, name: str, training: TrainingConfig) -> float | None:
         """Seconds of a step of a student's training; None while the teacher is unknown."""
-        denoiser, rows = self.denoiser, rows_of(training)
-        if denoiser is None:
+        rows, nets = rows_of(training), self.networks(name)
+        if nets is None:
             return None
-        count = operations(denoiser, trainings(self.chain)[name], rows)
+        count = operations(nets.net, trainings(self.chain)[name], rows)
         fitting = self.fitting(name)
         if self.here.backbone is None or not fitting or self.takes_long(count, rows):
             return count / self.rate if count else None
@@ -183,30 +183,49 @@ class Measuring:
 
     def fitting(self, name: str) -> int:
         """Samples of a step that fit into the free memory; 0: not even one."""
-        denoiser, setup = self.denoiser, trainings(self.chain)[name]
-        assert denoiser is not None
+        nets, setup = self.networks(name), trainings(self.chain)[name]
+        assert nets is not None
         for rows in (setup.rows, *powers_below(setup.rows)):
-            if need(denoiser, replace(setup, rows=rows)).total <= ROOM * self.watch.memory():
+            needed = need(nets.net, replace(setup, rows=rows), nets.start, nets.teacher)
+            if needed.total <= ROOM * self.watch.memory():
                 # If a full micro-batch fits, so does a step of any size.
                 return rows if rows < setup.rows else MANY
         return 0
 
+    @cached_property
+    def designs(self) -> dict[str, Design]:
+        """Model -> its network; empty while the teacher is unknown."""
+        return designs(self.chain, self.denoiser) if self.denoiser else {}
+
+    def networks(self, name: str) -> Networks | None:
+        """Networks of a training; None while the teacher is unknown."""
+        return networks(self.chain, self.designs, name) if self.designs else None
+
+    def students(self, rows: int) -> dict[str, float | None]:
+        """`drawing` of every student; those of one network with the same guidance are measured once."""
+        known: dict[object, float | None] = {}
+        found = {}
+        for name in self.chain.models():
+            like = (self.designs.get(name), is_guided(self.chain, name))
+            if like not in known:
+                known[like] = self.drawing(name, rows)
+            found[name] = known[like]
+        return found
+
     def drawing(self, name: str, rows: int) -> float | None:
         """Seconds of one solver step of one image; None where they are unknown."""
-        denoiser = self.denoiser
-        if denoiser is None:
+        if not self.designs:
             return None
-        count = self.evaluation(denoiser, name)
+        count = self.evaluation(name)
         if self.here.backbone is None or self.takes_long(count, 1):
             return count / self.rate if count else None
         return self.watch.batch(self.here.drawing(name), rows) / rows
 
-    def evaluation(self, denoiser: Design, name: str) -> float | None:
+    def evaluation(self, name: str) -> float | None:
         """Operations of one solver step of one image."""
         kind = next((setup.kind for setup in trainings(self.chain).values()), Kind("adamw"))
-        count = trace(denoiser, replace(kind, lora=None, checkpointed=False)).operations
-        guided = name == "teacher" and self.chain.sampling.guidance != 1
-        return FORWARD * count * (1 + guided) if count else None
+        count = trace(self.designs[name], replace(kind, lora=None, checkpointed=False)).operations
+        return FORWARD * count * (1 + is_guided(self.chain, name)) if count else None
 
     def takes_long(self, count: float | None, rows: int) -> bool:
         """Whether one of `rows` samples, with `count` operations in all, would take much of the budget."""
@@ -221,12 +240,11 @@ class Measuring:
     @cached_property
     def rate(self) -> float:
         """Operations per second of the denoiser, measured on one sample where possible; else `best`."""
-        denoiser = self.denoiser
-        count = self.evaluation(denoiser, "student") if denoiser else None
-        others = [*self.chain.models()]
-        if self.here.backbone is None or not others or not count or self.takes_long(count, 1):
+        name = next(iter(self.chain.models()), None)
+        count = self.evaluation(name) if name and self.designs else None
+        if self.here.backbone is None or not name or not count or self.takes_long(count, 1):
             return self.best
-        run = self.here.drawing(others[0])
+        run = self.here.drawing(name)
         return count / self.watch.once(lambda: run(1))
 
     @cached_property
@@ -237,8 +255,8 @@ class Measuring:
 
     def state_bytes(self, name: str) -> int:
         """Bytes of a training's state on disk; networks beside the denoiser are small and not counted."""
-        denoiser, setups = self.denoiser, trainings(self.chain)
-        return need(denoiser, setups[name]).state if denoiser and name in setups else 0
+        nets, setups = self.networks(name), trainings(self.chain)
+        return need(nets.net, setups[name], nets.start, nets.teacher).state if nets and name in setups else 0
 
     def each(self, run: Run, rows: int) -> float:
         """Seconds per sample of a forward pass."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fewstep.checks.tracing import Design as Design
-from fewstep.checks.tracing import Kind, trace
+from fewstep.checks.tracing import Kind, parameters, trace
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device
 from fewstep.core.switches import count_of, is_on
@@ -47,11 +47,13 @@ class Setup:
     checkpointed: bool = False
     accumulates: bool = False
     further: tuple[str, ...] = ()
-    """Optimizers of further trained networks of this size."""
+    """Optimizers of further trained networks of the teacher's size."""
     averages: int = 0
     """Moving averages of the trained weights that the method evaluates."""
     gradient_passes: int = 1
     """Evaluations per sample whose activations are kept for one backward pass."""
+    allows_lora: bool = True
+    """Whether an adapter could be trained instead."""
     teacher: bool = False
     """Whether the teacher is in memory beside another start model."""
 
@@ -67,6 +69,7 @@ def student_setup(config: MethodConfig) -> Setup:
         setup_of(config.training, config.lora, True),
         further=tuple(each.optimizer for each in config.further_networks),
         averages=config.averages,
+        allows_lora=config.allows_lora,
         gradient_passes=config.gradient_passes,
         teacher=bool(config.further_networks) and config.from_ != "teacher",
     )
@@ -103,33 +106,45 @@ def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -
     )
 
 
-def need(design: Design, setup: Setup) -> Need:
-    """Memory that the training needs in one process."""
+def need(design: Design, setup: Setup, start: Design | None = None, teacher: Design | None = None) -> Need:
+    """Memory that the training of `design` needs in one process.
+
+    start, teacher: networks of its start model and of the chain's teacher; None: of the same size.
+    """
+    start, teacher = start or design, teacher or design
     traced = trace(design, setup.kind)
-    copies = setup.start and setup.lora is None
+    copied = parameters(start) if setup.start and setup.lora is None else 0
     averages = setup.ema + setup.averages
-    state = FLOAT * (traced.parameters * (1 + copies) + averages * traced.trained) + traced.optimizer
+    state = FLOAT * (traced.parameters + copied + averages * traced.trained) + traced.optimizer
     for optimizer in setup.further:
-        other = trace(design, replace(setup, optimizer=optimizer).kind)
+        other = trace(teacher, replace(setup, optimizer=optimizer).kind)
         state += FLOAT * other.trained + other.optimizer
     if (dtype := half()) is not None:
         state -= (FLOAT - dtype.itemsize) * traced.rounded
-    frozen = traced.parameters - traced.trained
-    parameters = traced.parameters if setup.lora is None else frozen
-    state += setup.teacher * FLOAT * parameters
-    return Need(parameters, state, traced.peak(setup.rows * setup.gradient_passes))
+    state += setup.teacher * FLOAT * parameters(teacher)
+    return Need(parameters(design), state, traced.peak(setup.rows * setup.gradient_passes))
 
 
-def advice(design: Design, setup: Setup, memory: int) -> str | None:
-    """The mildest changes that make a training fit into `memory` bytes; None where it fits as it is."""
-    if need(design, setup).total <= memory:
+def advice(
+    design: Design,
+    setup: Setup,
+    memory: int,
+    start: Design | None = None,
+    teacher: Design | None = None,
+) -> str | None:
+    """The mildest changes that make a training fit into `memory` bytes; None where it fits as it is.
+
+    start, teacher: see `need`.
+    """
+    if need(design, setup, start, teacher).total <= memory:
         return None
     said: list[str] = []
     for words, changes in changes_of(setup):
         setup, said = replace(setup, **changes), [*said, *words]
         for rows in (setup.rows, *powers_below(setup.rows)):
             smaller = rows < setup.rows
-            total = need(design, replace(setup, rows=rows, accumulates=setup.accumulates or smaller)).total
+            changed = replace(setup, rows=rows, accumulates=setup.accumulates or smaller)
+            total = need(design, changed, start, teacher).total
             if total <= memory:
                 micro = [f"FEWSTEP_MICRO_BATCH={rows}"] if smaller else []
                 return f"{' '.join([*micro, *said])}: {total / 1e9:.1f} GB"
@@ -141,7 +156,7 @@ def changes_of(setup: Setup) -> Iterator[tuple[list[str], dict[str, Any]]]:
     yield [], {}
     if not setup.checkpointed:
         yield ["FEWSTEP_CHECKPOINT_ACTIVATIONS=1"], {"checkpointed": True}
-    if setup.start and setup.lora is None:
+    if setup.start and setup.lora is None and setup.allows_lora:
         rank, alpha = SUGGESTED.rank, SUGGESTED.alpha
         yield [f"`lora: {{rank: {rank}, alpha: {alpha:g}}}`"], {"lora": SUGGESTED}
     if setup.optimizer != "adamw_8bit":

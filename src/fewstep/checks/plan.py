@@ -4,8 +4,10 @@ from typing import NamedTuple
 
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
-from fewstep.checks.memory import Setup, setup_of, student_setup
+from fewstep.checks.designs import TEACHER, designs
+from fewstep.checks.memory import FLOAT, Setup, setup_of, student_setup
 from fewstep.checks.teacher import Sizes, design, in_cache, is_local, sizes
+from fewstep.checks.tracing import parameters
 from fewstep.config.training import TrainingConfig
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -32,31 +34,32 @@ def plan(chain: Chain) -> list[PlannedStage]:
         stages.append(training("train_judge", chain.train_judge.training, None))
     denoiser = design(chain)
     size = sizes(denoiser) if denoiser else None
-    model = 4 * size.net if size else None
+    nets = designs(chain, denoiser) if denoiser else {}
+    disk = {name: FLOAT * parameters(net) for name, net in nets.items()}
     if chain.teacher.train and chain.train_teacher:
         vae = chain.train_teacher.vae.training
         stages.append(training("train_teacher, autoencoder", vae, None))
-        stages.append(training("train_teacher, denoiser", chain.train_teacher.training, model))
+        stages.append(training("train_teacher, denoiser", chain.train_teacher.training, disk.get(TEACHER)))
     else:
         if chain.teacher.adopt:
             stages.append(PlannedStage("collect_code", None, None, None))
-        stages.append(PlannedStage(taking_over(chain), None, None, model))
+        stages.append(PlannedStage(taking_over(chain), None, None, disk.get(TEACHER)))
     for split in chain.encode_data:
         share = {"train": 1 - chain.data.heldout, "heldout": chain.data.heldout}[split]
         images = round(count * share) if count is not None else None
-        disk = encoded(size, images, chain.encode_data[split].dtype)
-        stages.append(PlannedStage(f"encode_data@{split}", images, None, disk))
+        latents = encoded(size, images, chain.encode_data[split].dtype)
+        stages.append(PlannedStage(f"encode_data@{split}", images, None, latents))
     drawn = chain.triplets.shard_size
     for shard in chain.triplets.shards:
-        disk = encoded(size, drawn, chain.triplets.dtype)
-        stages.append(PlannedStage(f"generate_triplets@{shard}", drawn, chain.triplets.steps, disk))
+        latents = encoded(size, drawn, chain.triplets.dtype)
+        stages.append(PlannedStage(f"generate_triplets@{shard}", drawn, chain.triplets.steps, latents))
     for name, made in chain.models().items():
-        stages.append(training(name, made.config.training, model))
+        stages.append(training(name, made.config.training, disk.get(name)))
     drawn = chain.evaluation_set.pictures
     stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
     for name, counts in chain.evaluate.models.items():
         stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
-    stages += [PlannedStage(f"export@{name}", None, None, model) for name in chain.export]
+    stages += [PlannedStage(f"export@{name}", None, None, disk.get(name)) for name in chain.export]
     return [*stages, PlannedStage("report", None, None, None)]
 
 

@@ -36,7 +36,7 @@ from fewstep.data.shards import ImageRecord
 from fewstep.data.stream import Stream
 from fewstep.data.triplets import Triplet
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoiser
-from fewstep.diffusion.sampling import STUDENTS, TEACHERS
+from fewstep.diffusion.sampling import TEACHERS
 from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.features.autoencoder import AutoencoderFeatures
 from fewstep.features.network import FeatureNetwork, open_features
@@ -47,7 +47,7 @@ from fewstep.sampling.draw import Sampler
 from fewstep.sources.sample import Sample
 from fewstep.students.context import Context
 from fewstep.students.learn import method_module
-from fewstep.students.start import start_and_student
+from fewstep.students.start import start_and_student, with_net
 from fewstep.training.loop import advance
 from fewstep.training.method import Method
 from fewstep.training.state import State
@@ -134,9 +134,14 @@ class Rehearsal:
         """A model of the chain, with the path and the step count that it will have."""
         if name == "teacher":
             return self.teacher
+        assert self.backbone is not None
         made = self.chain.models()[name]
-        student = method_module(made.method).student_of(made.config, self.model(made.config.from_))
-        return replace(cast(Model, student), name=name, sampling=STUDENTS)
+        config, start = made.config, self.model(made.config.from_)
+        inputs = start.denoiser.inputs  # without those that the method adds
+        student = with_net(start, config.network(start.net), self.backbone, inputs)
+        student = method_module(made.method).student_of(config, student)
+        sampling = config.sampling(start.sampling, inputs)
+        return replace(cast(Model, student), name=name, sampling=sampling)
 
     @cached_property
     def judge(self) -> AttributeClassifier:

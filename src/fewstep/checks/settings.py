@@ -11,9 +11,11 @@ from fewstep.backbones.inputs import INPUTS_WIDTH
 from fewstep.backbones.model import Model
 from fewstep.backbones.pipeline import schedule_of
 from fewstep.backbones.registry import family
-from fewstep.chain import Chain
+from fewstep.chain import Chain, ChainModel, ancestors
 from fewstep.checks.data import images_of
+from fewstep.checks.designs import TEACHER as TEACHER_NAME
 from fewstep.checks.teacher import Known, design, known_teacher
+from fewstep.checks.tracing import on_meta
 from fewstep.core.errors import UserError
 from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.diffusion.denoiser import Denoiser
@@ -42,6 +44,7 @@ def faults(chain: Chain) -> Iterator[str]:
         *features(chain, known),
         *steps(chain, known),
         *layers(chain),
+        *starts(chain, known),
         *exports(chain, known),
     ):
         yield f"params.yaml: {fault}"
@@ -133,16 +136,40 @@ def steps(chain: Chain, known: Known) -> Iterator[str]:
             yield f"{key} = {count}: this teacher was trained at {known.table} times; take at most as many"
 
 
+def starts(chain: Chain, known: Known) -> Iterator[str]:
+    """A method may demand a start model of some kind."""
+    models, faulty = chain.models(), set[str]()
+    for model in in_order(models):
+        if not faulty & ancestors(model.name, models):
+            try:
+                made(chain, model.name, known.scheduler)
+            except UserError as error:
+                faulty.add(model.name)
+                yield f"{model.place}: {error}"
+
+
+def in_order(models: Mapping[str, ChainModel]) -> list[ChainModel]:
+    """The models, each after its start model."""
+    return sorted(models.values(), key=lambda model: len(ancestors(model.name, models)))
+
+
 def layers(chain: Chain) -> Iterator[str]:
     """Adapters and added inputs, such as guidance, need layers that the denoiser must have."""
-    denoiser = design(chain)
+    denoiser, models = design(chain), chain.models()
     if denoiser is None:
         return
-    with torch.device("meta"):
-        net: Any = denoiser.make()
-    names = [name for name, _ in net.named_modules()]
-    for model in chain.models().values():
+    nets = {TEACHER_NAME: on_meta(denoiser)}
+    for model in in_order(models):
         config, place = model.config, model.place
+        net = nets.get(config.from_)
+        if net is None:  # its start model's fault is reported
+            continue
+        try:
+            nets[model.name] = net = config.network(net)
+        except UserError as error:
+            yield f"{place}: {error}"
+            continue
+        names = [name for name, _ in net.named_modules()]
         targets = config.lora.targets if config.lora else None
         if absent := [target for target in targets or () if not is_in(target, names)]:
             yield f"{place}.lora.targets: {', '.join(absent)}: no layer of the network has such a name"
@@ -159,7 +186,10 @@ def exports(chain: Chain, known: Known) -> Iterator[str]:
         if chain.teacher.backbone == "custom":
             yield f"export.{name}: a custom model has no diffusers pipeline, so it cannot be exported"
             continue
-        model = made(chain, name, known.scheduler)
+        try:
+            model = made(chain, name, known.scheduler)
+        except UserError:  # reported by `starts`
+            continue
         if model is None:
             continue
         count = config.steps or model.steps
@@ -186,7 +216,9 @@ def made(chain: Chain, name: str, scheduler: Mapping[str, Any]) -> Model | None:
     start = made(chain, model.config.from_, scheduler)
     if start is None:
         return None
-    start = replace(start, denoiser=replace(start.denoiser, inputs=inputs_of(start, model.config)))
+    inputs = inputs_of(start, model.config)
+    sampling = model.config.sampling(start.sampling, inputs)
+    start = replace(start, denoiser=replace(start.denoiser, inputs=inputs), sampling=sampling)
     student: Model = method_module(model.method).student_of(model.config, start)
     return student
 

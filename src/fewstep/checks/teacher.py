@@ -127,15 +127,14 @@ def configured(net_class: str, file: Path) -> Any:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of values. net: weights of the denoiser. latent: of one image. prompt: of its conditions."""
+    """Numbers of values. latent: of one image. prompt: of its conditions."""
 
-    net: int
     latent: int
     prompt: int
 
 
 def sizes(denoiser: Design) -> Sizes:
-    """Sizes of a denoiser, counted on the meta device, where weights take no memory."""
+    """Sizes of what a denoiser takes, counted on the meta device, where tensors take no memory."""
     from fewstep.diffusion.denoiser import Prediction
     from fewstep.diffusion.schedules import RectifiedFlow
 
@@ -145,7 +144,6 @@ def sizes(denoiser: Design) -> Sizes:
         conditions = adapter.example_conditions(net, 1, denoiser.length) or {}
     side = net.config.get("sample_size") or 0
     return Sizes(
-        net=sum(weight.numel() for weight in net.parameters()),
         latent=net.config.in_channels * side**2,
         prompt=sum(value.numel() for value in conditions.values()),
     )

@@ -138,6 +138,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @cache
+def on_meta(design: Design) -> Any:
+    """The denoiser on the meta device, where weights take no memory."""
+    with torch.device("meta"):
+        return design.make()
+
+
+@cache
+def parameters(design: Design) -> int:
+    """Number of weights of the denoiser."""
+    return sum(weight.numel() for weight in on_meta(design).parameters())
+
+
+@cache
 def trace(design: Design, kind: Kind) -> Trace:
     """Build the denoiser without weights and train it for one step on ROWS samples."""
     with torch.device("meta"):

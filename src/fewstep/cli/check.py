@@ -68,6 +68,7 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
     from rich.filesize import decimal
     from rich.table import Table
 
+    from fewstep.checks.designs import designs, networks
     from fewstep.checks.memory import advice, available, need
     from fewstep.checks.plan import trainings
 
@@ -75,10 +76,12 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
     title = f"estimated memory of the trainings; available: {decimal(memory)}"
     columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "sum")
     table, hints = Table(*columns, title=title), []
+    found = designs(chain, denoiser)
     for name, setup in trainings(chain).items():
-        needed = need(denoiser, setup)
+        net, start, teacher = networks(chain, found, name)
+        needed = need(net, setup, start, teacher)
         known = "unknown" if needed.step is None else decimal(needed.step)
         table.add_row(name, f"{needed.parameters:,}", decimal(needed.state), known, decimal(needed.total))
-        if hint := advice(denoiser, setup, memory):
+        if hint := advice(net, setup, memory, start, teacher):
             hints.append(f"warning: {name} does not fit; what helps: {hint}")
     return table, hints

@@ -163,10 +163,23 @@ class Denoiser:
 
     def __call__(self, x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
         """x `[B, ...]` on `path` at t `[B]`; the network runs in float32, the rest in x's dtype."""
-        own_x = self.own_x(x, t)
+        raw = self.raw(x, t, conditions)
+        return to_estimate(raw.to(x.dtype), self.own_x(x, t), *self.own_alpha_sigma(t), self.prediction)
+
+    def raw(self, x: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
+        """The network's own output `[B, ...]`, of the kind `prediction`; arguments: see `__call__`."""
         time = self.schedule.network_time(self.own_time(t))
-        raw = self.network(own_x.float(), time.float(), self.own_conditions(conditions))
-        return to_estimate(raw.to(x.dtype), own_x, *self.own_alpha_sigma(t), self.prediction)
+        return self.network(self.own_x(x, t).float(), time.float(), self.own_conditions(conditions))
+
+    def exact(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """The output of `raw` at x_t `[B, ...]` that means x_0 `[B, ...]`: the target of a denoising loss.
+
+        In float64, since terms cancel at small t. Singular where sigma = 0, at t = 0.
+        """
+        alpha, sigma = self.own_alpha_sigma(t)
+        own_x, x_0 = self.own_x(x_t.double(), t), x_0.double()
+        eps = (own_x - expand_like(alpha, x_0) * x_0) / expand_like(sigma, x_0)
+        return from_estimate(Estimate(x_0, eps), alpha, sigma, self.prediction)
 
 
 def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:

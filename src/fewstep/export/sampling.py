@@ -51,6 +51,11 @@ def stock_sampling(
             f"export.{name}: no diffusers pipeline passes its network the end time of a step; take "
             f"export.{name}.steps: 1, where it is always 0"
         )
+    if record.follows_params:
+        raise UserError(
+            f"export.{name}: is sampled as its teacher is, with the section `sampling`; load "
+            f"artifacts/models/{name}/net into the teacher's pipeline, or export a student of it"
+        )
     flow = is_flow(scheduler)
     own_times = bool(record.times) and record.grid(steps) != trailing(steps)
     if record.solver is Solver.RENOISE and (steps > 1 or own_times):

@@ -1,12 +1,16 @@
 """Parameters that every distillation method has."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
+from torch import nn
 
 from fewstep.config.base import Section
 from fewstep.config.training import OptimizerConfig, StudentTrainingConfig
 from fewstep.diffusion.denoiser import GUIDANCE
+from fewstep.diffusion.sampling import STUDENTS, Guidance, Sampling
 from fewstep.training.lora import LoraSettings
 
 
@@ -33,6 +37,11 @@ class MethodConfig(Section):
         return (*((GUIDANCE,) if self.guidance_embedding else ()), *self.takes)
 
     @property
+    def allows_lora(self) -> bool:
+        """Whether an adapter could be trained in the place of all weights."""
+        return not self.inputs
+
+    @property
     def draws_guidance(self) -> bool:
         """Whether the method draws each sample's guidance scale itself, so that its data need none."""
         return False
@@ -56,6 +65,20 @@ class MethodConfig(Section):
     def needs_feature_maps(self) -> bool:
         """Whether the loss compares feature maps of the network `features`."""
         return False
+
+    def network(self, start: nn.Module) -> nn.Module:
+        """The student's network before training and without further inputs: the start's, or a new module.
+
+        Also called on the meta device, where only the architecture matters.
+        """
+        return start
+
+    def sampling(self, start: Sampling, inputs: Sequence[str]) -> Sampling:
+        """Sampling settings of the student, as `student_of` receives them.
+
+        start: those of its start model. inputs: see `Denoiser.inputs`.
+        """
+        return replace(STUDENTS, guidance=Guidance.CONDITION) if GUIDANCE in inputs else STUDENTS
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

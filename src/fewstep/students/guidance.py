@@ -7,6 +7,7 @@ import torch
 from fewstep.backbones.model import Model
 from fewstep.config.sampling import Scale, ScaleRange
 from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, guided
 from fewstep.diffusion.sampling import Guidance
 from fewstep.students.config import MethodConfig
@@ -59,3 +60,20 @@ def with_scales(
     low, high = guidance
     drawn = low + (high - low) * context.key("guidance").uniform(positions)[:, 0]
     return conditions | {GUIDANCE: torch.from_numpy(drawn).float().to(device())}
+
+
+def partly_unconditional(
+    conditions: Conditions, free: Conditions, share: float, key: Key, positions: Sequence[int]
+) -> Conditions:
+    """The conditions, those of some samples replaced by `free`, which has batch size 1.
+
+    So a network learns the unconditional branch of guidance as well (Ho & Salimans 2022, algorithm 1).
+    share: probability of a sample. key: of the choice. Conditions that `free` does not have stay.
+    """
+    chosen = torch.from_numpy(key.uniform(positions)[:, 0] < share).to(device())
+    replaced = {
+        name: torch.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), free[name].to(value), value)
+        for name, value in conditions.items()
+        if name in free
+    }
+    return conditions | replaced

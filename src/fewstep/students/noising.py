@@ -32,7 +32,13 @@ def noised(context: Context, path: Schedule, positions: Sequence[int], steps: in
 def noised_at(
     context: Context, path: Schedule, positions: Sequence[int], t: Tensor
 ) -> tuple[Tensor, Conditions]:
-    """`x_t = alpha x_0 + sigma eps` `[B, ...]` float64 at t `[B]`, and the conditions of x_0.
+    """`x_t = alpha x_0 + sigma eps` `[B, ...]` float64 at t `[B]`, and conditions; see `with_fresh_noise`."""
+    x_0, eps, conditions = with_fresh_noise(context, positions)
+    return add_noise(path, x_0, eps, t), conditions
+
+
+def with_fresh_noise(context: Context, positions: Sequence[int]) -> tuple[Tensor, Tensor, Conditions]:
+    """(x_0, eps, conditions of x_0), both `[B, ...]` float64.
 
     x_0 is from the method's data, eps fresh. eps is independent of x_0 (Salimans & Ho 2022, algorithm 2),
     also for triplets, which have noise of their own. Random stream: `noise` of the training.
@@ -40,4 +46,4 @@ def noised_at(
     x_0, conditions = context.clean_batch(positions)
     x_0 = x_0.double()
     eps = torch.from_numpy(context.key("noise").normal(positions, x_0.shape[1:])).to(x_0)
-    return add_noise(path, x_0, eps, t), conditions
+    return x_0, eps, conditions

@@ -8,8 +8,6 @@ from torch import nn
 from fewstep.backbones.model import Model
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.keyed import Key
-from fewstep.diffusion.denoiser import GUIDANCE
-from fewstep.diffusion.sampling import STUDENTS, Guidance
 from fewstep.students.config import MethodConfig
 from fewstep.training.lora import attach, twin
 
@@ -17,13 +15,14 @@ from fewstep.training.lora import attach, twin
 def start_and_student(
     start: Model, name: str, backbone: Backbone, config: MethodConfig, seed: int
 ) -> tuple[Model, Model]:
-    """The start model, unchanged, and a student equal to it before training, under the new name.
+    """The start model, unchanged, and the student before training, under the new name.
 
-    Without `lora` the student is a copy; with it both share one copy of the base weights.
+    The student equals its start, unless its method has a network of another architecture. Without `lora` it
+    is a copy; with it both share one copy of the base weights.
     """
     inputs = inputs_of(start, config)
     if config.lora is None:
-        net = start.net
+        net = config.network(start.net)
         for more in inputs[len(start.denoiser.inputs) :]:
             net = backbone.with_input(net, more)
         net = (deepcopy(net) if net is start.net else net).requires_grad_(True)
@@ -31,8 +30,7 @@ def start_and_student(
         net = twin(start.net)
         attach(net, config.lora, backbone.lora_targets, Key(seed, f"{name}/lora").seed32(0))
     student = with_net(start, net, backbone, inputs)
-    sampling = replace(STUDENTS, guidance=Guidance.CONDITION) if GUIDANCE in inputs else STUDENTS
-    return start, replace(student, name=name, sampling=sampling)
+    return start, replace(student, name=name, sampling=config.sampling(start.sampling, inputs))
 
 
 def inputs_of(start: Model, config: MethodConfig) -> tuple[str, ...]:

@@ -1,0 +1,36 @@
+"""The rule by which a network is made smaller, found by its class."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from fewstep.compression.reduction import FULL, Reduction
+from fewstep.compression.transformer import STACKS, transformer_reduction
+from fewstep.compression.unet import unet_reduction
+from fewstep.core.errors import UserError
+
+UNET = "UNet2DConditionModel"
+
+
+def reduction_of(
+    net: nn.Module, size: str | None, blocks: Mapping[str, int | Sequence[int]] | None
+) -> Reduction:
+    """size: of a U-Net; blocks: of a transformer; one of them is None.
+
+    Raises UserError where the network cannot be made so; see `unet_reduction`, `transformer_reduction`.
+    """
+    kind = type(net).__name__
+    config: Mapping[str, Any] = getattr(net, "config", {})
+    if kind == UNET and size is not None:
+        return unet_reduction(config, size)
+    if kind in STACKS and (blocks is not None or size == FULL):
+        return transformer_reduction(kind, config, blocks or {})
+    if kind == UNET:
+        raise UserError(f"blocks: a {kind} is made smaller by `size`")
+    if kind in STACKS:
+        raise UserError(f"size = {size!r}: a {kind} is made smaller by `blocks`")
+    key = "blocks" if size is None else "size"
+    raise UserError(
+        f"{key}: no rule to make a {kind} smaller; there are rules for {', '.join([UNET, *STACKS])}"
+    )

@@ -1,0 +1,194 @@
+"""`fewstep check` on compressed models: each model's own size, and starts and sizes that do not fit."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from diffusers import UNet2DConditionModel
+from tools.imports import ROOT
+
+from fewstep.chain import Chain, load_chain
+from fewstep.checks import keys, settings
+from fewstep.checks.designs import Networks, designs, is_guided, networks
+from fewstep.checks.memory import Setup, advice, need
+from fewstep.checks.plan import plan, trainings
+from fewstep.checks.teacher import design
+from fewstep.checks.tracing import Design, parameters
+from fewstep.core.errors import UserError
+from tests.pipelines import make
+
+TRAINING = {"steps": 2, "batch_size": 16, "learning_rate": 1.0e-4}
+SMALL = {"from": "teacher", "size": "small", "data": "triplets", "training": TRAINING}
+DIRECT = {"from": "small", "method": "direct", "training": TRAINING}
+
+
+@pytest.fixture(autouse=True)
+def _project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def chain_of(dotted: Mapping[str, Any]) -> Chain:
+    """The default chain with some values replaced."""
+    values = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for key, value in dotted.items():
+        *path, last = key.split(".")
+        section = values
+        for part in path:
+            section = section[part]
+        section[last] = json.loads(json.dumps(value))
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    return load_chain()
+
+
+def faults(dotted: Mapping[str, Any]) -> list[str]:
+    return [*settings.faults(chain_of(dotted))]
+
+
+def test_the_plan_and_the_memory_are_of_each_models_own_network() -> None:
+    made = {"compress.small": SMALL, "students.tail": DIRECT}
+    chain = chain_of({**made, "evaluate.models.tail": [1], "export.tail": {"steps": 1}})
+    teacher = design(chain)
+    assert teacher is not None
+    found = designs(chain, teacher)
+    assert found["small"] is found["tail"] is not teacher
+    assert found["reflow"] is found["one_step"] is teacher
+    assert networks(chain, found, "small") == Networks(found["small"], teacher, teacher)
+    assert networks(chain, found, "tail") == Networks(found["small"], found["small"], teacher)
+    assert networks(chain, found, "train_teacher, denoiser") == Networks(teacher, teacher, teacher)
+
+    large: Any = teacher.make()
+    middle = sum(weight.numel() for weight in large.mid_block.parameters())
+    whole = sum(weight.numel() for weight in large.parameters())
+    disk = {stage.name: stage.disk for stage in plan(chain)}
+    assert disk["small"] == disk["tail"] == disk["export@tail"] == 4 * (whole - middle)
+    assert disk["reflow"] == disk["train_teacher, denoiser"] == disk["export@one_step"] == 4 * whole
+
+
+def test_the_memory_counts_the_larger_start_and_the_larger_fake() -> None:
+    unet = partial(
+        UNet2DConditionModel,
+        sample_size=8,
+        block_out_channels=(8, 8),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=2,
+    )
+    large, small = Design("sd", unet), Design("sd", partial(unet, layers_per_block=1))
+    setup = Setup(rows=1, optimizer="adamw", ema=False, start=True)
+    # Weights and AdamW's two averages of the student, and the weights of its start.
+    assert need(small, setup, large, large).state == 4 * (3 * parameters(small) + parameters(large))
+    assert need(small, setup).state == 4 * 4 * parameters(small)
+    further = Setup(rows=1, optimizer="adamw", ema=False, start=True, further=("adamw",), teacher=True)
+    expected = 4 * (4 * parameters(small) + 3 * parameters(large) + parameters(large))
+    assert need(small, further, small, large).state == expected
+    assert need(small, setup, large, large).parameters == parameters(small) < parameters(large)
+
+
+def test_no_adapter_is_advised_where_none_is_possible() -> None:
+    chain = chain_of({"compress.small": SMALL})
+    teacher = design(chain)
+    assert teacher is not None
+    found = trainings(chain)
+    setups = {"small": found["small"], "reflow": replace(found["reflow"], optimizer="adamw")}
+    said = {name: str(advice(teacher, setup, 1)) for name, setup in setups.items()}
+    assert "lora" in said["reflow"] and "lora" not in said["small"]
+    assert said["small"].startswith("nothing makes it fit; FEWSTEP_MICRO_BATCH=1 ")
+
+
+def test_a_compressed_teacher_is_guided_as_it_was() -> None:
+    chain = chain_of({"compress.small": SMALL, "students.tail": DIRECT})
+    assert {name: is_guided(chain, name) for name in ("teacher", "small", "tail", "reflow")} == {
+        "teacher": True,
+        "small": True,
+        "tail": False,
+        "reflow": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("dotted", "expected"),
+    [
+        ({"compress.small": SMALL}, []),
+        ({"compress.small": SMALL | {"size": "tiny"}, "students.tail": DIRECT}, []),
+        (
+            {"compress.small": SMALL | {"size": "sdxs"}, "students.tail": DIRECT},
+            ["compress.small: size = 'sdxs': no block with attention to the text would be left"],
+        ),
+        (
+            {"compress.small": SMALL | {"size": "base"}},
+            ["compress.small: size = 'base': every block has one layer already; possible sizes of this "],
+        ),
+        (
+            {"compress.small": SMALL, "compress.smaller": SMALL | {"from": "small"}},
+            ["compress.smaller: size = 'small': there is no middle block to be removed"],
+        ),
+        (
+            {"compress.small": {**SMALL, "size": None, "blocks": {"transformer_blocks": 2}}},
+            ["compress.small: blocks: a UNet2DConditionModel is made smaller by `size`"],
+        ),
+        (
+            {"compress.small": SMALL | {"from": "one_step"}, "students.tail": DIRECT},
+            ["compress.small: task_weight: fits a teacher with noise: fresh"],
+        ),
+        (
+            {"compress.small": SMALL | {"from": "reflow"}},
+            ["compress.small: task_weight: fits a teacher with noise: fresh"],
+        ),
+        (
+            {"compress.small": SMALL | {"noise": "pairs"}},
+            ["compress.small: task_weight: fits a teacher with noise: fresh"],
+        ),
+        ({"compress.small": SMALL | {"from": "one_step", "noise": "pairs"}}, []),
+        ({"compress.small": SMALL | {"from": "one_step", "task_weight": 0}}, []),
+        (
+            {"compress.small": SMALL, "export.small": {"steps": 4}, "evaluate.models.small": [4]},
+            ["export.small: is sampled as its teacher is"],
+        ),
+        (
+            {
+                "compress.small": SMALL,
+                "students.tail": {**DIRECT, "lora": {"rank": 2, "alpha": 2, "targets": ["mid_block.x"]}},
+            },
+            ["students.tail.lora.targets: mid_block.x: no layer"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_runs(dotted: dict[str, Any], expected: list[str]) -> None:
+    found = faults(dotted)
+    assert len(found) == len(expected), found
+    for said, wanted in zip(found, expected, strict=True):
+        assert said.startswith(f"params.yaml: {wanted}"), said
+
+
+def test_a_foreign_teacher_without_a_rule_is_said_before_anything_runs() -> None:
+    make("pixel", Path("pixels"))
+    own = {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []}
+    dotted = {"teacher": own, "features": "x.pt", "data.resolution": 16, "export": {}}
+    said = "params.yaml: compress.small: size: no rule to make a UNet2DModel smaller"
+    assert any(fault.startswith(said) for fault in faults({**dotted, "compress.small": SMALL}))
+
+
+def test_a_name_is_taken_once() -> None:
+    for name, where in (
+        ("reflow", "compress.reflow"),
+        ("teacher", "compress.teacher"),
+        ("halve-4", "compress."),
+    ):
+        with pytest.raises(UserError, match=rf"{where}.*: this name is taken"):
+            chain_of({"compress": {name: SMALL}})
+
+
+def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
+    shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
+    assert [*keys.faults(chain_of({"compress.small": SMALL}))] == []
+    entry = {key: value for key, value in SMALL.items() if key != "data"}
+    (said,) = keys.faults(chain_of({"compress.small": entry}))
+    assert said.startswith("params.yaml: compress.small.data: is missing; DVC needs it")
