@@ -14,6 +14,7 @@ from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
 from fewstep.core.processes import is_main_process
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
+from fewstep.students.method import StudentMethod
 from fewstep.students.start import start_and_student
 from fewstep.training.evaluations import read_curve
 from fewstep.training.half import restore_frozen
@@ -113,7 +114,9 @@ def learn(task: Task) -> None:
     module = method_module(task.method)
     made: Model = module.student_of(config, context.student)
     work = Workspace(task.stage, task.params, task.inputs)
-    train(module.METHOD(config, context, made), name, task.seed, work.folder)
+    method: StudentMethod = module.METHOD(config, context, made)
+    train(method, name, task.seed, work.folder)
+    made = method.student
     if is_main_process():
         adapter = None
         if config.lora is not None:
