@@ -19,13 +19,13 @@ from fewstep.config.training import TrainingConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.core.errors import UserError
 from fewstep.core.paths import JUDGE, TEACHER
-from fewstep.methods import compress, halve, reflow
+from fewstep.methods import compress, decoder, halve, reflow
 from fewstep.students.learn import method_module
 
 RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample")
 """Names that no model may have: they are the prefixes, before the slash, of other random streams' names."""
 
-MODEL_SECTIONS = ("compress", "reflow", "halve", "students")
+MODEL_SECTIONS = ("compress", "reflow", "halve", "students", "decoder")
 """Sections of params.yaml whose entries are models that are made from another one."""
 
 
@@ -83,6 +83,7 @@ class Chain(Section):
     reflow: dict[str, reflow.Config]
     halve: dict[str, halve.Config]
     students: dict[str, Any]
+    decoder: dict[str, decoder.Config]
     evaluation_set: EvaluationSetConfig
     evaluate: EvaluateConfig
     export: dict[str, ExportConfig]
