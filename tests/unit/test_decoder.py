@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fewstep.backbones.model import open_model
 from fewstep.backbones.protocol import Backbone
+from fewstep.checks import settings
+from fewstep.checks.plan import plan, trainings
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
@@ -22,6 +24,7 @@ from fewstep.sampling.draw import DECODER, Sampler
 from fewstep.students.learn import Task, learn, method_module
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
+from tests.unit.test_compress_checks import chain_of
 from tests.unit.test_every_method import config as student_config
 from tests.unit.test_every_method import project as project
 
@@ -146,3 +149,14 @@ def test_its_discriminator_has_a_logit_per_patch() -> None:
     critic = decoder.patch_discriminator(Key(0, "critic"))
     assert critic(torch.zeros(2, 3, 32, 48)).shape == (2, 1, 4, 6)
     assert method_module("decoder").METHOD is decoder.TinyDecoder
+
+
+def test_check_counts_no_training_of_a_denoiser() -> None:
+    training = {"steps": 2, "batch_size": 16, "learning_rate": 1.0e-4}
+    entry = {"from": "one_step", "data": "triplets", "training": training}
+    chain = chain_of({"decoder.fast": entry, "evaluate.models.fast": [1]})
+    assert "fast" not in trainings(chain) and "one_step" in trainings(chain)
+    stages = {stage.name: stage for stage in plan(chain)}
+    assert stages["fast"].disk == stages["one_step"].disk
+    assert chain.trainings()["decoder.fast"].steps == 2
+    assert [*settings.faults(chain)] == []

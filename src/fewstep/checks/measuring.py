@@ -175,8 +175,9 @@ class Measuring:
         rows, nets = rows_of(training), self.networks(name)
         if nets is None:
             return None
-        count = operations(nets.net, trainings(self.chain)[name], rows)
-        fitting = self.fitting(name)
+        setup = trainings(self.chain).get(name)
+        count = operations(nets.net, setup, rows) if setup else None
+        fitting = self.fitting(name) if setup else MANY
         if self.here.backbone is None or not fitting or self.takes_long(count, rows):
             return count / self.rate if count else None
         return self.watch.batch(self.run(self.here.student_training(name), training), rows, fitting)

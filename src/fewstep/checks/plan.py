@@ -88,4 +88,5 @@ def trainings(chain: Chain) -> dict[str, Setup]:
     found = {}
     if chain.teacher.train and chain.train_teacher:
         found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
-    return found | {name: student_setup(model.config) for name, model in chain.models().items()}
+    models = {name: model.config for name, model in chain.models().items()}
+    return found | {name: student_setup(config) for name, config in models.items() if config.trains_denoiser}

@@ -31,6 +31,7 @@ from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.diffusion.denoiser import Conditions, expand_like
+from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.solvers import Fresh
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.sampling.draw import DECODER, Sampler
@@ -66,6 +67,13 @@ class Config(MethodConfig):
     """Optimizer of the discriminator; null: that of `training`."""
     encoder_weight: Weight = 1.0
     """Weight of the encoder's error; 0 leaves the encoder untrained."""
+
+    @property
+    def trains_denoiser(self) -> bool:
+        return False
+
+    def sampling(self, start: Sampling, inputs: Sequence[str]) -> Sampling:
+        return start
 
     @model_validator(mode="after")
     def _trains_a_decoder(self) -> Self:

@@ -66,6 +66,11 @@ class MethodConfig(Section):
         """Whether the loss compares feature maps of the network `features`."""
         return False
 
+    @property
+    def trains_denoiser(self) -> bool:
+        """Whether the denoising network is trained."""
+        return True
+
     def network(self, start: nn.Module) -> nn.Module:
         """The student's network before training and without further inputs: the start's, or a new module.
 
