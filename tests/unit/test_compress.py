@@ -9,15 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fewstep.artifacts.manifest import Manifest, sha256
-from fewstep.backbones.importing import import_teacher
+from fewstep.artifacts.manifest import sha256
 from fewstep.backbones.model import Model, open_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import SamplingConfig
-from fewstep.config.teacher import ImportTeacherConfig
 from fewstep.core.errors import UserError
-from fewstep.core.files import read_json, whole_folder
+from fewstep.core.files import read_json
 from fewstep.core.hardware import attention
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.diffusion.sampling import Guidance
@@ -29,17 +27,11 @@ from fewstep.students.start import start_and_student
 from fewstep.training.method import Rows
 from fewstep.training.state import State
 from tests import pipelines
+from tests.compression import teacher_from, unet_of
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS, MAKERS
 
 TRAINING = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "ema": 0.5}
-DEEP_UNET: dict[str, Any] = {
-    "layers_per_block": 2,
-    "block_out_channels": (4, 8, 8),
-    "down_block_types": ("CrossAttnDownBlock2D",) * 3,
-    "up_block_types": ("CrossAttnUpBlock2D",) * 3,
-    "norm_num_groups": 2,
-}
 CUTS: dict[str, dict[str, Any]] = {
     "sd": {"size": "small"},
     "sdxl": {"size": "small"},
@@ -68,23 +60,6 @@ def deep(monkeypatch: pytest.MonkeyPatch) -> Backbone:
     folder = Path("made")
     pipelines.make("sd", folder)
     return teacher_from(folder)
-
-
-def unet_of(cross: int) -> Any:
-    """SD's U-Net with these settings."""
-    return diffusers.UNet2DConditionModel(
-        sample_size=pipelines.SIDE, cross_attention_dim=cross, attention_head_dim=2, **DEEP_UNET
-    )
-
-
-def teacher_from(folder: Path) -> Backbone:
-    """Import a pipeline as the teacher, and draw its triplets."""
-    with whole_folder(TEACHER) as staging:
-        facts = import_teacher(str(folder), "sd", ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
-    backbone = open_backbone(TEACHER)
-    draw_triplets(backbone)
-    return backbone
 
 
 def config(**values: Any) -> compress.Config:
@@ -309,22 +284,3 @@ def test_an_adapter_is_trained_on_the_result(deep: Backbone) -> None:
         name for name, value in adapted.net.state_dict().items() if not torch.equal(value, weights[name])
     }
     assert changed and all(trained & {*name.split(".")} for name in changed)
-
-
-@pytest.mark.parametrize(
-    ("values", "said"),
-    [
-        ({}, "give either size"),
-        ({"size": "tiny", "blocks": {}}, "give either size"),
-        ({"size": "medium"}, "size"),
-        ({"size": "tiny", "lora": {"rank": 2, "alpha": 2}}, "for a later model"),
-        ({"size": "tiny", "guidance_embedding": True}, "for a later model"),
-        ({"size": "tiny", "noise": "pairs", "data": "encoded"}, "real images have no noise of their own"),
-        ({"size": "tiny", "task_weight": 0, "output_weight": 0, "feature_weight": 0}, "there is no loss"),
-        ({"size": "tiny", "output_weight": -1}, "greater than or equal to 0"),
-        ({"size": "tiny", "unconditional": 1}, "less than 1"),
-    ],
-)
-def test_impossible_settings_are_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        config(**values)

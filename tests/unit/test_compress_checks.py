@@ -21,6 +21,7 @@ from fewstep.checks.plan import plan, trainings
 from fewstep.checks.teacher import design
 from fewstep.checks.tracing import Design, parameters
 from fewstep.core.errors import UserError
+from fewstep.methods import compress
 from tests.pipelines import make
 
 TRAINING = {"steps": 2, "batch_size": 16, "learning_rate": 1.0e-4}
@@ -192,3 +193,22 @@ def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
     entry = {key: value for key, value in SMALL.items() if key != "data"}
     (said,) = keys.faults(chain_of({"compress.small": entry}))
     assert said.startswith("params.yaml: compress.small.data: is missing; DVC needs it")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({}, "give either size"),
+        ({"size": "tiny", "blocks": {}}, "give either size"),
+        ({"size": "medium"}, "size"),
+        ({"size": "tiny", "lora": {"rank": 2, "alpha": 2}}, "for a later model"),
+        ({"size": "tiny", "guidance_embedding": True}, "for a later model"),
+        ({"size": "tiny", "noise": "pairs", "data": "encoded"}, "real images have no noise of their own"),
+        ({"size": "tiny", "task_weight": 0, "output_weight": 0, "feature_weight": 0}, "there is no loss"),
+        ({"size": "tiny", "output_weight": -1}, "greater than or equal to 0"),
+        ({"size": "tiny", "unconditional": 1}, "less than 1"),
+    ],
+)
+def test_impossible_settings_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        compress.Config.model_validate({"from": "teacher", "training": TRAINING} | values)
