@@ -236,3 +236,15 @@ def test_targets_that_match_nothing_are_named(backbone: Backbone) -> None:
         LoraSettings(rank=2, alpha=2, targets=())
     net = deepcopy(backbone.net)
     attach(net, SETTINGS, (*QKV, "of_another_family"), 0)
+
+
+def test_muon_trains_an_adapter(backbone: Backbone) -> None:
+    """All of an adapter's weights are hidden: nothing is left for AdamW."""
+    prepare_images()
+    draw_triplets(backbone)
+    training = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "optimizer": "muon"}
+    values = {"from": "teacher", "training": training, "lora": {"rank": 2, "alpha": 2.0}}
+    learn(Task("reflow@low", "low", "reflow", reflow.Config.model_validate(values), [0], 0))
+    weights, start = open_model(MODELS / "low", backbone).net.state_dict(), backbone.net.state_dict()
+    changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
+    assert changed and all("attn" in name for name in changed)

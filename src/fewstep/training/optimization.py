@@ -24,14 +24,14 @@ def trained_weights(modules: Mapping[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def optimizers_of(weights: Mapping[str, Tensor], config: OptimizerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW over a group's weights; for `muon`, Muon over the hidden ones.
+    """AdamW over a group's weights; for `muon`, Muon over the hidden ones. An adapter's are all hidden.
 
     weights: by name, "module/parameter".
     """
     hidden = [w for name, w in weights.items() if config.optimizer == "muon" and is_hidden(name, w)]
     theirs = {id(weight) for weight in hidden}
     others = [weight for weight in weights.values() if id(weight) not in theirs]
-    optimizers = [adamw(others, config)]
+    optimizers = [adamw(others, config)] if others else []
     if hidden:
         optimizers.append(Muon(hidden, config.learning_rate, weight_decay=config.weight_decay))
     return optimizers
