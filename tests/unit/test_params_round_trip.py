@@ -46,8 +46,15 @@ def another(value: Any) -> Any:
 
 
 def changes(before: str, after: str) -> list[str]:
-    """The lines of a diff, `-old` and `+new`."""
-    diff = difflib.unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm="")
+    """The lines of a diff, `-old` and `+new`.
+
+    Texts with equally many lines are compared line by line: where entries repeat each other, difflib matches
+    lines of different ones.
+    """
+    old, new = before.splitlines(), after.splitlines()
+    if len(old) == len(new):
+        return [line for a, b in zip(old, new, strict=True) if a != b for line in (f"-{a}", f"+{b}")]
+    diff = difflib.unified_diff(old, new, n=0, lineterm="")
     return [line for line in diff if not line.startswith(("---", "+++", "@@"))]
 
 
