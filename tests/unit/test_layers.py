@@ -14,7 +14,7 @@ LAYERS = (
     ("sources", "data"),
     ("preparation", "backbones"),
     ("features", "training"),
-    ("losses", "sampling"),
+    ("losses", "sampling", "compression"),
     ("pretraining", "students"),
     ("methods", "evaluation"),
     ("export", "chain"),
@@ -62,6 +62,6 @@ def test_methods_holds_methods_alone() -> None:
 
 
 def test_nobody_but_the_chain_imports_a_method() -> None:
-    """Methods are found by name; the sections `reflow` and `halve` have a type each."""
+    """Methods are found by name; sections of their own (`reflow`, `compress` ...) have a type each."""
     importers = {package_of(file) for file in FILES if "methods" in imported_modules(file)}
     assert importers <= {"methods", "chain"}
