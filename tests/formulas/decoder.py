@@ -76,7 +76,7 @@ def check(module: ModuleType) -> None:
     critics = np.maximum(1 - real, 0).mean() + np.maximum(1 + judged, 0).mean()
     start = SimpleNamespace(name="start", steps=STEPS, parts={})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "tiny_autoencoder", lambda *_: Tiny())
+        patch.setattr(module, "tiny_autoencoder", lambda *_: (Tiny(), 4))
         patch.setattr(module, "patch_discriminator", lambda _: lambda images: 2 * images + 0.1)
         patch.setattr(module, "replace", replaced)
         patch.setattr(module, "Group", lambda modules, optimizer: modules)

@@ -28,6 +28,7 @@ from fewstep.training.method import Rows
 from fewstep.training.state import State
 from tests import pipelines
 from tests.compression import teacher_from, unet_of
+from tests.interrupting import interrupted_and_resumed
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS, MAKERS
 
@@ -84,9 +85,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("family", sorted(CUTS))
-def test_a_smaller_model_is_trained_and_resumed_to_the_same_bytes(
-    family: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_smaller_model_is_trained_and_resumed_to_the_same_bytes(family: str) -> None:
     prepare_images()
     backbone = import_miniature(family)
     draw_triplets(backbone)
@@ -111,18 +110,7 @@ def test_a_smaller_model_is_trained_and_resumed_to_the_same_bytes(
     assert all(torch.equal(value, weights[name]) for name, value in stock.state_dict().items())
     rmtree(MODELS / "small")
 
-    batch = compress.METHOD.batch
-
-    def interrupted(self: Any, rows: Any) -> Any:
-        if rows.step == 2:
-            raise KeyboardInterrupt
-        return batch(self, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(compress.METHOD, "batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            compressed(backbone, **cut)
-    compressed(backbone, **cut)
+    interrupted_and_resumed(compress.METHOD, lambda: compressed(backbone, **cut))
     assert hashes(MODELS / "small" / "net") == whole
 
 

@@ -22,6 +22,7 @@ from fewstep.export.pipeline import export
 from fewstep.methods import decoder
 from fewstep.sampling.draw import DECODER, Sampler
 from fewstep.students.learn import Task, learn, method_module
+from tests.interrupting import interrupted_and_resumed
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
 from tests.unit.test_compress_checks import chain_of
@@ -78,7 +79,7 @@ def test_a_family_without_an_autoencoder_says_so() -> None:
         trained(backbone, config())
 
 
-def test_killed_it_resumes_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_it_resumes_to_the_same_bytes() -> None:
     prepare_images()
     backbone = import_miniature("sd")
     draw_triplets(backbone)
@@ -86,18 +87,7 @@ def test_killed_it_resumes_to_the_same_bytes(monkeypatch: pytest.MonkeyPatch) ->
     chosen = config(**{"from": "student", "own_share": 0.5, "from_step": 1})
     whole = trained(backbone, chosen)
     rmtree(MODELS / "tiny")
-    batch = decoder.METHOD.batch
-
-    def interrupted(self: Any, rows: Any) -> Any:
-        if rows.step == 2:
-            raise KeyboardInterrupt
-        return batch(self, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(decoder.METHOD, "batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            trained(backbone, chosen)
-    resumed = trained(backbone, chosen)
+    resumed = interrupted_and_resumed(decoder.METHOD, lambda: trained(backbone, chosen))
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 
@@ -143,6 +133,14 @@ def test_a_start_without_steps_cannot_sample() -> None:
     draw_triplets(backbone)
     with pytest.raises(UserError, match=r"own_share: .* was not made for a number of steps"):
         trained(backbone, config(own_share=0.5))
+
+
+def test_squares_that_do_not_fit_are_refused() -> None:
+    prepare_images()
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    with pytest.raises(UserError, match=r"downscale = 5: has to divide the images' side, \d+ pixels"):
+        trained(backbone, config(downscale=5))
 
 
 def test_its_discriminator_has_a_logit_per_patch() -> None:

@@ -14,6 +14,7 @@ from fewstep.core.paths import JUDGE, MODELS
 from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.sources.shapes import LABELS
 from fewstep.students.learn import Task, learn, method_module
+from tests.interrupting import interrupted_and_resumed
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import MAKERS
 
@@ -95,9 +96,7 @@ def test_no_method_is_left_out() -> None:
     TRAINED,
     ids=[f"{method}-{family}-{'lora' if lora else 'whole'}" for method, family, lora in TRAINED],
 )
-def test_a_student_is_trained(
-    method: str, family: str, lora: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_student_is_trained(method: str, family: str, lora: dict[str, float] | None) -> None:
     """On `sd` also interrupted and resumed, to the same bytes."""
     prepare_images(16 if family == "pixel" else 64)
     backbone = import_miniature(family)
@@ -120,18 +119,7 @@ def test_a_student_is_trained(
 
     if family != "sd":  # what is saved and read does not depend on the family
         return
-    batch = module.METHOD.batch
-
-    def interrupted(self: Any, rows: Any) -> Any:
-        if rows.step == 2:
-            raise KeyboardInterrupt
-        return batch(self, rows)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module.METHOD, "batch", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            learn(task)
-    resumed = weights()
+    resumed = interrupted_and_resumed(module.METHOD, weights)
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
 
 

@@ -60,7 +60,7 @@ class Config(MethodConfig):
     """Side of the squares of pixels whose means are compared; 1: each pixel."""
     adversarial: Kind = "hinge"
     adversarial_weight: Weight = 0.1
-    """Weight of the discriminator's judgement; 0: no discriminator."""
+    """Weight of the adversarial loss; 0: no discriminator."""
     from_step: int = Field(0, ge=0)
     """First step of the adversarial loss; the discriminator is trained from then on."""
     discriminator: OptimizerConfig | None = None
@@ -114,7 +114,9 @@ class TinyDecoder(StudentMethod):
     """The small decoder and encoder, and a discriminator on images."""
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
-        tiny = tiny_autoencoder(context.backbone, config.width, context.key("weights"))
+        tiny, side = tiny_autoencoder(context.backbone, config.width, context.key("weights"))
+        if side % config.downscale:
+            raise UserError(f"downscale = {config.downscale}: has to divide the images' side, {side} pixels")
         super().__init__(config, context, replace(student, parts={**student.parts, DECODER: tiny}))
         self.config, self.tiny = config, tiny
         self.groups = {"student": Group({DECODER: tiny}, config.training)}
@@ -169,19 +171,19 @@ class TinyDecoder(StudentMethod):
 METHOD = TinyDecoder
 
 
-def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> AutoencoderTiny:
-    """A small autoencoder for the latents of this family, its weights drawn from `key`.
+def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> tuple[AutoencoderTiny, int]:
+    """A small autoencoder for the latents of this family, its weights drawn from `key`; the images' side.
 
     Raises UserError where the family has no autoencoder of diffusers.
     """
     channels, *_, side = backbone.latent_shape
     zeros = torch.zeros(1, *backbone.latent_shape, device=device())
     with torch.no_grad():
-        factor = backbone.decode(zeros).shape[-1] // side
-    if not isinstance(backbone, DiffusersBackbone) or factor == 1:
+        pixels = backbone.decode(zeros).shape[-1]
+    if not isinstance(backbone, DiffusersBackbone) or pixels == side:
         raise UserError("decoder: this teacher has no autoencoder, or one that is not of diffusers")
     torch.manual_seed(key.seed32(0))
-    return tiny_geometry(channels, factor, width)
+    return tiny_geometry(channels, pixels // side, width), pixels
 
 
 def tiny_geometry(channels: int, factor: int, width: int) -> AutoencoderTiny:
