@@ -212,3 +212,15 @@ def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
 def test_impossible_settings_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         compress.Config.model_validate({"from": "teacher", "training": TRAINING} | values)
+
+
+def test_the_plan_of_a_size_that_is_not_possible_names_its_place() -> None:
+    chain = chain_of({"compress.small": SMALL | {"size": "sdxs"}})
+    with pytest.raises(UserError, match=r"params\.yaml: compress\.small: size = 'sdxs': no block .* left"):
+        plan(chain)
+
+
+def test_a_decoder_of_a_start_without_steps_names_it() -> None:
+    entry = {"from": "reflow", "data": "triplets", "training": TRAINING}
+    (fault,) = faults({"decoder.fast": entry})
+    assert "decoder.fast: own_share: reflow was not made for a number of steps" in fault

@@ -7,6 +7,8 @@ from torch import nn
 
 from fewstep.chain import Chain
 from fewstep.checks.tracing import Design, on_meta
+from fewstep.config.base import PARAMS
+from fewstep.core.errors import UserError
 from fewstep.diffusion.sampling import TEACHERS, Guidance
 from fewstep.students.config import MethodConfig
 
@@ -25,7 +27,7 @@ def designs(chain: Chain, teacher: Design) -> dict[str, Design]:
     """Name of a model -> its network; one object for models of one architecture. The teacher is among them.
 
     teacher: `teacher.design(chain)`. Inputs that a method adds are left out: they have few weights. Raises
-    UserError where a model's network cannot be made from its start's.
+    UserError, with the model's place in params.yaml, where its network cannot be made from its start's.
     """
     models = chain.models()
     found = {TEACHER: teacher}
@@ -33,7 +35,11 @@ def designs(chain: Chain, teacher: Design) -> dict[str, Design]:
     def of(name: str) -> Design:
         if name not in found:
             config = models[name].config
-            found[name] = successor(of(config.from_), config)
+            start = of(config.from_)
+            try:
+                found[name] = successor(start, config)
+            except UserError as error:
+                raise UserError(f"{PARAMS}: {models[name].place}: {error}") from None
         return found[name]
 
     return {name: of(name) for name in (TEACHER, *models)}

@@ -89,8 +89,8 @@ def student_of(config: Config, start: Model) -> Model:
     """
     if config.own_share > 0 and start.steps is None:
         raise UserError(
-            f"own_share: {start.name} was not made for a number of steps; set own_share: 0, or start from a "
-            "student that was"
+            f"own_share: {config.from_} was not made for a number of steps; set own_share: 0, or start from "
+            "a student that was"
         )
     return start
 
