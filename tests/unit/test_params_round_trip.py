@@ -1,6 +1,7 @@
-"""The params files have the form that DVC's writer gives them: a change of one value is one line."""
+"""The params files have the keys that DVC needs, in the form of its writer: a changed value is one line."""
 
 import difflib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from dvc.utils.serialize import modify_yaml  # type: ignore[import-untyped]
 from flows.overrides import override, put
 from tools.imports import ROOT
 
+from fewstep.chain import load_chain
+from fewstep.checks import keys
 from fewstep.core.errors import UserError
 
 FILES = sorted(
@@ -102,3 +105,11 @@ def test_a_value_that_several_entries_share_is_not_overridden_in_one(tmp_path: P
     ):
         override(tmp_path, {"halve.4.training.steps": 5})
     assert (tmp_path / "params.yaml").read_text() == text
+
+
+@each_file
+def test_it_has_every_key_that_dvc_needs(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "dvc.yaml", tmp_path)
+    shutil.copy(ROOT / file, tmp_path / "params.yaml")
+    assert [*keys.faults(load_chain())] == []
