@@ -1,6 +1,7 @@
 """The params files have the keys that DVC needs, in the form of its writer: a changed value is one line."""
 
 import difflib
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -112,4 +113,7 @@ def test_it_has_every_key_that_dvc_needs(file: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "dvc.yaml", tmp_path)
     shutil.copy(ROOT / file, tmp_path / "params.yaml")
+    images = Path(yaml.safe_load((ROOT / file).read_text())["data"]["path"] or "none")
+    images.mkdir(parents=True)  # the examples make theirs, labelled, with their teacher
+    (images / "metadata.jsonl").write_text(json.dumps({"file_name": "0.png", "labels": {"digit": "3"}}))
     assert [*keys.faults(load_chain())] == []
