@@ -1,6 +1,7 @@
 """Precision by measured rate."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,17 @@ def clock(float32: float, bfloat16: float) -> Iterator[float]:
 def test_the_ratio_is_that_of_the_best_times() -> None:
     ticks = clock(3.0, 2.0)
     assert precision.ratio(lambda: next(ticks)) == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_measured_wherever_it_is_first_asked_for(
+    mode: Callable[[], AbstractContextManager[None]],
+) -> None:
+    """The first process of a machine may be an evaluation."""
+    before = torch.get_rng_state()
+    with mode():
+        assert precision.ratio() > 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,17 +40,21 @@ def bfloat16_pays(remembered: Path | None = None) -> bool:
 
 
 def ratio(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Time of a training step in float32 over that in bfloat16: minima of ROUNDS each, run alternately."""
-    layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
-    x = torch.rand(32, 64, 16, 16)
+    """Time of a training step in float32 over that in bfloat16: minima of ROUNDS each, run alternately.
+
+    The caller may be without gradients, in inference mode or in autocast. torch's random state is unchanged.
+    """
     best = {False: float("inf"), True: float("inf")}
-    for _ in range(1 + ROUNDS):  # the first is a warm-up; it is slower, so the minimum ignores it
-        for half in best:
-            begun = clock()
-            with torch.autocast("cpu", torch.bfloat16, enabled=half):
-                loss = layer(x).float().square().mean()
-            loss.backward()
-            best[half] = min(best[half], clock() - begun)
+    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
+        x = torch.rand(32, 64, 16, 16)
+        for _ in range(1 + ROUNDS):  # the first is a warm-up; it is slower, so the minimum ignores it
+            for half in best:
+                begun = clock()
+                with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                    loss = layer(x).float().square().mean()
+                loss.backward()
+                best[half] = min(best[half], clock() - begun)
     return best[False] / best[True]
 
 
