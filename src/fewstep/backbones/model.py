@@ -118,7 +118,7 @@ def save_model(
         }
         if adapter is not None:
             adapter.save(staging / "lora", backbone.net_part)
-            facts["lora"] = adapter.facts
+            facts["lora"] = adapter.metadata
         if curve:
             write_json(staging / "evaluations.json", {"curve": list(curve)})
         Manifest.seal(staging, "model", facts | dict(metadata or {}), inputs)
