@@ -16,7 +16,7 @@ from fewstep.diffusion.sampling import TEACHERS, Guidance, Sampling
 from fewstep.diffusion.schedules import schedule_from_metadata, schedule_metadata
 
 
-def teacher_facts(name: str, backbone: Backbone) -> dict[str, Any]:
+def teacher_metadata(name: str, backbone: Backbone) -> dict[str, Any]:
     """Metadata of a teacher for its manifest; name: its model family."""
     return {
         "backbone": name,
@@ -72,17 +72,19 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
             backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
         )
         return Model(folder.name, backbone.net, denoiser, None, sampling)
-    facts = Manifest.open(folder, "model").facts
+    metadata = Manifest.open(folder, "model").facts
     net = backbone.load_net(folder / "net")
     denoiser = Denoiser(
-        backbone.network(net, facts["inputs"]),
-        schedule_from_metadata(facts["schedule"]),
-        Prediction(facts["prediction"]),
-        schedule_from_metadata(facts["path"]),
-        tuple(facts["inputs"]),
+        backbone.network(net, metadata["inputs"]),
+        schedule_from_metadata(metadata["schedule"]),
+        Prediction(metadata["prediction"]),
+        schedule_from_metadata(metadata["path"]),
+        tuple(metadata["inputs"]),
     )
-    parts = {name: open_network(folder / name) for name in facts["parts"]}
-    return Model(folder.name, net, denoiser, facts["steps"], Sampling.from_metadata(facts["sampling"]), parts)
+    parts = {name: open_network(folder / name) for name in metadata["parts"]}
+    return Model(
+        folder.name, net, denoiser, metadata["steps"], Sampling.from_metadata(metadata["sampling"]), parts
+    )
 
 
 def save_model(
@@ -105,7 +107,7 @@ def save_model(
         backbone.save_net(model.net, staging / "net")
         for name, part in model.parts.items():
             save_network(part, staging / name)
-        facts = {
+        entries = {
             "method": method,
             "schedule": schedule_metadata(model.denoiser.schedule),
             "prediction": str(model.denoiser.prediction),
@@ -118,7 +120,7 @@ def save_model(
         }
         if adapter is not None:
             adapter.save(staging / "lora", backbone.net_part)
-            facts["lora"] = adapter.metadata
+            entries["lora"] = adapter.metadata
         if curve:
             write_json(staging / "evaluations.json", {"curve": list(curve)})
-        Manifest.seal(staging, "model", facts | dict(metadata or {}), inputs)
+        Manifest.seal(staging, "model", entries | dict(metadata or {}), inputs)
