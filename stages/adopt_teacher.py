@@ -2,7 +2,7 @@
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.custom import adopt
-from fewstep.backbones.model import teacher_facts
+from fewstep.backbones.model import teacher_metadata
 from fewstep.core.files import whole_folder
 from fewstep.core.paths import CODE, TEACHER
 from fewstep.core.stage import run
@@ -13,7 +13,7 @@ def main() -> None:
     factory = Manifest.open(CODE, "code").facts["factory"]
     with whole_folder(TEACHER) as staging:
         model = adopt(factory, CODE, staging)
-        Manifest.seal(staging, "teacher", teacher_facts("custom", model), {"code": CODE})
+        Manifest.seal(staging, "teacher", teacher_metadata("custom", model), {"code": CODE})
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from itertools import islice
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.model import teacher_facts
+from fewstep.backbones.model import teacher_metadata
 from fewstep.backbones.sd_new import new_stable_diffusion, save_pipeline
 from fewstep.config.base import read
 from fewstep.config.teacher import TrainTeacherConfig
@@ -42,7 +42,9 @@ def main() -> None:
     if is_main_process():
         with whole_folder(TEACHER) as staging:
             save_pipeline(backbone, staging)
-            Manifest.seal(staging, "teacher", teacher_facts("sd", backbone) | work.metadata, {"data": DATA})
+            Manifest.seal(
+                staging, "teacher", teacher_metadata("sd", backbone) | work.metadata, {"data": DATA}
+            )
         work.finish()
 
 

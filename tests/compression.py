@@ -55,8 +55,8 @@ def unet_of(cross: int) -> Any:
 def teacher_from(folder: Path) -> Backbone:
     """Import a pipeline as the teacher, and draw its triplets."""
     with whole_folder(TEACHER) as staging:
-        facts = import_teacher(str(folder), "sd", ImportTeacherConfig(), staging)
-        Manifest.seal(staging, "teacher", facts, {})
+        metadata = import_teacher(str(folder), "sd", ImportTeacherConfig(), staging)
+        Manifest.seal(staging, "teacher", metadata, {})
     backbone = open_backbone(TEACHER)
     draw_triplets(backbone)
     return backbone

@@ -102,15 +102,15 @@ class Chain(Section):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Section of params.yaml -> settings of every training of the chain."""
-        found = {model.place: model.config.training for model in self.models().values()}
+        settings = {model.place: model.config.training for model in self.models().values()}
         if self.judge.train and self.train_judge:
-            found["train_judge"] = self.train_judge.training
+            settings["train_judge"] = self.train_judge.training
         if self.teacher.train and self.train_teacher:
-            found |= {
+            settings |= {
                 "train_teacher.vae": self.train_teacher.vae.training,
                 "train_teacher": self.train_teacher.training,
             }
-        return found
+        return settings
 
 
 def load_chain(path: Path = PARAMS) -> Chain:
@@ -190,8 +190,8 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
 
 def ancestors(name: str, models: Mapping[str, ChainModel]) -> set[str]:
     """The models that `name` is made from, including itself when they form a cycle."""
-    found: set[str] = set()
-    while name in models and models[name].config.from_ not in found:
+    names: set[str] = set()
+    while name in models and models[name].config.from_ not in names:
         name = models[name].config.from_
-        found.add(name)
-    return found
+        names.add(name)
+    return names

@@ -23,8 +23,8 @@ from fewstep.diffusion.schedules import (
     DiscreteVP,
     RectifiedFlow,
     Schedule,
-    schedule_facts,
-    schedule_from_facts,
+    schedule_from_metadata,
+    schedule_metadata,
 )
 from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, at, ddim, ddim_step, solve, straightness, trailing
 from fewstep.diffusion.times import Times, times_from
@@ -60,7 +60,7 @@ def test_schedules_invert_and_lose_signal_monotonically(schedule: Schedule) -> N
     alpha, sigma = schedule.alpha_sigma(INSIDE)
     assert alpha.dtype == torch.float64
     assert torch.allclose(torch.hypot(alpha, sigma), schedule.scale(INSIDE), atol=1e-12)
-    assert schedule_from_facts(schedule_facts(schedule)) == schedule
+    assert schedule_from_metadata(schedule_metadata(schedule)) == schedule
 
 
 def test_discrete_schedule_meets_its_table_and_the_flow_range_of_stable_diffusion() -> None:

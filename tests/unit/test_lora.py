@@ -82,7 +82,7 @@ def test_merged_it_is_the_network_with_the_adapter_and_has_its_shape(backbone: B
     torch.testing.assert_close(output(backbone, net), before, atol=1e-5, rtol=1e-5)
     assert (before - output(backbone, backbone.net)).abs().max() > 1e-2
     assert net.state_dict().keys() == backbone.net.state_dict().keys()
-    assert adapter.facts == {
+    assert adapter.metadata == {
         "rank": 2,
         "alpha": 4.0,
         "targets": sorted(QKV),

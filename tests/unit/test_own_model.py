@@ -11,7 +11,7 @@ from torch import nn
 
 from fewstep.artifacts.manifest import NAME, Manifest
 from fewstep.backbones.custom import adopt
-from fewstep.backbones.model import teacher_facts
+from fewstep.backbones.model import teacher_metadata
 from fewstep.backbones.own_code import collect
 from fewstep.backbones.protocol import Backbone
 from fewstep.backbones.registry import open_backbone
@@ -88,7 +88,7 @@ def adopted(factory: str = FACTORY) -> Backbone:
         Manifest.seal(staging, "code", {"factory": factory}, {})
     with whole_folder(TEACHER) as staging:
         Manifest.seal(
-            staging, "teacher", teacher_facts("custom", adopt(factory, CODE, staging)), {"code": CODE}
+            staging, "teacher", teacher_metadata("custom", adopt(factory, CODE, staging)), {"code": CODE}
         )
     return open_backbone(TEACHER)
 

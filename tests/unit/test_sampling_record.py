@@ -32,7 +32,7 @@ RENOISED = Sampling(Solver.RENOISE, Guidance.BUILT_IN, {2: (1.0, 0.7, 0.0)})
 
 @pytest.mark.parametrize("sampling", [TEACHERS, STUDENTS, RENOISED])
 def test_a_record_survives_the_manifest(sampling: Sampling) -> None:
-    assert Sampling.from_facts(sampling.facts) == sampling
+    assert Sampling.from_metadata(sampling.metadata) == sampling
 
 
 def gaussian(path: Schedule, variance: float) -> Denoise:

@@ -75,9 +75,9 @@ def must_be(
     configurations: Configurations, part: str, key: str, wanted: int | None, why: str
 ) -> Iterator[str]:
     """A fault if a part's number differs from the wanted one; none if either is unknown (None)."""
-    found = configurations.number(part, key)
-    if None not in (found, wanted) and found != wanted:
-        yield fault(configurations.file(part), key, found, f"{why}, which is {wanted}")
+    number = configurations.number(part, key)
+    if None not in (number, wanted) and number != wanted:
+        yield fault(configurations.file(part), key, number, f"{why}, which is {wanted}")
 
 
 def square(configurations: Configurations, part: str) -> Iterator[str]:

@@ -118,8 +118,8 @@ class Flux(DiffusersBackbone):
                 img_ids=FluxPipeline._prepare_latent_image_ids(0, high // 2, wide // 2, x.device, x.dtype),
                 return_dict=False,
             )[0]
-            found: Tensor = FluxPipeline._unpack_latents(raw, high, wide, vae_scale_factor=1)
-            return found
+            output: Tensor = FluxPipeline._unpack_latents(raw, high, wide, vae_scale_factor=1)
+            return output
 
         return run
 

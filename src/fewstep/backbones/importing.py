@@ -10,7 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from fewstep.backbones.configurations import INDEX, read_object
 from fewstep.backbones.loading import load_folder, load_single_file, set_prediction
-from fewstep.backbones.model import teacher_facts
+from fewstep.backbones.model import teacher_metadata
 from fewstep.backbones.parts import forget_origin
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.proof import prove
@@ -49,8 +49,8 @@ def import_teacher(where: str, backbone: str, config: ImportTeacherConfig, folde
         f"proof: {prove(opened, source)}",
         flush=True,
     )
-    facts = {"origin": origin, "licence": licence_of(source), "weights": weights}
-    return teacher_facts(backbone, opened) | facts
+    provenance = {"origin": origin, "licence": licence_of(source), "weights": weights}
+    return teacher_metadata(backbone, opened) | provenance
 
 
 def write(
@@ -62,8 +62,8 @@ def write(
     """
     if source.is_dir():
         adopted = known.of(read_object(source / INDEX).get("_class_name"))
-        said = config.prediction
-        marks = Marks(Prediction(said), source="import_teacher.prediction") if said else Marks()
+        prediction = config.prediction
+        marks = Marks(Prediction(prediction), source="import_teacher.prediction") if prediction else Marks()
         pipeline = load_folder(adopted, source, config)
     else:
         adopted, marks = known, marks_of(read_header(source), config.prediction)

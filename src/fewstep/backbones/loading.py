@@ -44,7 +44,7 @@ def load_part(library: str, class_name: str, folder: Path, config: ImportTeacher
         kind = getattr(importlib.import_module(library), class_name)
         if not issubclass(kind, nn.Module):
             return kind.from_pretrained(folder, local_files_only=True)
-        part, found = kind.from_pretrained(
+        part, info = kind.from_pretrained(
             folder,
             dtype=getattr(torch, config.dtype),
             variant=variant_of(folder, config.variant),
@@ -58,12 +58,12 @@ def load_part(library: str, class_name: str, folder: Path, config: ImportTeacher
         if is_out_of_memory(error):
             raise
         raise UserError(f"{folder}: cannot be loaded as a {class_name}: {first_line(error)}") from error
-    if missing := sorted(found["missing_keys"]):
+    if missing := sorted(info["missing_keys"]):
         raise UserError(
             f"{folder}: {len(missing)} weights that {class_name} needs are in none of its files, "
             f"{missing[0]} first; its config.json is another model's, or the files are incomplete"
         )
-    if isinstance(part, diffusers.ModelMixin) and (extra := sorted(found["unexpected_keys"])):
+    if isinstance(part, diffusers.ModelMixin) and (extra := sorted(info["unexpected_keys"])):
         raise UserError(
             f"{folder}: its files have {len(extra)} weights that its config.json has no place for, "
             f"{extra[0]} first; it is another model's"

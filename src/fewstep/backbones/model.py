@@ -13,17 +13,17 @@ from fewstep.backbones.protocol import Backbone, LowRankAdapter
 from fewstep.core.files import read_json, whole_folder, write_json
 from fewstep.diffusion.denoiser import Denoiser, Prediction
 from fewstep.diffusion.sampling import TEACHERS, Guidance, Sampling
-from fewstep.diffusion.schedules import schedule_facts, schedule_from_facts
+from fewstep.diffusion.schedules import schedule_from_metadata, schedule_metadata
 
 
-def teacher_facts(name: str, backbone: Backbone) -> dict[str, Any]:
+def teacher_metadata(name: str, backbone: Backbone) -> dict[str, Any]:
     """Metadata of a teacher for its manifest; name: its model family."""
     return {
         "backbone": name,
-        "schedule": schedule_facts(backbone.schedule),
+        "schedule": schedule_metadata(backbone.schedule),
         "prediction": str(backbone.prediction),
         "parameters": sum(p.numel() for p in backbone.net.parameters()),
-        "sampling": TEACHERS.facts,
+        "sampling": TEACHERS.metadata,
     }
 
 
@@ -67,22 +67,24 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
     """Any model of the chain, the teacher too. Raises UserError when the artifact is incomplete."""
     kind = read_json(folder / NAME).get("kind")
     if kind == "teacher":
-        sampling = Sampling.from_facts(Manifest.open(folder, "teacher").facts["sampling"])
+        sampling = Sampling.from_metadata(Manifest.open(folder, "teacher").facts["sampling"])
         denoiser = Denoiser(
             backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
         )
         return Model(folder.name, backbone.net, denoiser, None, sampling)
-    facts = Manifest.open(folder, "model").facts
+    metadata = Manifest.open(folder, "model").facts
     net = backbone.load_net(folder / "net")
     denoiser = Denoiser(
-        backbone.network(net, facts["inputs"]),
-        schedule_from_facts(facts["schedule"]),
-        Prediction(facts["prediction"]),
-        schedule_from_facts(facts["path"]),
-        tuple(facts["inputs"]),
+        backbone.network(net, metadata["inputs"]),
+        schedule_from_metadata(metadata["schedule"]),
+        Prediction(metadata["prediction"]),
+        schedule_from_metadata(metadata["path"]),
+        tuple(metadata["inputs"]),
     )
-    parts = {name: open_network(folder / name) for name in facts["parts"]}
-    return Model(folder.name, net, denoiser, facts["steps"], Sampling.from_facts(facts["sampling"]), parts)
+    parts = {name: open_network(folder / name) for name in metadata["parts"]}
+    return Model(
+        folder.name, net, denoiser, metadata["steps"], Sampling.from_metadata(metadata["sampling"]), parts
+    )
 
 
 def save_model(
@@ -105,20 +107,20 @@ def save_model(
         backbone.save_net(model.net, staging / "net")
         for name, part in model.parts.items():
             save_network(part, staging / name)
-        facts = {
+        entries = {
             "method": method,
-            "schedule": schedule_facts(model.denoiser.schedule),
+            "schedule": schedule_metadata(model.denoiser.schedule),
             "prediction": str(model.denoiser.prediction),
-            "path": schedule_facts(model.denoiser.path),
+            "path": schedule_metadata(model.denoiser.path),
             "inputs": list(model.denoiser.inputs),
             "steps": model.steps,
-            "sampling": model.sampling.facts,
+            "sampling": model.sampling.metadata,
             "parameters": model.parameters,
             "parts": sorted(model.parts),
         }
         if adapter is not None:
             adapter.save(staging / "lora", backbone.net_part)
-            facts["lora"] = adapter.facts
+            entries["lora"] = adapter.metadata
         if curve:
             write_json(staging / "evaluations.json", {"curve": list(curve)})
-        Manifest.seal(staging, "model", facts | dict(metadata or {}), inputs)
+        Manifest.seal(staging, "model", entries | dict(metadata or {}), inputs)

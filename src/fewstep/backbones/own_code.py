@@ -31,23 +31,23 @@ def own_modules(module: str) -> dict[str, Path]:
     """
     sys.path.insert(0, str(Path.cwd()))
     top, _, _ = module.partition(".")
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        spec = spec_of(name) if name not in found and name.split(".")[0] == top else None
+        spec = spec_of(name) if name not in files and name.split(".")[0] == top else None
         if spec is None:
             continue
         if package := name.rpartition(".")[0]:
             waiting.append(package)
         if spec.origin is not None and spec.origin.endswith(".py"):
-            found[name] = Path(spec.origin)
-            waiting += imported(found[name], name if spec.submodule_search_locations else package)
-    if module not in found:
+            files[name] = Path(spec.origin)
+            waiting += imported(files[name], name if spec.submodule_search_locations else package)
+    if module not in files:
         raise UserError(
             f"params.yaml: teacher.adopt: no Python module {module} below {Path.cwd()}, and none is installed"
         )
-    return found
+    return files
 
 
 def spec_of(name: str) -> ModuleSpec | None:

@@ -1,4 +1,4 @@
-"""The parts of a diffusers pipeline folder: found by its index, loaded by class name."""
+"""The parts of a diffusers pipeline folder: listed in its index, loaded by class name."""
 
 import importlib
 import json

@@ -62,22 +62,22 @@ class PixArt(DiffusersBackbone):
             clean_caption=False,
             max_sequence_length=self.prompt_length,
         )
-        found = {"text": text.float(), "mask": mask.float()}
+        conditions = {"text": text.float(), "mask": mask.float()}
         if self.net.use_additional_conditions:
             side = float(self.net.config.sample_size * VAE_FACTOR)
-            found["resolution"] = torch.full((len(text), 2), side, device=text.device)
-            found["aspect_ratio"] = torch.ones(len(text), 1, device=text.device)
-        return found
+            conditions["resolution"] = torch.full((len(text), 2), side, device=text.device)
+            conditions["aspect_ratio"] = torch.ones(len(text), 1, device=text.device)
+        return conditions
 
     def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
         length = length or self.prompt_length
-        found = {
+        conditions = {
             "text": torch.zeros(batch, length, net.config.caption_channels),
             "mask": torch.zeros(batch, length),
         }
         if net.use_additional_conditions:
-            found |= {"resolution": torch.zeros(batch, 2), "aspect_ratio": torch.zeros(batch, 1)}
-        return found
+            conditions |= {"resolution": torch.zeros(batch, 2), "aspect_ratio": torch.zeros(batch, 1)}
+        return conditions
 
     def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
         def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:

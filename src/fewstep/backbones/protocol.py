@@ -78,7 +78,7 @@ class LowRankAdapter(Protocol):
     """A low-rank adapter; see training/lora.py."""
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Metadata for a manifest: rank, alpha, targets, number of trained parameters."""
 
     def save(self, folder: Path, part: str) -> None:

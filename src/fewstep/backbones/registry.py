@@ -11,8 +11,8 @@ from fewstep.core.errors import UserError
 
 def open_backbone(teacher: Path) -> Backbone:
     """Load the adapter of a teacher artifact. Raises UserError when the artifact is incomplete."""
-    facts = Manifest.open(teacher, "teacher").facts
-    backbone: Backbone = family(facts["backbone"]).open(teacher)
+    metadata = Manifest.open(teacher, "teacher").facts
+    backbone: Backbone = family(metadata["backbone"]).open(teacher)
     return backbone
 
 

@@ -77,10 +77,10 @@ class StableDiffusionXL(DiffusersBackbone):
 
         The size conditions are kept.
         """
-        found = self.encode_prompts([negative_prompt])
+        conditions = self.encode_prompts([negative_prompt])
         if negative_prompt or self.settings.get("force_zeros_for_empty_prompt") is False:
-            return found
-        return found | {name: torch.zeros_like(found[name]) for name in ("text", "pooled")}
+            return conditions
+        return conditions | {name: torch.zeros_like(conditions[name]) for name in ("text", "pooled")}
 
     def stock_prompt(self, conditions: Conditions) -> dict[str, Any]:
         return {**super().stock_prompt(conditions), "pooled_prompt_embeds": conditions["pooled"]}

@@ -69,31 +69,31 @@ class Marks(NamedTuple):
     averages: bool = False
 
 
-def marks_of(header: Header, said: str | None = None) -> Marks:
-    """How the file's model was trained; said: the user's prediction type, which takes precedence.
+def marks_of(header: Header, prediction: str | None = None) -> Marks:
+    """How the file's model was trained; prediction: the user's prediction type, which takes precedence.
 
     Raises UserError if the file's statements contradict each other or name an unknown prediction type.
     """
     zero = "ztsnr" in header.shapes or header.metadata.get("ss_zero_terminal_snr", "").lower() == "true"
     noted, averages = ["ztsnr"] if zero else [], bool(ema_names(list(header.shapes)))
-    if said:
-        return Marks(Prediction(said), zero, ", ".join(["import_teacher.prediction", *noted]), averages)
-    found: dict[str, Prediction] = {}
+    if prediction:
+        return Marks(Prediction(prediction), zero, ", ".join(["import_teacher.prediction", *noted]), averages)
+    statements: dict[str, Prediction] = {}
     if "v_pred" in header.shapes:
-        found["key v_pred"] = Prediction.V
+        statements["key v_pred"] = Prediction.V
     for key in ("modelspec.prediction_type", "modelspec.predict_type"):
         if (value := header.metadata.get(key, "").strip().lower()) not in ("", "none"):
             if value not in PREDICTIONS:
                 raise UserError(f"metadata {key} = {value!r}: no prediction that is known here")
-            found[f"metadata {key}"] = PREDICTIONS[value]
+            statements[f"metadata {key}"] = PREDICTIONS[value]
     if header.metadata.get("modelspec.architecture", "").endswith("-768-v"):
-        found["metadata modelspec.architecture"] = Prediction.V
+        statements["metadata modelspec.architecture"] = Prediction.V
     if header.metadata.get("ss_v_parameterization", "").lower() == "true":
-        found["metadata ss_v_parameterization"] = Prediction.V
-    if len(set(found.values())) > 1:
-        each = ", ".join(f"{where} says {what}" for where, what in found.items())
+        statements["metadata ss_v_parameterization"] = Prediction.V
+    if len(set(statements.values())) > 1:
+        each = ", ".join(f"{where} says {what}" for where, what in statements.items())
         raise UserError(f"contradicts itself: {each}; say which with import_teacher.prediction")
-    return Marks(next(iter(found.values()), None), zero, ", ".join([*found, *noted]), averages)
+    return Marks(next(iter(statements.values()), None), zero, ", ".join([*statements, *noted]), averages)
 
 
 def single_file_faults(

@@ -46,13 +46,13 @@ def config_faults(
         return [str(error)]
     if faults:
         return faults
-    for found in (
+    for further in (
         schedule_faults(configurations, adapter, config),
         part_faults(configurations, adapter),
         adapter.fit(configurations),
     ):
         try:
-            faults += found
+            faults += further
         except UserError as error:
             faults.append(str(error))
     if weights:
@@ -91,9 +91,9 @@ def index_faults(configurations: Configurations, adapter: type[DiffusersBackbone
     index, file = configurations.index, configurations.folder / INDEX
     kind = getattr(diffusers, adapter.pipeline_class)
     expected, _ = kind._get_signature_keys(kind)
-    if (found := index.get("_class_name")) != adapter.pipeline_class:
+    if (class_name := index.get("_class_name")) != adapter.pipeline_class:
         wanted = f"this teacher.backbone takes a {adapter.pipeline_class}; choose the other family"
-        yield f"{file}: is a {found}, {wanted}"
+        yield f"{file}: is a {class_name}, {wanted}"
         return
     for name, value in index.items():
         if name.startswith("_") or name in LEFT_OUT or name in configurations.without:

@@ -79,19 +79,19 @@ def variants(folder: Path) -> dict[str, list[Path]]:
 
     Raises UserError for an index that is broken.
     """
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     for stem in STEMS:
         for file in sorted(folder.glob(f"{stem}{SAFE}.index*.json")):
             middle = file.name.removeprefix(f"{stem}{SAFE}.index").removesuffix(".json")
             shards = read_object(file).get("weight_map")
             if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
                 raise UserError(f"{file}: weight_map: expected the name of a file for each tensor")
-            found[middle.removeprefix(".")] = [folder / name for name in sorted(set(shards.values()))]
+            files[middle.removeprefix(".")] = [folder / name for name in sorted(set(shards.values()))]
         for file in sorted(folder.glob(f"{stem}*{SAFE}")):
             middle = file.name.removeprefix(stem).removesuffix(SAFE)
             if re.fullmatch(r"(\.[\w-]+?)?", middle) and not re.search(r"-\d+-of-\d+$", middle):
-                found.setdefault(middle.removeprefix("."), [file])
-    return found
+                files.setdefault(middle.removeprefix("."), [file])
+    return files
 
 
 def variant_of(folder: Path, wanted: str | None) -> str | None:
@@ -105,16 +105,16 @@ def weight_faults(folder: Path, parts: list[str], wanted: str | None) -> Iterato
     used = False
     for part in parts:
         try:
-            found = variants(folder / part)
+            by_variant = variants(folder / part)
         except UserError as error:
             yield str(error)
             continue
-        used |= wanted in found
-        chosen = wanted if wanted in found else PLAIN
-        if chosen not in found:
-            lacking[way_out(folder / part, sorted(found), wanted)].append(part)
+        used |= wanted in by_variant
+        chosen = wanted if wanted in by_variant else PLAIN
+        if chosen not in by_variant:
+            lacking[way_out(folder / part, sorted(by_variant), wanted)].append(part)
             continue
-        for file in found[chosen]:
+        for file in by_variant[chosen]:
             if not file.exists():
                 yield f"{file}: is missing, though the index beside it names it; fetch the folder again"
                 continue
@@ -128,10 +128,10 @@ def weight_faults(folder: Path, parts: list[str], wanted: str | None) -> Iterato
         yield f"{folder}: import_teacher.variant = {wanted!r}: no part has such weights; set it to null"
 
 
-def way_out(folder: Path, found: list[str], wanted: str | None) -> str:
+def way_out(folder: Path, existing: list[str], wanted: str | None) -> str:
     """Why a part's weights cannot be loaded, and what to set or do."""
-    if found:
-        names = " or ".join(f"`import_teacher.variant: {name}`" for name in found)
+    if existing:
+        names = " or ".join(f"`import_teacher.variant: {name}`" for name in existing)
         return (
             f"no weights {f'of the variant {wanted} ' if wanted else 'without a variant '}there; set {names}"
         )

@@ -7,9 +7,9 @@ from fewstep.core.errors import UserError
 
 def check(chain: Chain) -> None:
     """Raises UserError with one line per fault that some stage would stop at."""
-    found = [fault for kind in (keys, inputs, data, settings, machine) for fault in kind.faults(chain)]
-    if found:
-        raise UserError("\n".join(dict.fromkeys(found)))
+    faults = [fault for kind in (keys, inputs, data, settings, machine) for fault in kind.faults(chain)]
+    if faults:
+        raise UserError("\n".join(dict.fromkeys(faults)))
 
 
 def warnings(chain: Chain) -> list[str]:

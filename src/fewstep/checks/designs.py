@@ -30,27 +30,27 @@ def designs(chain: Chain, teacher: Design) -> dict[str, Design]:
     UserError, with the model's place in params.yaml, where its network cannot be made from its start's.
     """
     models = chain.models()
-    found = {TEACHER: teacher}
+    by_name = {TEACHER: teacher}
 
     def of(name: str) -> Design:
-        if name not in found:
+        if name not in by_name:
             config = models[name].config
             start = of(config.from_)
             try:
-                found[name] = successor(start, config)
+                by_name[name] = successor(start, config)
             except UserError as error:
                 raise UserError(f"{PARAMS}: {models[name].place}: {error}") from None
-        return found[name]
+        return by_name[name]
 
     return {name: of(name) for name in (TEACHER, *models)}
 
 
-def networks(chain: Chain, found: dict[str, Design], training: str) -> Networks:
-    """found: `designs`. training: its name in the plan, which is the model's, or the teacher's stage."""
-    models, teacher = chain.models(), found[TEACHER]
+def networks(chain: Chain, by_name: dict[str, Design], training: str) -> Networks:
+    """by_name: `designs`. training: its name in the plan, which is the model's, or the teacher's stage."""
+    models, teacher = chain.models(), by_name[TEACHER]
     if training not in models:
         return Networks(teacher, teacher, teacher)
-    return Networks(found[training], found[models[training].config.from_], teacher)
+    return Networks(by_name[training], by_name[models[training].config.from_], teacher)
 
 
 def is_guided(chain: Chain, name: str) -> bool:

@@ -50,11 +50,11 @@ def wrong_versions() -> Iterator[str]:
         if wanted.marker and not wanted.marker.evaluate():
             continue
         try:
-            found = version(wanted.name)
+            installed = version(wanted.name)
         except PackageNotFoundError:
-            found = "missing"
-        if found == "missing" or not wanted.specifier.contains(found.split("+")[0], prereleases=True):
-            yield f"{wanted.name}: {found}, {LOCK} wants {wanted.specifier}; run `make setup`"
+            installed = "missing"
+        if installed == "missing" or not wanted.specifier.contains(installed.split("+")[0], prereleases=True):
+            yield f"{wanted.name}: {installed}, {LOCK} wants {wanted.specifier}; run `make setup`"
 
 
 def switches() -> Iterator[str]:

@@ -132,8 +132,8 @@ class Measuring:
         def prepare() -> list[Prepared]:
             entries = first_entries(chain, PREPARED) if self.here.samples else invented(chain)
             duplicates = Duplicates()
-            found = [examine(entry, chain.data, duplicates) for entry in entries]
-            return [entry for entry in found if isinstance(entry, Prepared)]
+            examined = [examine(entry, chain.data, duplicates) for entry in entries]
+            return [entry for entry in examined if isinstance(entry, Prepared)]
 
         kept = prepare()
         seconds = self.watch.once(prepare)
@@ -205,13 +205,13 @@ class Measuring:
     def students(self, rows: int) -> dict[str, float | None]:
         """`drawing` of every student; those of one network with the same guidance are measured once."""
         known: dict[object, float | None] = {}
-        found = {}
+        seconds = {}
         for name in self.chain.models():
             like = (self.designs.get(name), is_guided(self.chain, name))
             if like not in known:
                 known[like] = self.drawing(name, rows)
-            found[name] = known[like]
-        return found
+            seconds[name] = known[like]
+        return seconds
 
     def drawing(self, name: str, rows: int) -> float | None:
         """Seconds of one solver step of one image; None where they are unknown."""

@@ -138,17 +138,17 @@ def advice(
     """
     if need(design, setup, start, teacher).total <= memory:
         return None
-    said: list[str] = []
+    advised: list[str] = []
     for words, changes in changes_of(setup):
-        setup, said = replace(setup, **changes), [*said, *words]
+        setup, advised = replace(setup, **changes), [*advised, *words]
         for rows in (setup.rows, *powers_below(setup.rows)):
             smaller = rows < setup.rows
             changed = replace(setup, rows=rows, accumulates=setup.accumulates or smaller)
             total = need(design, changed, start, teacher).total
             if total <= memory:
                 micro = [f"FEWSTEP_MICRO_BATCH={rows}"] if smaller else []
-                return f"{' '.join([*micro, *said])}: {total / 1e9:.1f} GB"
-    return f"nothing makes it fit; {' '.join(['FEWSTEP_MICRO_BATCH=1', *said])}: {total / 1e9:.1f} GB"
+                return f"{' '.join([*micro, *advised])}: {total / 1e9:.1f} GB"
+    return f"nothing makes it fit; {' '.join(['FEWSTEP_MICRO_BATCH=1', *advised])}: {total / 1e9:.1f} GB"
 
 
 def changes_of(setup: Setup) -> Iterator[tuple[list[str], dict[str, Any]]]:

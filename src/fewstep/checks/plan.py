@@ -85,8 +85,8 @@ def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStag
 
 def trainings(chain: Chain) -> dict[str, Setup]:
     """Every training of a denoiser, by its name in the plan."""
-    found = {}
+    setups = {}
     if chain.teacher.train and chain.train_teacher:
-        found["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
+        setups["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
     models = {name: model.config for name, model in chain.models().items()}
-    return found | {name: student_setup(config) for name, config in models.items() if config.trains_denoiser}
+    return setups | {name: student_setup(config) for name, config in models.items() if config.trains_denoiser}

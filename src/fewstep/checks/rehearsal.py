@@ -148,11 +148,13 @@ class Rehearsal:
         """The classifier of the samples' attributes."""
         config = self.chain.train_judge
         assert config is not None
-        found: dict[str, set[str]] = {}
+        observed: dict[str, set[str]] = {}
         for sample in self.samples:
             for name, value in {**(sample.labels or {}), **(sample.hidden or {})}.items():
-                found.setdefault(name, {"", "other"}).add(value)
-        labels = {name: tuple(sorted(values)) for name, values in (found or {"label": {"", "other"}}).items()}
+                observed.setdefault(name, {"", "other"}).add(value)
+        labels = {
+            name: tuple(sorted(values)) for name, values in (observed or {"label": {"", "other"}}).items()
+        }
         return AttributeClassifier(labels, config.widths, config.feature_dim)
 
     @cached_property
@@ -199,11 +201,11 @@ class Rehearsal:
         config = made.config
         start, student = start_and_student(self.model(config.from_), name, self.backbone, config, chain.seed)
         features = self.features_path if config.needs_feature_maps else None
-        given = Invented(
+        context = Invented(
             name, chain.seed, start, student, self.backbone, (), features, None, own_teacher=self.teacher
         )
         module = method_module(made.method)
-        method: Method = module.METHOD(config, given, module.student_of(config, student))
+        method: Method = module.METHOD(config, context, module.student_of(config, student))
         return method
 
     def drawing(self, name: str) -> Run:

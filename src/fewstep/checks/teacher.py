@@ -84,8 +84,8 @@ def pipeline_folder(chain: Chain) -> Path | None:
 
 def in_cache(repository: str, revision: str | None) -> Path | None:
     """The pipeline's index of a hub repository in the cache, at this revision; None where it is not there."""
-    found = try_to_load_from_cache(repository, INDEX, revision=revision)
-    return Path(found) if isinstance(found, str) else None
+    cached = try_to_load_from_cache(repository, INDEX, revision=revision)
+    return Path(cached) if isinstance(cached, str) else None
 
 
 def is_local(where: str) -> bool:

@@ -175,13 +175,13 @@ def trace(design: Design, kind: Kind) -> Trace:
     with FakeTensorMode():
         # `to_empty` would read the meta tensors. A network built of fake tensors could not be moved by PEFT.
         net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device()))  # type: ignore[no-untyped-call]
-        found = passes(design, kind, net)
-    if found is None:
+        traced = passes(design, kind, net)
+    if traced is None:
         return Trace(*counts, np.empty(0), np.empty(0), None)
-    fixed, batches = np.array(found.history + live.history, dtype=np.int64).T
+    fixed, batches = np.array(traced.history + live.history, dtype=np.int64).T
     if kind.accumulates:
-        fixed[: len(found.history)] += gradients
-    return Trace(*counts, fixed, batches // ROWS, found.operations // ROWS)
+        fixed[: len(traced.history)] += gradients
+    return Trace(*counts, fixed, batches // ROWS, traced.operations // ROWS)
 
 
 def optimizers_for(net: nn.Module, optimizer: str) -> list[torch.optim.Optimizer]:

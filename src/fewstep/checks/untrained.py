@@ -49,8 +49,8 @@ def foreign(chain: Chain, denoiser: Design | None, memory: int) -> Backbone | No
         """The family's adapter without text encoders."""
 
         def encode_prompts(self, prompts: Sequence[str]) -> Conditions:
-            found = self.example_conditions(self.net, len(prompts), length)
-            return {name: value.to(device()) for name, value in found.items()}
+            conditions = self.example_conditions(self.net, len(prompts), length)
+            return {name: value.to(device()) for name, value in conditions.items()}
 
         def unconditional(self, negative_prompt: str = "") -> Conditions:
             return self.encode_prompts([negative_prompt])

@@ -1,4 +1,4 @@
-"""The rule by which a network is made smaller, found by its class."""
+"""The rule by which a network is made smaller, chosen by its class."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

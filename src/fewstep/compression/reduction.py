@@ -68,7 +68,7 @@ def copied(
         for name in large
         if name not in used and layer_of(name) in kept
     ]
-    found = {}
+    weights = {}
     for name, wanted in small.items():
         source = reduction.source(name)
         if source not in large:
@@ -80,17 +80,17 @@ def copied(
         if weight.shape != wanted.shape:
             shapes = f"{[*weight.shape]} in the start model's {source}, {[*wanted.shape]} here"
             faults.append(f"{name}: {shapes}")
-        found[name] = torch.clone(weight)
+        weights[name] = torch.clone(weight)
     if faults:
         raise UserError("the smaller network does not fit its start model:\n  " + "\n  ".join(faults))
-    return found
+    return weights
 
 
 def layer_of(name: str) -> str:
     """The part of a network that stays or is removed as a whole, to which a weight belongs."""
-    found = LAYER.match(name)
-    assert found is not None
-    return found.group()
+    match = LAYER.match(name)
+    assert match is not None
+    return match.group()
 
 
 def on_other_channels(name: str, weight: Tensor, wanted: Tensor, last: int) -> Tensor:

@@ -185,7 +185,7 @@ class Denoiser:
 def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:
     """Classifier-free guidance `uncond + scale (cond - uncond)` (Ho & Salimans 2022, eq. 6).
 
-    One batched pass; `unconditional` has batch size 1. The condition `guidance`, where it is given, replaces
+    One batched pass; `unconditional` has batch size 1. The condition `guidance`, if present, replaces
     the scale.
     """
 

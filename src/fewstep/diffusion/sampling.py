@@ -38,18 +38,18 @@ class Sampling:
         return self.solver is None
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The settings as plain values, for a manifest."""
         times = None if self.times is None else {str(n): list(grid) for n, grid in sorted(self.times.items())}
         return {"solver": self.solver, "guidance": self.guidance, "times": times}
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any]) -> Self:
-        """The inverse of `facts`."""
-        times = facts["times"]
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Self:
+        """The inverse of `metadata`."""
+        times = metadata["times"]
         return cls(
-            solver=None if facts["solver"] is None else Solver(facts["solver"]),
-            guidance=Guidance(facts["guidance"]),
+            solver=None if metadata["solver"] is None else Solver(metadata["solver"]),
+            guidance=Guidance(metadata["guidance"]),
             times=None if times is None else {int(n): tuple(grid) for n, grid in times.items()},
         )
 

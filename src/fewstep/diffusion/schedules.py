@@ -1,4 +1,4 @@
-"""Noise schedules, each given by an angle and a scale.
+"""Noise schedules, each defined by an angle and a scale.
 
 Every schedule is written `alpha = scale cos(angle)`, `sigma = scale sin(angle)`. The angle expresses the
 signal-to-noise ratio without infinities (`log SNR = -2 log tan(angle)`, angle 0 is data, pi/2 is noise).
@@ -132,7 +132,7 @@ class DiscreteVP(Schedule):
         return self if last > 0 else DiscreteVP((*others, min(SMALLEST_ALPHA_BAR, others[-1] / 2)))
 
 
-def schedule_facts(schedule: Schedule) -> dict[str, Any]:
+def schedule_metadata(schedule: Schedule) -> dict[str, Any]:
     """A schedule as plain values, for a manifest."""
     match schedule:
         case DiscreteVP():
@@ -141,16 +141,16 @@ def schedule_facts(schedule: Schedule) -> dict[str, Any]:
             return {"kind": "rectified_flow"}
         case Cosine():
             return {"kind": "cosine"}
-    raise TypeError(f"no facts for {schedule!r}")
+    raise TypeError(f"no metadata for {schedule!r}")
 
 
-def schedule_from_facts(facts: dict[str, Any]) -> Schedule:
-    """The inverse of `schedule_facts`. Raises ValueError on an unknown kind."""
-    match facts:
+def schedule_from_metadata(metadata: dict[str, Any]) -> Schedule:
+    """The inverse of `schedule_metadata`. Raises ValueError on an unknown kind."""
+    match metadata:
         case {"kind": "discrete_vp", "alphas_cumprod": [*table]}:
             return DiscreteVP(tuple(table))
         case {"kind": "rectified_flow"}:
             return RectifiedFlow()
         case {"kind": "cosine"}:
             return Cosine()
-    raise ValueError(f"unknown schedule {facts!r}")
+    raise ValueError(f"unknown schedule {metadata!r}")

@@ -159,9 +159,9 @@ class Compress(StudentMethod):
         self, model: Model, layers: Sequence[str], batch: Batch
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """A model's raw output `[B, ...]` and the outputs of its layers, float32."""
-        with tapped(model.net, layers) as found:
+        with tapped(model.net, layers) as outputs:
             raw = model.denoiser.raw(batch.x_t, batch.t, batch.conditions | {END_TIME: batch.end})
-        return raw.float(), {name: value.float() for name, value in found.items()}
+        return raw.float(), {name: value.float() for name, value in outputs.items()}
 
 
 METHOD = Compress

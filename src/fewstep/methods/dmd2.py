@@ -163,8 +163,8 @@ class DistributionMatching(ScoreDistillation):
             )
             both = {name: torch.cat([value, value]) for name, value in batch.conditions.items()}
             features = self.features(torch.cat([real, drawn]).float(), torch.cat([tau, tau]), both)
-            found = LOSSES[gan.loss].discriminator(*self.head(features).chunk(2))
-            terms["critic"] = gan.critic_weight * found
+            loss = LOSSES[gan.loss].discriminator(*self.head(features).chunk(2))
+            terms["critic"] = gan.critic_weight * loss
         return terms
 
     def updated(self, group: str) -> None:

@@ -175,7 +175,7 @@ class SegmentedScores(ScoreDistillation):
             terms["features"] = lambda_fm * feature_matching(maps, targets)
             if config.gan is not None and self.adversarial(batch.step):
                 generator = LOSSES[config.gan.loss].generator
-                each = [generator(head(found)) for head, found in zip(self.heads, maps, strict=True)]
+                each = [generator(head(features)) for head, features in zip(self.heads, maps, strict=True)]
                 terms["adversarial"] = config.gan.weight * torch.stack(each).mean()
         return terms
 

@@ -86,8 +86,8 @@ class Context:
         """Settings with which the triplets were drawn; images are compared with them at equal guidance."""
         if not self.shards:
             return SamplingConfig()
-        facts = Manifest.open(self.shards[0], "triplets").facts
-        return SamplingConfig.model_validate(facts["sampling"])
+        metadata = Manifest.open(self.shards[0], "triplets").facts
+        return SamplingConfig.model_validate(metadata["sampling"])
 
     def preview(self, student: Model, steps: int) -> Tensor:
         """Images `[N, 3, H, W]` of the first triplets' noise and prompts, by the student's own sampling."""

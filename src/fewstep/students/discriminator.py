@@ -28,9 +28,9 @@ class Features:
     def __call__(self, x_t: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """`[B, C, h, w]`, of x_t `[B, ...]` on the denoiser's path at t `[B]`."""
         if getattr(self.net, MIDDLE, None) is not None:
-            with tapped(self.net, [MIDDLE]) as found:
+            with tapped(self.net, [MIDDLE]) as features:
                 self.denoiser(x_t, t, conditions)
-            return found[MIDDLE].float()
+            return features[MIDDLE].float()
         estimate = self.denoiser(x_t, t, conditions)
         return from_estimate(estimate, *self.denoiser.own_alpha_sigma(t), self.denoiser.prediction).float()
 
@@ -38,8 +38,8 @@ class Features:
 def head_on(features: Features, x_0: Tensor, conditions: Conditions, key: Key) -> nn.Sequential:
     """A convolutional head that maps features to one logit per position, `[B, 1, h, w]`.
 
-    x_0: one clean sample `[1, ...]` with its conditions, from which the number of channels is found. key: of
-    the initial weights.
+    x_0: one clean sample `[1, ...]` with its conditions; the head takes as many channels as its features
+    have. key: of the initial weights.
     """
     with torch.no_grad():
         channels = features(x_0, torch.full((1,), 0.5, device=x_0.device), conditions).shape[1]

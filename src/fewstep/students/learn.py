@@ -53,9 +53,9 @@ class Task:
     def inputs(self) -> dict[str, Path]:
         """Name -> path of every artifact that the model is made from."""
         start = self.config.from_
-        found = {start: MODELS / start, "teacher": TEACHER} | {f"triplets {p.name}": p for p in self.triplets}
+        fixed = {start: MODELS / start, "teacher": TEACHER} | {f"triplets {p.name}": p for p in self.triplets}
         optional = {"features": self.features, "encoded": self.encoded}
-        return found | {what: path for what, path in optional.items() if path is not None}
+        return fixed | {what: path for what, path in optional.items() if path is not None}
 
     @property
     def params(self) -> dict[str, Any]:

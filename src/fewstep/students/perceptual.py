@@ -24,4 +24,4 @@ def open_maps(context: Context) -> FeatureNetwork:
 @torch.no_grad()
 def map_widths(network: FeatureNetwork) -> list[int]:
     """Number of channels of each feature map."""
-    return [found.shape[1] for found in network.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))]
+    return [features.shape[1] for features in network.maps(torch.zeros(1, 3, PROBE, PROBE, device=device()))]

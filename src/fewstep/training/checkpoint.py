@@ -23,10 +23,10 @@ def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
 
 def load_state(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     """The newest complete state as (steps done, tensors on the host), or None."""
-    found = states(folder)
-    if not found:
+    saved = states(folder)
+    if not saved:
         return None
-    return read_json(found[-1] / "state.json")["step"], load_file(found[-1] / "state.safetensors")
+    return read_json(saved[-1] / "state.json")["step"], load_file(saved[-1] / "state.safetensors")
 
 
 def states(folder: Path) -> list[Path]:

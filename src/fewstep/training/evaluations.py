@@ -71,15 +71,15 @@ class Evaluations:
 
     def save_best(self) -> None:
         """Save the current weights as the best ones."""
-        found = {}
+        weights = {}
         for label, group in self.state.groups.items():
             for name, weight in group.weights.items():
                 whole = full_tensor(weight.detach())
                 if is_main_process():
-                    found[f"{label}/{name}"] = whole.cpu().contiguous()
+                    weights[f"{label}/{name}"] = whole.cpu().contiguous()
         if is_main_process():
             with whole_folder(self.best) as staging:
-                save_file(found, staging / "weights.safetensors")
+                save_file(weights, staging / "weights.safetensors")
                 write_json(staging / "step.json", {"step": self.state.step})
 
     def weights(self) -> dict[str, Tensor]:

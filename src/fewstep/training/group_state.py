@@ -113,13 +113,13 @@ class GroupState:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
-        found = named("weights", self.weights)
-        found |= named("optimizer", optimizer_state(self.optimizers, self.weights))
-        found["scaler"] = scaler_state(self.scaler)
+        tensors = named("weights", self.weights)
+        tensors |= named("optimizer", optimizer_state(self.optimizers, self.weights))
+        tensors["scaler"] = scaler_state(self.scaler)
         for name, average in self.averages.items():
-            found |= named(f"average/{name}/weights", average.average)
-            found[f"average/{name}/updates"] = torch.tensor(average.updates)
-        return found
+            tensors |= named(f"average/{name}/weights", average.average)
+            tensors[f"average/{name}/updates"] = torch.tensor(average.updates)
+        return tensors
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
@@ -161,11 +161,11 @@ def averaged_copies(modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
 
 def weights_named(modules: Mapping[str, nn.Module], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Parameters of copies by the names of the originals' trained weights."""
-    found = {}
+    weights = {}
     for name in like:
         key, _, parameter = name.partition("/")
-        found[name] = modules[key].get_parameter(parameter).detach()
-    return found
+        weights[name] = modules[key].get_parameter(parameter).detach()
+    return weights
 
 
 def named(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

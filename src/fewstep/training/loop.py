@@ -148,10 +148,10 @@ def accumulate(
     terms: dict[str, Tensor] = {}
     for share, batch in parts:
         with autocast():
-            found = method.losses(label, batch, step)
+            losses = method.losses(label, batch, step)
         with attention():
-            torch.autograd.backward(scaler.scale(share * torch.stack(list(found.values())).sum()))
-        for term, value in found.items():
+            torch.autograd.backward(scaler.scale(share * torch.stack(list(losses.values())).sum()))
+        for term, value in losses.items():
             terms[term] = share * value.detach() + terms.get(term, 0.0)
     values = torch.stack(list(terms.values()))
     all_reduce_sum([values])

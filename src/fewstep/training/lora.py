@@ -47,7 +47,7 @@ class LowRank:
     config: dict[str, Any]
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Its metadata in a manifest."""
         settings = {name: self.config[key] for name, key in SETTINGS.items()}
         return settings | {"parameters": sum(weight.numel() for weight in self.weights.values())}

@@ -63,7 +63,7 @@ def shard(net: nn.Module) -> Callable[[], None]:
     roots = [*net.children()] if hasattr(net, "encode") else [net]
     for module in reversed([*net.modules()]):
         if module in roots or type(module).__name__ in blocks:
-            # Roots are resharded too; otherwise gathered weights would be found instead of their shards.
+            # Roots are resharded too; otherwise their parameters would be gathered weights, not shards.
             fully_shard(module, mesh=mesh, reshard_after_forward=True)
             assert isinstance(module, FSDPModule)
             module.set_gradient_divide_factor(1.0)

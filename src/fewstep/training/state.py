@@ -63,27 +63,27 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for label, group in self.groups.items():
-            found |= named(label, group.tensors())
-        return found
+            tensors |= named(label, group.tensors())
+        return tensors
 
     def save(self) -> None:
         """Save the state atomically; the main process writes, all processes call this together."""
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name, value in self.tensors().items():
             gathered = full_tensor(value.detach())
             if is_main_process():
-                found[name] = gathered.cpu()
+                tensors[name] = gathered.cpu()
         if is_main_process():
-            save_state(self.folder, self.step, found)
+            save_state(self.folder, self.step, tensors)
 
     def resume(self) -> None:
         """Restore the newest state on disk, if there is one."""
-        found = load_state(self.folder)
-        if found is None:
+        saved = load_state(self.folder)
+        if saved is None:
             return
-        self.step, tensors = found
+        self.step, tensors = saved
         for label, group in self.groups.items():
             group.restore(within(label, tensors))
         print(f"{self.folder.name}: resumes at step {self.step}", flush=True)

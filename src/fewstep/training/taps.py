@@ -20,18 +20,18 @@ def tapped(net: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]
             net(x, t, text)
         loss = head(features["mid_block"])
     """
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
 
     def hook(name: str) -> Callable[..., None]:
         def keep(module: nn.Module, inputs: object, output: Tensor | tuple[Any, ...]) -> None:
-            found[name] = hidden_states(output)
-            unsharded_in_backward(net, name, found[name])
+            outputs[name] = hidden_states(output)
+            unsharded_in_backward(net, name, outputs[name])
 
         return keep
 
     handles = [net.get_submodule(name).register_forward_hook(hook(name)) for name in layers]
     try:
-        yield found
+        yield outputs
     finally:
         for handle in handles:
             handle.remove()
@@ -44,8 +44,8 @@ def hidden_states(output: Tensor | tuple[Any, ...]) -> Tensor:
     """
     if isinstance(output, Tensor):
         return output
-    found: Tensor = output[-1] if isinstance(output[-1], Tensor) else output[0]
-    return found
+    hidden: Tensor = output[-1] if isinstance(output[-1], Tensor) else output[0]
+    return hidden
 
 
 def blocks(net: nn.Module) -> list[str]:
