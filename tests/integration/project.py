@@ -13,6 +13,8 @@ from typing import Any, Self
 
 import yaml
 
+from fewstep.artifacts.workspace import LATE
+
 ROOT = Path(__file__).parents[2]
 MINIATURE = Path(__file__).with_name("miniature.yaml")
 BIN = Path(sys.executable).parent
@@ -90,6 +92,7 @@ class Project:
         """`dvc repro`, which must succeed. Returns the stages that ran, but for the look outside."""
         result = self.run("dvc", "repro", *arguments, **environment)
         assert result.returncode == 0, result.stdout + result.stderr
+        assert LATE not in result.stdout
         return set(ran(result.stdout))
 
     def fail(self, *arguments: str) -> str:

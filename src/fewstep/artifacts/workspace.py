@@ -29,6 +29,8 @@ ORIGIN = "origin.json"
 """File in a folder of work: the `Origin` that it was started with."""
 LOCK = "lock"
 """File that the stage using the folder holds locked."""
+LATE = "imported after the fingerprint was taken"
+"""Warning of code that may change the result although the fingerprint does not cover it."""
 UNKNOWN = "made by an earlier version of fewstep"
 
 
@@ -144,7 +146,7 @@ class Workspace:
         """Delete the work once its artifact is written; FEWSTEP_KEEP_STATE keeps it."""
         late = loaded_source().keys() - self.origin.source.keys()
         if late and not self.origin.resumed:
-            print(f"warning: imported after the fingerprint was taken: {', '.join(sorted(late))}")
+            print(f"warning: {LATE}: {', '.join(sorted(late))}")
         self.leave()
         if not is_on("KEEP_STATE"):
             shutil.rmtree(self.folder, ignore_errors=True)

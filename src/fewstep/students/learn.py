@@ -12,6 +12,7 @@ from fewstep.backbones.registry import open_backbone
 from fewstep.core.errors import UserError
 from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
 from fewstep.core.processes import is_main_process
+from fewstep.features.network import openers
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
@@ -113,6 +114,8 @@ def learn(task: Task) -> None:
     )
     module = method_module(task.method)
     made: Model = module.student_of(config, context.student)
+    if task.features is not None:
+        openers()  # imports the feature networks, whose code is part of the fingerprint
     work = Workspace(task.stage, task.params, task.inputs)
     method: StudentMethod = module.METHOD(config, context, made)
     train(method, name, task.seed, work.folder)
