@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from torch import nn
@@ -169,6 +170,36 @@ def test_it_leaves_with_names_that_are_read_elsewhere(
     stock.load_lora_weights(tmp_path / "out", weight_name=KOHYA)
     stock.fuse_lora()
     assert_fused(getattr(stock, backbone.net_part), net)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "flux"])
+def test_it_stacks_with_a_second_one(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as a style's, made by stock diffusers and peft on the teacher, at a strength of its own."""
+    monkeypatch.chdir(tmp_path)
+    backbone = import_miniature(family)
+    few_step = dict(saved(backbone).named_parameters())
+    part, teacher = backbone.net_part, dict(deepcopy(backbone.net).named_parameters())
+    style = getattr(DiffusionPipeline.from_pretrained("stock"), part)
+    style.add_adapter(LoraConfig(r=3, lora_alpha=3, target_modules=["to_q", "to_v"], init_lora_weights=False))
+    pipeline = DiffusionPipeline.from_pretrained("stock")
+    pipeline.save_lora_weights("style", **{f"{part}_lora_layers": get_peft_model_state_dict(style)})
+    style.fuse_lora()
+
+    pipeline.load_lora_weights(MODELS / "low" / "lora", weight_name=FILE, adapter_name="few_step")
+    pipeline.load_lora_weights("style", adapter_name="style")
+    pipeline.set_adapters(["few_step", "style"], [1.0, 0.5])
+    pipeline.fuse_lora(adapter_names=["few_step", "style"])
+    both, styled = (dict(net.named_parameters()) for net in (getattr(pipeline, part), style))
+    moved = 0
+    for name, weight in teacher.items():
+        layer, _, kind = name.rpartition(".")
+        fused, second = (
+            net[name] if name in net else net[f"{layer}.base_layer.{kind}"] for net in (both, styled)
+        )
+        expected = few_step[name] + 0.5 * (second - weight)
+        torch.testing.assert_close(fused, expected, atol=1e-6, rtol=1e-5)
+        moved += not (torch.equal(few_step[name], weight) or torch.equal(second, weight))
+    assert moved, "both change the same weights somewhere"
 
 
 def assert_fused(stock: nn.Module, net: nn.Module) -> None:
