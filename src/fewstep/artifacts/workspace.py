@@ -29,6 +29,8 @@ ORIGIN = "origin.json"
 """File in a folder of work: the `Origin` that it was started with."""
 LOCK = "lock"
 """File that the stage using the folder holds locked."""
+PARTS = (".safetensors", ".zip")
+"""Suffixes of finished parts."""
 UNKNOWN = "made by an earlier version of fewstep"
 
 
@@ -178,7 +180,8 @@ class Unfinished:
         if states:
             newest = states[-1][1]
             return f"{newest.parent.name} at step {int(newest.name.removeprefix('step-'))}"
-        return f"{len([*self.folder.glob('*.safetensors')])} finished parts"
+        parts = [file for file in self.folder.iterdir() if file.suffix in PARTS and file.name[0] != "."]
+        return f"{len(parts)} finished parts"
 
     def refuse_if_used(self) -> None:
         """Raises UserError where a running stage uses it."""
