@@ -2,11 +2,11 @@
 
     python -m benchmarks.prepare [--images 512] [--resolution 512] [--workers 1 2] [--folder IMAGES]
 
-The plain loop does what a script would: open, turn upright, crop and resize, write a PNG of the same compression.
-It checks, hashes and indexes nothing. Without --folder the images are photographs of scikit-image and
-scikit-learn as JPEGs of a megapixel. Each side runs once per round, in turn; the median counts. Prints JSON:
-images per second, the data set's hash for each number of workers, the machine's load before the measurement,
-the largest memory of a process, and the bytes that the removal of duplicates takes per image.
+The plain loop does what a script would: open, turn upright, crop and resize, write a PNG of the same
+compression. It checks, hashes and indexes nothing. Without --folder the images are those of scikit-image
+and scikit-learn as JPEGs of a megapixel. Each side runs once per round, in turn; the median counts. Prints
+JSON: images per second, the data set's hash for each number of workers, the machine's load before, the memory
+of the largest worker, and the bytes that the removal of duplicates takes per image.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -61,7 +62,7 @@ def main() -> None:
 
         sides: dict[str, Callable[[], None]] = {
             "plain Pillow loop": lambda: plain(source, Path(place, "plain"), config),
-            **{f"{n} workers": lambda n=n: prepared(n) for n in chosen.workers},
+            **{f"{workers} workers": partial(prepared, workers) for workers in chosen.workers},
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(chosen.rounds):

@@ -198,7 +198,10 @@ def serve(descriptor: int) -> None:
             answer = False, error
         except Exception:
             answer = False, RuntimeError(traceback.format_exc())
-        connection.send(answer)
+        try:
+            connection.send(answer)
+        except OSError:  # the process that sent the job has ended
+            return
 
 
 def receive(connection: Connection, jobs: SimpleQueue[Any]) -> None:
