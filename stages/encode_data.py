@@ -8,6 +8,7 @@ from fewstep.config.base import read
 from fewstep.config.encode import EncodeConfig
 from fewstep.core.hardware import deterministic
 from fewstep.core.paths import DATA, ENCODED, TEACHER
+from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.sampling.encode import encode_split
 
@@ -23,8 +24,9 @@ def main() -> None:
     backbone = open_backbone(TEACHER)
     work = Workspace(f"encode_data@{SPLIT}", params, inputs)
     encode_split(ENCODED / SPLIT, backbone, DATA, SPLIT, config.dtype, work, inputs)
-    work.finish()
+    if is_main_process():
+        work.finish()
 
 
 if __name__ == "__main__":
-    run(main, writes=ENCODED / SPLIT)
+    run(main, writes=ENCODED / SPLIT, several=True)

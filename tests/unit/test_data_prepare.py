@@ -22,11 +22,12 @@ from fewstep.core.keyed import Key
 from fewstep.data.shards import SPLITS, ImageRecord, captions, open_images, read_index, read_shard
 from fewstep.data.stream import Stream
 from fewstep.evaluation.evaluation_set import distinct
-from fewstep.preparation.filters import Duplicates
-from fewstep.preparation.prepare import Prepared, examine, prepare
+from fewstep.preparation.examine import Prepared, examine
+from fewstep.preparation.prepare import prepare
 from fewstep.sampling.triplets import prompts_of
 from fewstep.sources import folder, shapes
 from fewstep.sources.sample import Sample, Skipped, Unreadable
+from fewstep.sources.units import Unit
 from tests.photos import make_photo_folder
 
 SHAPES = DataConfig(source="shapes", count=120, resolution=16, heldout=0.3, shard_size=25)
@@ -133,7 +134,7 @@ def test_photographs_of_every_kind(photos: Path, tmp_path: Path) -> None:
     statistics = read_json(tmp_path / "data" / "statistics.json")
     assert (statistics["kept"], statistics["quarantined"], statistics["rejected"]) == (24, {}, {})
     assert statistics["skipped"] == {}
-    assert counts == list(range(1, 25))
+    assert counts == [24]
     assert read_index(tmp_path / "data").labels is None
     for name in ("quarantine.jsonl", "skipped.jsonl"):
         assert (tmp_path / "data" / name).read_text() == ""
@@ -226,13 +227,13 @@ def test_at_most_one_sample_beyond_count_is_read(
 ) -> None:
     read: list[str] = []
 
-    def counted(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
-        for entry in folder_samples(config, seed):
+    def counted(unit: Unit, config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
+        for entry in folder_read(unit, config, seed):
             read.append(entry.name)
             yield entry
 
-    folder_samples = folder.samples
-    monkeypatch.setattr(folder, "samples", counted)
+    folder_read = folder.read
+    monkeypatch.setattr(folder, "read", counted)
     prepare(of_folder(photos, count=10, heldout=0.5), 0, tmp_path / "data")
     assert len(read) == 11
 
@@ -343,7 +344,7 @@ def test_captions_are_stored_normalised(stored: bytes, caption: str, photos: Pat
     config = of_folder(tmp_path)
     (sample,) = folder.samples(config, 0)
     assert isinstance(sample, Sample)
-    prepared = examine(sample, config, Duplicates())
+    prepared = examine(sample, config)
     assert isinstance(prepared, Prepared)
     assert prepared.record.caption == caption
 

@@ -62,7 +62,7 @@ def times(chain: Chain, rates: Rates) -> dict[str, float]:
     return {stage.name: seconds_of(chain, stage, rates) or 0.0 for stage in plan(chain)}
 
 
-def test_times_are_numbers_times_rates() -> None:
+def test_times_are_numbers_times_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     chain = load_chain(ROOT / "params.yaml")
     rates, begun = rates_of(chain), 1.0 + AROUND
     seconds = times(chain, rates)
@@ -71,8 +71,10 @@ def test_times_are_numbers_times_rates() -> None:
     triplets = chain.triplets
     assert seconds["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.shard_size)
     assert seconds["prepare_data"] == begun
-    reading = times(chain, replace(rates, prepare=0.5))
-    assert reading["prepare_data"] == pytest.approx(begun + 0.5 * (chain.data.count or 0))
+    for workers in (1, 3):
+        monkeypatch.setenv("FEWSTEP_WORKERS", str(workers))
+        reading = times(chain, replace(rates, prepare=0.5))
+        assert reading["prepare_data"] == pytest.approx(begun + 0.5 * (chain.data.count or 0) / workers)
     # An image costs a decoding and two looks, whatever the model.
     drawn = replace(rates, decode=1.0, features=1.0)
     more = times(chain, drawn)["evaluate@one_step"] - seconds["evaluate@one_step"]

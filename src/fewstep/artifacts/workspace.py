@@ -31,6 +31,8 @@ LOCK = "lock"
 """File that the stage using the folder holds locked."""
 LATE = "imported after the fingerprint was taken"
 """Warning of code that may change the result although the fingerprint does not cover it."""
+PARTS = (".safetensors", ".zip")
+"""Suffixes of finished parts."""
 UNKNOWN = "made by an earlier version of fewstep"
 
 
@@ -180,7 +182,8 @@ class Unfinished:
         if states:
             newest = states[-1][1]
             return f"{newest.parent.name} at step {int(newest.name.removeprefix('step-'))}"
-        return f"{len([*self.folder.glob('*.safetensors')])} finished parts"
+        parts = [file for file in self.folder.iterdir() if file.suffix in PARTS and file.name[0] != "."]
+        return f"{len(parts)} finished parts"
 
     def refuse_if_used(self) -> None:
         """Raises UserError where a running stage uses it."""

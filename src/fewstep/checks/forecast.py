@@ -18,7 +18,9 @@ from fewstep.checks.rehearsal import rehearsal, uncompiled
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.core.hardware import deterministic
+from fewstep.core.pool import workers
 from fewstep.core.switches import switch
+from fewstep.sources.units import RUN
 from fewstep.training.loop import PREVIEWS
 
 # Numbers of the evaluation that are not in params.yaml.
@@ -77,7 +79,8 @@ def seconds_of(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
         return plus(training(chain, stage, rates), begun)
     match kind:
         case "prepare_data":
-            return begun + (stage.samples or 0) * rates.prepare
+            samples = stage.samples or 0
+            return begun + samples * rates.prepare / (workers() if samples > RUN else 1)
         case "encode_data":
             return begun + (stage.samples or 0) * (rates.read + rates.prompt + rates.encode)
         case "generate_triplets":

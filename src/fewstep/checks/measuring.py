@@ -30,8 +30,7 @@ from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device, images_at_once
 from fewstep.data.shards import image_of
-from fewstep.preparation.filters import Duplicates
-from fewstep.preparation.prepare import Prepared, examine
+from fewstep.preparation.examine import Prepared, examine
 from fewstep.sources.sample import Sample
 from fewstep.students.config import MethodConfig
 from fewstep.training.checkpoint import save_state
@@ -131,14 +130,13 @@ class Measuring:
 
         def prepare() -> list[Prepared]:
             entries = first_entries(chain, PREPARED) if self.here.samples else invented(chain)
-            duplicates = Duplicates()
-            examined = [examine(entry, chain.data, duplicates) for entry in entries]
+            examined = [examine(entry, chain.data) for entry in entries]
             return [entry for entry in examined if isinstance(entry, Prepared)]
 
         kept = prepare()
         seconds = self.watch.once(prepare)
         members = [
-            {"__key__": each.key, "png": each.png, "json": each.record.model_dump_json()} for each in kept
+            {"__key__": each.digest.hex(), "png": each.png, "json": each.record.json_bytes()} for each in kept
         ]
         read = self.watch.once(lambda: [image_of(each, Path("invented")) for each in members])
         return seconds / max(len(members), 1), read / max(len(members), 1)

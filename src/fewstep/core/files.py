@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 
 from fewstep.core.errors import UserError
 
+PARTIAL = ".partial"
+"""Suffix of what is being written; a killed process leaves it behind."""
+
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
@@ -20,7 +23,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
     An exception leaves `path` as it was. A full disk raises UserError. What is at `path` is replaced.
     """
-    staging = path.with_name(f".{path.name}.partial")
+    staging = path.with_name(f".{path.name}{PARTIAL}")
     shutil.rmtree(staging, ignore_errors=True)
     with friendly_disk_errors(path):
         staging.mkdir(parents=True)
@@ -36,9 +39,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """The same for one file: yields the path to write to."""
-    staging = path.with_name(f".{path.name}.partial")
+def whole_file(path: Path, writer: str = "") -> Iterator[Path]:
+    """The same for one file: yields the path to write to.
+
+    writer: distinguishes processes that may write the file at the same time.
+    """
+    staging = path.with_name(f".{path.name}{writer}{PARTIAL}")
     with friendly_disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

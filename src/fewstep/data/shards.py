@@ -24,6 +24,7 @@ from fewstep.config.base import Section, describe, validate
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 from fewstep.core.keyed import Key
+from fewstep.data.record import Record
 from fewstep.data.stream import Stream
 
 INDEX = "index.json"
@@ -48,15 +49,6 @@ class ImageRecord:
     hidden: Mapping[str, str] | None = None
 
 
-class Record(Section):
-    """The JSON member of a sample; fields that the source does not have are absent."""
-
-    caption: str
-    labels: Mapping[str, str] | None = None
-    hidden: Mapping[str, str] | None = None
-    aesthetic_score: float | None = None
-
-
 class Shard(Section):
     """One tar: its path relative to the data set's folder, its number of samples, its hash."""
 
@@ -74,13 +66,15 @@ class Index(Section):
     """The content of index.json.
 
     labels: attribute -> its sorted values, or null for unlabelled data. hidden: the same for attributes that
-    the captions do not state. splits: "train" and "heldout" -> shards, in order.
+    the captions do not state. splits: "train" and "heldout" -> shards, in order. resumed: differences despite
+    which unfinished work was resumed (FEWSTEP_RESUME), absent otherwise.
     """
 
     resolution: int
     labels: dict[str, tuple[str, ...]] | None
     hidden: dict[str, tuple[str, ...]] | None = None
     splits: dict[str, tuple[Shard, ...]]
+    resumed: tuple[str, ...] | None = None
 
 
 def read_index(folder: Path) -> Index:

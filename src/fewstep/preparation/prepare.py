@@ -1,139 +1,125 @@
-"""The whole of `prepare_data`: one pass from the source to the split shards."""
+"""The whole of `prepare_data`: units of the source -> parts -> shards of the data set."""
 
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
+from fewstep.artifacts.workspace import Workspace
 from fewstep.config.data import DataConfig
 from fewstep.core.errors import UserError
-from fewstep.core.files import whole_folder, write_json
-from fewstep.core.text import normalised
-from fewstep.data.shards import INDEX, SPLITS, Index, Record
-from fewstep.preparation.filters import Duplicates, aesthetic_fault, caption_fault, size_fault
-from fewstep.preparation.images import BadImage, decode, encode, fit
+from fewstep.core.files import PARTIAL, whole_folder, write_json
+from fewstep.core.pool import Pool, workers
+from fewstep.data.shards import INDEX, SPLITS, Index, Shard
+from fewstep.preparation.assemble import write
+from fewstep.preparation.parts import Task, make
+from fewstep.preparation.plan import Plan
 from fewstep.preparation.quarantine import QUARANTINE, SKIPPED, Listing, check
-from fewstep.preparation.shard_writer import ShardWriter
-from fewstep.preparation.split import digest_of, split_of
 from fewstep.preparation.statistics import Statistics, values_of
-from fewstep.sources.sample import NO_CAPTION, Sample, Skipped, Unreadable
 
 STATISTICS = "statistics.json"
-DUPLICATE = "duplicate"
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A readable sample that a filter refused."""
-
-    reason: str
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A sample as it goes into a shard.
-
-    key: hash of the pixels; for further captions of the same pixels, `-1`, `-2` ... is appended.
-    size: (width, height) of the original.
-    """
-
-    key: str
-    split: str
-    png: bytes
-    record: Record
-    size: tuple[int, int]
 
 
 def prepare(
-    config: DataConfig, seed: int, out: Path, progress: Callable[[int], None] = lambda samples: None
+    config: DataConfig,
+    seed: int,
+    out: Path,
+    progress: Callable[[int], None] = lambda samples: None,
+    work: Workspace | None = None,
 ) -> Statistics:
     """Make the data set `out`: shards, index.json, statistics.json, quarantine.jsonl, skipped.jsonl.
 
-    The same config, seed and source give the same bytes. Samples are streamed: memory holds one of
-    them, the hashes of those before (see Duplicates) and one line per shard. After `config.count` samples
-    one more is read, to report whether there are more. `progress` is called with the number of samples read
-    so far. Returns the statistics that statistics.json holds.
+    The same config, seed and source give the same bytes, for any number of workers (FEWSTEP_WORKERS) and
+    after any interruption. work: keeps finished parts and shards until all are finished; None: nothing
+    survives an interruption. `progress` is called with the number of samples prepared so far, part by part.
+
+    After `config.count` samples one more is read, to report whether there are more. Returns the statistics
+    that statistics.json holds.
 
     Raises UserError when the source has nothing to read, too much of it is unreadable, or a split
     would be empty; `out` is then left as it was.
     """
     source = import_module(f"fewstep.sources.{config.source}")
-    statistics, duplicates = Statistics(), Duplicates()
-    with whole_folder(out) as folder:
-        with ExitStack() as stack:
-            quarantine = stack.enter_context(Listing(folder / QUARANTINE))
-            skipped = stack.enter_context(Listing(folder / SKIPPED))
-            statistics.quarantined, statistics.skipped = quarantine.reasons, skipped.reasons
-            writers = {
-                split: stack.enter_context(ShardWriter(folder, split, config.shard_size)) for split in SPLITS
-            }
-            for entry in source.samples(config, seed):
-                if isinstance(entry, Skipped):
-                    skipped.add(entry)
-                    continue
-                if statistics.samples == config.count:
-                    statistics.cut = True
-                    break
-                match examine(entry, config, duplicates):
-                    case Unreadable() as outcome:
-                        quarantine.add(outcome)
-                    case Rejected(reason):
-                        statistics.rejected[reason] += 1
-                    case Prepared() as outcome:
-                        writers[outcome.split].write(outcome.key, outcome.png, outcome.record)
-                        statistics.keep(outcome.split, outcome.record, outcome.size)
-                statistics.samples += 1
-                progress(statistics.samples)
+    with folder_of(work, out) as folder, whole_folder(out) as staging, Pool(workers()) as pool:
+        parts = make_parts(pool, source, config, seed, folder, progress)
+        with Listing(staging / QUARANTINE) as quarantine, Listing(staging / SKIPPED) as skipped:
+            plan = Plan(config, folder, quarantine, skipped)
+            shards = {split: list[Shard]() for split in SPLITS}
+            for split in SPLITS:
+                (staging / split).mkdir()
+            for shard in pool.each(write, plan.shards(parts), lambda planned: planned.name):
+                os.link(shard.file, staging / shard.name)
+                entry = Shard(shard=shard.name, samples=shard.samples, sha256=shard.sha256)
+                shards[Path(shard.name).parent.name].append(entry)
+        statistics = plan.statistics
+        if not statistics.cut:
+            plan.census.check(config.path, source.expected(config))
         check(quarantine, statistics.samples, config.filters.max_quarantined_share)
         demand_both_splits(config, statistics)
         index = Index(
             resolution=config.resolution,
             labels=values_of(statistics.labels),
             hidden=values_of(statistics.hidden),
-            splits={split: tuple(writer.shards) for split, writer in writers.items()},
+            splits={split: tuple(each) for split, each in shards.items()},
         )
-        write_json(folder / INDEX, index.model_dump(mode="json"))
-        write_json(folder / STATISTICS, statistics.summary())
+        write_json(staging / INDEX, index.model_dump(mode="json", exclude={"resumed"}) | resumed(work))
+        write_json(staging / STATISTICS, statistics.summary())
     return statistics
 
 
-def examine(
-    entry: Sample | Unreadable, config: DataConfig, duplicates: Duplicates
-) -> Prepared | Rejected | Unreadable:
-    """Prepare, reject or quarantine one sample, by the first fault found; the cheapest checks come first."""
-    if isinstance(entry, Unreadable):
-        return entry
-    if entry.caption is None:
-        return Unreadable(entry.name, NO_CAPTION)
-    caption = normalised(entry.caption)
-    fault = caption_fault(caption, config.filters) or aesthetic_fault(entry.aesthetic_score, config.filters)
-    if fault:
-        return Rejected(fault)
-    try:
-        original = decode(entry.image)
-    except BadImage as error:
-        return Unreadable(entry.name, error.reason, error.detail)
-    if fault := size_fault(original.size, config.filters):
-        return Rejected(fault)
-    image = fit(original, config.resolution)
-    digest = digest_of(image.tobytes())
-    ordinal = duplicates.ordinal(digest, caption)
-    if ordinal is None:
-        return Rejected(DUPLICATE)
-    decisive = digest if config.split_by == "image" else digest_of(caption.encode())
-    return Prepared(
-        key=f"{digest.hex()}-{ordinal}" if ordinal else digest.hex(),
-        split=split_of(decisive, config.heldout),
-        png=encode(image),
-        record=Record(
-            caption=caption,
-            labels=entry.labels,
-            hidden=entry.hidden,
-            aesthetic_score=entry.aesthetic_score,
-        ),
-        size=original.size,
-    )
+@contextmanager
+def folder_of(work: Workspace | None, out: Path) -> Iterator[Path]:
+    """The folder of unfinished work; a temporary one beside `out` where none is to be kept."""
+    if work is not None:
+        for partial in work.folder.glob(f".*{PARTIAL}"):
+            partial.unlink(missing_ok=True)
+        yield work.folder
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
+        yield Path(folder)
+
+
+def make_parts(
+    pool: Pool,
+    source: ModuleType,
+    config: DataConfig,
+    seed: int,
+    folder: Path,
+    progress: Callable[[int], None],
+) -> list[Path]:
+    """The files of all parts that `config.count` samples need, in order."""
+    parts: list[Path] = []
+    samples = 0
+    planned = tasks(source, config, seed, folder)
+    with closing(pool.each(make, planned, lambda task: f"data: {task.unit.name}")) as made:
+        for part in made:
+            parts.append(part.file)
+            samples += part.samples
+            progress(samples if config.count is None else min(samples, config.count))
+            if config.count is not None and samples > config.count:
+                break
+    return parts
+
+
+def tasks(source: ModuleType, config: DataConfig, seed: int, folder: Path) -> Iterator[Task]:
+    """The parts to be made, in order; as many as `config.count` samples need, as far as that is known."""
+    needed = None if config.count is None else config.count + 1
+    for number, unit in enumerate(source.units(config, seed)):
+        complete = needed is None or (unit.samples is not None and unit.samples <= needed)
+        yield Task(number, unit, config, seed, folder, None if complete else needed)
+        if needed is not None and unit.samples is not None:
+            needed -= unit.samples
+            if needed <= 0:
+                return
+
+
+def resumed(work: Workspace | None) -> dict[str, object]:
+    """For the index: the differences despite which work was resumed, if any."""
+    return work.metadata if work is not None else {}
 
 
 def demand_both_splits(config: DataConfig, statistics: Statistics) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from fewstep.data.shards import Record
+from fewstep.data.record import Record
 
 
 @dataclass

@@ -18,7 +18,7 @@ from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder
 from fewstep.core.hardware import autocast, device, images_at_once, in_parts
-from fewstep.core.processes import barrier, local_slice
+from fewstep.core.processes import barrier, is_main_process, local_slice
 from fewstep.core.progress import progress
 from fewstep.data.pixels import image_batch
 from fewstep.data.prompted import save_prompted
@@ -36,7 +36,8 @@ def encode_split(
 ) -> None:
     """Encode every shard of a split into `out`; work: keeps finished shards until all are finished.
 
-    dtype: of latents and conditions on disk. Each distinct caption of a shard is encoded once.
+    dtype: of latents and conditions on disk. Each distinct caption of a shard is encoded once. Each process
+    encodes its own shards; the main process puts them together.
     """
     index = read_index(data)
     demand_resolution(backbone, index.resolution)
@@ -46,6 +47,8 @@ def encode_split(
         save_prompted(file, latents, row, table, dtype, {})
 
     encode_shards(f"encode_data {split}", data, split, backbone.encode, work.folder, save)
+    if not is_main_process():
+        return
     shards = index.splits[split]
     files = [shard.file_of_latents for shard in shards]
     with whole_folder(out) as staging:

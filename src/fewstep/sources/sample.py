@@ -150,33 +150,60 @@ def labels_in(record: Mapping[str, Any], name: str) -> dict[str, str] | None:
     return dict(value)
 
 
+class Census:
+    """Counts the entries of a source, and whether they have captions."""
+
+    def __init__(self) -> None:
+        self._captioned = self._silent = self._total = 0
+        self._skipped: Counter[str] = Counter()
+        self._apart = ""
+
+    def add(self, entry: Sample | Unreadable | Skipped) -> None:
+        """Count one entry as the source yields it."""
+        if isinstance(entry, Sample) and entry.caption is not None:
+            self.add_captioned()
+        elif isinstance(entry, Sample):
+            self.add_fault(Unreadable(entry.name, NO_CAPTION))
+        elif isinstance(entry, Unreadable):
+            self.add_fault(entry)
+        else:
+            self._skipped[entry.reason] += 1
+
+    def add_captioned(self) -> None:
+        """Count one sample that has a caption."""
+        self._captioned += 1
+        self._total += 1
+
+    def add_fault(self, entry: Unreadable) -> None:
+        """Count one entry that the source cannot read."""
+        self._silent += entry.reason in (NO_CAPTION, NOT_ADJACENT)
+        self._total += 1
+        if entry.reason == NOT_ADJACENT:
+            self._apart = self._apart or str(entry)
+
+    def check(self, where: str | None, expected: str) -> None:
+        """Raises UserError if there were no entries, or none of them had a caption.
+
+        Skipped entries do not count as entries; the error reports how many there were, and why.
+        """
+        if not self._total:
+            why = ", ".join(f"{count} {reason}" for reason, count in self._skipped.items())
+            number = self._skipped.total()
+            nothing = f"nothing but {number} skipped files ({why})" if number else "nothing"
+            raise UserError(f"data.path = {where}: {nothing} found there; expected {expected}")
+        if self._silent and not self._captioned:
+            fault = f"has a caption; expected {expected}"
+            if self._apart:
+                fault = f"can be read, e.g. {self._apart}"
+            raise UserError(f"data.path = {where}: none of its {self._silent} samples {fault}")
+
+
 def demand_captions(
     entries: Iterable[Sample | Unreadable | Skipped], where: str | None, expected: str
 ) -> Iterator[Sample | Unreadable | Skipped]:
-    """Yield `entries`; at their end, raise UserError if there were none or none of them had a caption.
-
-    Skipped entries do not count as entries; the error reports how many there were, and why.
-    """
-    total = captioned = silent = 0
-    skipped: Counter[str] = Counter()
-    apart = ""
+    """Yield `entries`; at their end, raise UserError if there were none or none of them had a caption."""
+    census = Census()
     for entry in entries:
         yield entry
-        match entry:
-            case Skipped():
-                skipped[entry.reason] += 1
-                continue
-            case Sample():
-                captioned += entry.caption is not None
-                silent += entry.caption is None
-            case Unreadable():
-                silent += entry.reason in (NO_CAPTION, NOT_ADJACENT)
-                apart = apart or (str(entry) if entry.reason == NOT_ADJACENT else "")
-        total += 1
-    if not total:
-        why = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
-        nothing = f"nothing but {skipped.total()} skipped files ({why})" if skipped else "nothing"
-        raise UserError(f"data.path = {where}: {nothing} found there; expected {expected}")
-    if silent and not captioned:
-        fault = f"can be read, e.g. {apart}" if apart else f"has a caption; expected {expected}"
-        raise UserError(f"data.path = {where}: none of its {silent} samples {fault}")
+        census.add(entry)
+    census.check(where, expected)

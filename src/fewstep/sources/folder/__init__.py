@@ -14,7 +14,7 @@ files are reported as Skipped. No more than one folder's names are in memory at 
 import os
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
@@ -23,8 +23,8 @@ import numpy as np
 
 from fewstep.config.data import DataConfig
 from fewstep.core.errors import UserError
+from fewstep.sources.folder.files import ImageFile
 from fewstep.sources.folder.names import (
-    CAPTIONS,
     SUFFIXES,
     Captions,
     is_caption,
@@ -32,7 +32,7 @@ from fewstep.sources.folder.names import (
     is_not_decoded,
     reason_to_skip,
 )
-from fewstep.sources.folder.tables import NOT_UTF8, SIMILAR, TABLES, Row, rows
+from fewstep.sources.folder.tables import SIMILAR, TABLES, Row, rows
 from fewstep.sources.folder.walk import refuse, walk
 from fewstep.sources.sample import (
     Sample,
@@ -43,11 +43,13 @@ from fewstep.sources.sample import (
     labels_in,
     score_in,
 )
+from fewstep.sources.units import Unit, runs
 
 EXPECTED = (
     f"images ({', '.join(SUFFIXES)}) with a `.txt` of the same stem beside each, "
     "or a metadata.jsonl or captions.csv with file_name and caption"
 )
+Entry = ImageFile | Unreadable | Skipped
 WINDOWS_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
@@ -69,10 +71,15 @@ def count(config: DataConfig) -> int | None:
     )
 
 
-def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
-    """Every image below `config.path`; `seed` is not used.
+def expected(config: DataConfig) -> str:
+    """Images and their captions."""
+    return EXPECTED
 
-    Raises UserError when there is no such folder, no image, no caption at all, or a table of another kind.
+
+def units(config: DataConfig, seed: int) -> Iterator[Unit]:
+    """Runs of the images below `config.path` and of the skipped files between them; `seed` is not used.
+
+    Raises UserError when there is no such folder, or a table of another kind.
     """
     (root,) = inputs(config)
     if not root.is_dir():
@@ -81,7 +88,25 @@ def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Ski
     if not tables and (others := tables_in(root, SIMILAR)):
         kinds = ", or ".join(f"{name} ({content})" for name, content in TABLES.items())
         raise UserError(f"{others[0]}: a table of this name is not read; expected {kinds}")
-    entries = from_table(root, *tables) if tables else from_caption_files(root)
+    for run in runs(from_table(root, *tables) if tables else from_caption_files(root)):
+        files = [path for entry in run if isinstance(entry, ImageFile) for path in entry.paths(root)]
+        samples = sum(not isinstance(entry, Skipped) for entry in run)
+        yield Unit(f"{run[0].name} to {run[-1].name}", run, tuple(files), samples)
+
+
+def read(unit: Unit, config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
+    """The entries of a run; `seed` is not used."""
+    (root,) = inputs(config)
+    for entry in unit.content:
+        yield entry.read(root) if isinstance(entry, ImageFile) else entry
+
+
+def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
+    """Every image below `config.path`; `seed` is not used.
+
+    Raises UserError when there is no such folder, no image, no caption at all, or a table of another kind.
+    """
+    entries = (entry for unit in units(config, seed) for entry in read(unit, config, seed))
     yield from demand_captions(entries, config.path, EXPECTED)
 
 
@@ -96,7 +121,7 @@ def tables_in(root: Path, known: Iterable[str]) -> list[Path]:
     return [root / name for name in sorted(there, key=lambda name: order[name.lower()])]
 
 
-def from_table(root: Path, table: Path, *others: Path) -> Iterator[Sample | Unreadable | Skipped]:
+def from_table(root: Path, table: Path, *others: Path) -> Iterator[Entry]:
     """One sample per row of `table`; then the files that it does not list."""
     listed = Listed()
     for row in rows(table):
@@ -118,7 +143,7 @@ def from_table(root: Path, table: Path, *others: Path) -> Iterator[Sample | Unre
             yield Skipped((below / name).as_posix(), reason)
 
 
-def from_caption_files(root: Path) -> Iterator[Sample | Unreadable | Skipped]:
+def from_caption_files(root: Path) -> Iterator[Entry]:
     """One sample per image, folder by folder; in each folder, samples come before skipped files."""
     for folder, names in walk(root):
         below = folder.relative_to(root)
@@ -131,7 +156,7 @@ def from_caption_files(root: Path) -> Iterator[Sample | Unreadable | Skipped]:
         undecoded = [name for name in others if is_not_decoded(name)]
         captions = Captions([*images, *undecoded], [name for name in names if is_caption(name)])
         for name in images:
-            yield from_caption_file(root, below / name, captions.of(name))
+            yield ImageFile((below / name).as_posix(), captions.of(name))
         for name in undecoded:
             captions.of(name)
         skipped = [(name, "hidden file") for name in hidden]
@@ -141,21 +166,7 @@ def from_caption_files(root: Path) -> Iterator[Sample | Unreadable | Skipped]:
             yield Skipped((below / name).as_posix(), reason)
 
 
-def from_caption_file(root: Path, place: Path, caption: str | None) -> Sample | Unreadable:
-    """The sample whose image is `root / place`, and whose caption file has the name `caption`."""
-    name = place.as_posix()
-    if caption is None:
-        return sample_at(root, name, None, None)
-    try:
-        text = (root / place).with_name(caption).read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return Unreadable(name, "broken metadata", f"its {kind_of(caption)}: {NOT_UTF8}")
-    except OSError as error:
-        return Unreadable(name, "broken metadata", f"its {kind_of(caption)}: {error.strerror}")
-    return sample_at(root, name, text, None)
-
-
-def from_row(root: Path, row: Row, listed: "Listed") -> Sample | Unreadable:
+def from_row(root: Path, row: Row, listed: "Listed") -> ImageFile | Unreadable:
     """The sample a table's row describes; its file counts as listed, whatever is wrong with the row."""
     name = row.record.get("file_name")
     try:
@@ -171,7 +182,7 @@ def from_row(root: Path, row: Row, listed: "Listed") -> Sample | Unreadable:
         labels, hidden = labels_in(row.record, "labels"), labels_in(row.record, "hidden")
     except ValueError as error:
         return Unreadable(place, "broken metadata", f"{row.place}: {error}")
-    return sample_at(root, place, caption, score, labels, hidden)
+    return ImageFile(place, None, caption, score, labels, hidden)
 
 
 def place_in(root: Path, name: str) -> str:
@@ -192,36 +203,12 @@ def place_in(root: Path, name: str) -> str:
     return place
 
 
-def sample_at(
-    root: Path,
-    name: str,
-    caption: str | None,
-    score: float | None,
-    labels: Mapping[str, str] | None = None,
-    hidden: Mapping[str, str] | None = None,
-) -> Sample | Unreadable:
-    """The sample whose file is `root / name`."""
-    path = root / name
-    try:
-        if not path.is_file() and path.exists():
-            return Unreadable(name, "image not readable", "no regular file")
-        return Sample(name, path.read_bytes(), caption, score, labels, hidden)
-    except OSError as error:
-        detail = "broken link" if path.is_symlink() and not path.exists() else str(error.strerror)
-        return Unreadable(name, "image not readable", detail)
-
-
 def is_file_name(name: str) -> bool:
     """Whether the system accepts such a name: JSON can express NUL and half a surrogate pair."""
     try:
         return b"\0" not in os.fsencode(name)
     except UnicodeEncodeError:
         return False
-
-
-def kind_of(caption: str) -> str:
-    """The suffix of a caption file's name."""
-    return next(caption[-len(suffix) :] for suffix in CAPTIONS if caption.lower().endswith(suffix))
 
 
 def is_hidden(folder: Path, root: Path) -> bool:

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from fewstep.config.data import DataConfig
 from fewstep.core.keyed import Key
 from fewstep.sources.sample import Sample
+from fewstep.sources.units import RUN, Unit
 
 SHAPES = ("circle", "square", "triangle", "star")
 COLOURS = {
@@ -119,21 +120,43 @@ def count(config: DataConfig) -> int | None:
     return config.count
 
 
-def samples(config: DataConfig, seed: int) -> Iterator[Sample]:
-    """`config.count` images; the combinations are drawn uniformly, keyed by (seed, index)."""
+def expected(config: DataConfig) -> str:
+    """A number: nothing else is needed."""
+    return "data.count"
+
+
+def units(config: DataConfig, seed: int) -> Iterator[Unit]:
+    """Ranges of the indices below `config.count`; the content of a unit is its first index and its end."""
     assert config.count is not None
-    key = Key(seed, "shapes")
-    for i in range(config.count):
-        rng = key.generator(i)
-        attributes = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
-        shape, colour, size, background = attributes
-        details = details_of(colour, size, background, rng)
-        encoded = io.BytesIO()
-        draw(shape, details, config.resolution).save(encoded, format="png", compress_level=1)
-        yield Sample(
-            name=f"shapes/{i:08d}",
-            image=encoded.getvalue(),
-            caption=caption_of(*attributes),
-            labels=dict(zip(LABELS, attributes, strict=True)),
-            hidden=details.hidden,
-        )
+    for first in range(0, config.count, RUN):
+        end = min(first + RUN, config.count)
+        yield Unit(f"shapes {first} to {end - 1}", (first, end), samples=end - first)
+
+
+def read(unit: Unit, config: DataConfig, seed: int) -> Iterator[Sample]:
+    """The images of a range; the combinations are drawn uniformly, keyed by (seed, index)."""
+    for i in range(*unit.content):
+        yield sample(i, config.resolution, seed)
+
+
+def samples(config: DataConfig, seed: int) -> Iterator[Sample]:
+    """`config.count` images."""
+    for unit in units(config, seed):
+        yield from read(unit, config, seed)
+
+
+def sample(i: int, resolution: int, seed: int) -> Sample:
+    """Image i, `resolution` x `resolution`."""
+    rng = Key(seed, "shapes").generator(i)
+    attributes = COMBINATIONS[int(rng.integers(len(COMBINATIONS)))]
+    shape, colour, size, background = attributes
+    details = details_of(colour, size, background, rng)
+    encoded = io.BytesIO()
+    draw(shape, details, resolution).save(encoded, format="png", compress_level=1)
+    return Sample(
+        name=f"shapes/{i:08d}",
+        image=encoded.getvalue(),
+        caption=caption_of(*attributes),
+        labels=dict(zip(LABELS, attributes, strict=True)),
+        hidden=details.hidden,
+    )

@@ -24,6 +24,7 @@ from fewstep.sources.sample import (
     parse_object,
     score_in,
 )
+from fewstep.sources.units import Unit
 from fewstep.sources.webdataset.byte_stream import open_stream
 from fewstep.sources.webdataset.grouping import Group, Grouping, Names
 from fewstep.sources.webdataset.tar_members import TarReader
@@ -38,7 +39,7 @@ def inputs(config: DataConfig) -> list[Path]:
         urls = archives(config.path or "")
     except UserError:
         return [Path(config.path or "")]
-    return [Path(urlparse(url).path if url.startswith("file:") else url) for url in urls if is_local(url)]
+    return [Path(local_path(url)) for url in urls if is_local(url)]
 
 
 def count(config: DataConfig) -> int | None:
@@ -46,10 +47,18 @@ def count(config: DataConfig) -> int | None:
     return None
 
 
-def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
-    """Every sample of the archives `config.path` names, in their order; `seed` is not used.
+def expected(config: DataConfig) -> str:
+    """The members of a sample."""
+    return (
+        f"members `key.{config.keys.image[0]}` and `key.{config.keys.metadata}` with a "
+        f"`{config.keys.caption}` (the names are data.keys)"
+    )
 
-    Raises UserError when a local archive does not exist or no sample has a caption.
+
+def units(config: DataConfig, seed: int) -> Iterator[Unit]:
+    """The archives that `config.path` names, in their order; `seed` is not used.
+
+    Raises UserError when a local archive does not exist.
     """
     urls = archives(config.path or "")
     for url in urls:
@@ -57,12 +66,22 @@ def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Ski
             raise UserError(f"data.path = {config.path}: there is no file {url}; {EXPECTED}")
     folders = [url.rpartition("/")[0] + "/" for url in urls]
     root = commonprefix(folders).rpartition("/")[0] + "/"  # noqa: RUF071 - URLs are no paths
-    entries = (entry for url in urls for entry in archive(url, url.removeprefix(root), config.keys))
-    expected = (
-        f"members `key.{config.keys.image[0]}` and `key.{config.keys.metadata}` with a "
-        f"`{config.keys.caption}` (the names are data.keys)"
-    )
-    yield from demand_captions(entries, config.path, expected)
+    for url in urls:
+        yield Unit(url.removeprefix(root), url, (local_path(url),) if is_local(url) else ())
+
+
+def read(unit: Unit, config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
+    """The entries of one archive; `seed` is not used."""
+    yield from archive(unit.content, unit.name, config.keys)
+
+
+def samples(config: DataConfig, seed: int) -> Iterator[Sample | Unreadable | Skipped]:
+    """Every sample of the archives `config.path` names, in their order; `seed` is not used.
+
+    Raises UserError when a local archive does not exist or no sample has a caption.
+    """
+    entries = (entry for unit in units(config, seed) for entry in read(unit, config, seed))
+    yield from demand_captions(entries, config.path, expected(config))
 
 
 def archives(pattern: str) -> list[str]:
@@ -90,6 +109,11 @@ def archives(pattern: str) -> list[str]:
 def is_local(url: str) -> bool:
     """Whether it is a file of this machine."""
     return urlparse(url).scheme in ("", "file")
+
+
+def local_path(url: str) -> str:
+    """The path of a file of this machine."""
+    return urlparse(url).path if url.startswith("file:") else url
 
 
 def archive(url: str, name: str, keys: KeysConfig) -> Iterator[Sample | Unreadable | Skipped]:
