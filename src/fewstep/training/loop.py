@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from fewstep.core.files import read_json, write_json
 from fewstep.core.hardware import attention, autocast, deterministic, micro_batches, process
 from fewstep.core.keyed import Key
 from fewstep.core.paths import LOGS
@@ -21,11 +22,14 @@ from fewstep.training.evaluations import Evaluations
 from fewstep.training.interrupt import interruptible
 from fewstep.training.method import Method, Rows
 from fewstep.training.optimization import learning_rate
+from fewstep.training.saving import Saver
 from fewstep.training.sharding import is_sharded
 from fewstep.training.state import State
 
 LOG_EVERY = 10
 PREVIEWS = 5
+PREVIEW = "preview.json"
+"""File in a training's folder: the step of the last preview that was begun."""
 
 
 def train(method: Method, name: str, seed: int, folder: Path) -> None:
@@ -50,14 +54,17 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     state = State(method, folder / name)
     state.resume()
     evaluations = Evaluations(state)
+    drawn = drawn_until(state.folder)
     # From here on the main process may replace files that the other processes have just read.
     barrier()
-    patience = float(switch("SAVE_EVERY_SECONDS", "30"))
     with unless_it_fails(accelerator):
         accelerator.init_trackers(name)
     try:
-        with interruptible() as interrupted, progress(name, training.steps, state.step) as report:
-            saved = time.monotonic()
+        with (
+            interruptible() as interrupted,
+            progress(name, training.steps, state.step) as report,
+            Saver(state) as saver,
+        ):
             if evaluations.due:  # a kill may have lost this measurement
                 evaluate(evaluations, accelerator)
             while state.step < training.steps:
@@ -66,24 +73,24 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
                     with unless_it_fails(accelerator):
                         accelerator.log(logged, step=state.step - 1)
                 report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
+                shows = state.step % max(training.steps // PREVIEWS, 1) == 0 and state.step > drawn
                 # Every rank has to take the same branch.
                 arrived, due, shown = any_rank(
                     interrupted(),
-                    time.monotonic() - saved > patience,
-                    is_main_process() and bool(accelerator.trackers),
+                    # Evaluations and previews may take minutes.
+                    saver.due(early=shows or evaluations.due),
+                    shows and is_main_process() and bool(accelerator.trackers),
                 )
                 stop = arrived and state.step < training.steps
-                shown &= state.step % max(training.steps // PREVIEWS, 1) == 0
-                # Images may take minutes, so the state is saved before they are drawn.
-                if stop or due or shown or evaluations.due or state.step == training.steps:
-                    state.save()
-                    saved = time.monotonic()
-                if evaluations.due and not stop:
-                    evaluate(evaluations, accelerator)
+                if stop or due or state.step == training.steps:
+                    saver.save()
                 if stop:
+                    saver.wait()
                     # A rank that exits early makes the launcher kill rank 0 while it saves.
                     barrier()
                     raise KeyboardInterrupt
+                if evaluations.due:
+                    evaluate(evaluations, accelerator)
                 if shown:
                     show(state, accelerator)
     finally:
@@ -188,6 +195,8 @@ def show(state: State, accelerator: Accelerator) -> None:
     Every rank draws them, because an FSDP-sharded network has to be called by all ranks. A resumed training
     does not repeat the preview during which it ended: it may be the cause, and no result depends on it.
     """
+    if is_main_process():
+        write_json(state.folder / PREVIEW, {"step": state.step})
     with torch.no_grad(), autocast():
         images = state.method.preview()
     if images is None or not is_main_process():
@@ -197,3 +206,9 @@ def show(state: State, accelerator: Accelerator) -> None:
         for tracker in accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"images": pixels}, step=state.step, dataformats="NHWC")
+
+
+def drawn_until(folder: Path) -> int:
+    """Step of the last preview that was begun in a training's folder; 0: none."""
+    file = folder / PREVIEW
+    return int(read_json(file)["step"]) if file.exists() else 0

@@ -10,12 +10,12 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import write_json
 from fewstep.core.hardware import device
 from fewstep.core.processes import is_main_process
-from fewstep.training.checkpoint import load_state, save_state
+from fewstep.training.checkpoint import load_state
 from fewstep.training.explosion import ExplosionGuard
 from fewstep.training.group_state import GroupState, named, within
 from fewstep.training.half import halve_frozen
 from fewstep.training.method import Method
-from fewstep.training.sharding import full_tensor, shard
+from fewstep.training.sharding import full_tensor, is_sharded, shard
 
 
 class State:
@@ -68,15 +68,24 @@ class State:
             found |= named(label, group.tensors())
         return found
 
-    def save(self) -> None:
-        """Save the state atomically; the main process writes, all processes call this together."""
-        found: dict[str, Tensor] = {}
+    @property
+    def size(self) -> int:
+        """Bytes of the saved state; less before the first step, in which optimizers allocate their state."""
+        return sum(value.numel() * value.itemsize for value in self.tensors().values())
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the full state in host memory, contiguous; all processes call this together.
+
+        Empty in all processes but the main one.
+        """
+        copies: dict[str, Tensor] = {}
         for name, value in self.tensors().items():
             gathered = full_tensor(value.detach())
             if is_main_process():
-                found[name] = gathered.cpu()
-        if is_main_process():
-            save_state(self.folder, self.step, found)
+                # A gathered tensor is a copy already.
+                copied = gathered.to("cpu", copy=not is_sharded(value))
+                copies[name] = copied.contiguous()
+        return copies
 
     def resume(self) -> None:
         """Restore the newest state on disk, if there is one."""
