@@ -6,15 +6,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.core.errors import UserError
-from fewstep.core.files import write_json
 from fewstep.core.hardware import device
 from fewstep.core.processes import is_main_process
 from fewstep.training.checkpoint import load_state
-from fewstep.training.explosion import ExplosionGuard
 from fewstep.training.group_state import GroupState, named, within
 from fewstep.training.half import halve_frozen
 from fewstep.training.method import Method
+from fewstep.training.records import Records
 from fewstep.training.sharding import full_tensor, is_sharded, shard
 
 
@@ -26,7 +24,7 @@ class State:
 
     def __init__(self, method: Method, folder: Path) -> None:
         self.method, self.folder, self.step = method, folder, 0
-        self.guards: dict[str, ExplosionGuard] = {}
+        self.records = Records(folder)
         # Before the groups: an adapter's base weights are shared with them until each side is FSDP-sharded.
         self._unshards = [shard(module.requires_grad_(False).eval().to(device())) for module in method.frozen]
         self.groups = {label: GroupState(group) for label, group in method.groups.items()}
@@ -44,22 +42,6 @@ class State:
             yield self.groups[label]
         for group in self.groups.values():
             group.forget_gradients()
-
-    def guard(self, what: str, value: float, positions: range) -> float:
-        """The value, unless it is not finite or has exploded: then the training stops.
-
-        Raises UserError with the step and the batch's keys; the last state on disk stays as it is.
-        """
-        if self.guards.setdefault(what, ExplosionGuard()).accepts(value):
-            return value
-        record = self.folder / "failed_batch.json"
-        if is_main_process():
-            write_json(record, {"step": self.step, "positions": list(positions), what: repr(value)})
-        raise UserError(
-            f"{self.folder.name}: {what} became {value:.4g} at step {self.step}, on samples "
-            f"{positions[0]} to {positions[-1]} of the keyed order (listed in {record}); the last "
-            "good state is beside it. Lower learning_rate or look at these samples, then run `dvc repro`"
-        )
 
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
