@@ -85,8 +85,6 @@ class Adversaries(Method):
         return ("student", "fake", "discriminator") if step % 2 == 0 else ("fake", "discriminator")
 
     def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        if RANK == WORLD - 1 and AT.get("kill") == str(rows.step):
-            os.kill(os.getpid(), signal.SIGKILL)
         z = normal("z", rows.positions)
         return z, z @ self.real.T
 
@@ -96,6 +94,9 @@ class Adversaries(Method):
         return tapped_features["first"]
 
     def losses(self, group: str, batch: tuple[Tensor, Tensor], step: int) -> dict[str, Tensor]:
+        # Not in `batch`, which runs while earlier steps do.
+        if RANK == WORLD - 1 and AT.get("kill") == str(step):
+            os.kill(os.getpid(), signal.SIGKILL)
         z, real = batch
         if group == "fake":
             with torch.no_grad():

@@ -57,29 +57,29 @@ class Coding(Method):
         self.net = net
         self.training = TrainingConfig.model_validate(TRAINING)
         self.groups = {"coder": Group({"net": net}, self.training)}
-        self.factor = 0.0
 
     def batch(self, rows: Rows) -> Tensor:
         with Path(f"seen-{RANK}.jsonl").open("a") as file:
             file.write(json.dumps([rows.step, list(rows.positions)]) + "\n")
-        if self.is_time("kill", rows):
-            os.kill(os.getpid(), signal.SIGKILL)
-        if self.is_time("stop", rows):
-            os.kill(os.getpid(), signal.SIGTERM)
-        self.factor = 1e6 if self.is_time("huge", rows) else 0.0
         x = images(rows.positions)
-        return x * float("nan") if self.is_time("nan", rows) else x
+        return x * float("nan") if self.is_time("nan", rows.step) else x
 
-    def is_time(self, what: str, rows: Rows) -> bool:
-        return RANK == WORLD - 1 and AT.get(what) == str(rows.step)
+    def is_time(self, what: str, step: int) -> bool:
+        return RANK == WORLD - 1 and AT.get(what) == str(step)
 
     def losses(self, group: str, batch: Tensor, step: int) -> dict[str, Tensor]:
+        # Not in `batch`, which runs while earlier steps do.
+        if self.is_time("kill", step):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.is_time("stop", step):
+            os.kill(os.getpid(), signal.SIGTERM)
+        factor = 1e6 if self.is_time("huge", step) else 0.0
         z = self.net.encode(batch)
         error = self.net.decode(z) - batch
         return {
             "squared": error.square().mean(),
             "absolute": 0.1 * error.abs().mean(),
-            "huge": self.factor * self.net.decode(z.detach())[:, -1].float().mean(),
+            "huge": factor * self.net.decode(z.detach())[:, -1].float().mean(),
         }
 
     def preview(self) -> Tensor:

@@ -17,6 +17,7 @@ from fewstep.chain import Chain, load_chain
 from fewstep.checks import machine
 from fewstep.checks.checklist import check, warnings
 from fewstep.checks.plan import plan
+from fewstep.checks.states import largest
 from fewstep.core.errors import UserError
 from tests.photos import make_photo_folder
 from tests.pipelines import make, vae
@@ -286,8 +287,19 @@ def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
         free = 10**6
 
     monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
-    with pytest.raises(UserError, match=r"disk: the chain writes about 0\.\d GB, 0\.0 GB are free here"):
-        check(chain_of({}))
+    chain = chain_of({})
+    artifacts = 2 * sum(stage.disk or 0 for stage in plan(chain))
+    states = 2 * largest(chain)
+    assert states > 0
+    message = f"about {(artifacts + states) / 1e9:.1f} GB, of which {states / 1e9:.1f} GB are training states"
+    with pytest.raises(UserError, match=f"disk: the chain writes {message}, 0.0 GB are free here"):
+        check(chain)
+    # Enough for the artifacts alone.
+    monkeypatch.setattr(Usage, "free", artifacts + states - 1)
+    with pytest.raises(UserError, match="disk: the chain writes"):
+        check(chain)
+    monkeypatch.setattr(Usage, "free", artifacts + states)
+    check(chain)
 
 
 TRACKED = [f"triplets.{key}" for key in ("time_power", "guidance", "dtype", "steps", "shard_size")]

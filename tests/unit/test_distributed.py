@@ -22,7 +22,7 @@ from fewstep.config.training import TrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.core.processes import require
-from fewstep.training import loop, optimization, sharding
+from fewstep.training import ahead, optimization, sharding
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 ROOT = Path(__file__).parents[2]
@@ -263,8 +263,8 @@ def test_processes_have_equally_many_micro_batches_and_each_row_counts_once(
         for rank in range(processes):
             state = SimpleNamespace(process_index=rank, num_processes=processes)
             monkeypatch.setattr("fewstep.core.processes.process", lambda state=state: state)
-            monkeypatch.setattr(loop, "process", lambda state=state: state)
-            parts.append([*loop.portions(positions)])
+            monkeypatch.setattr(ahead, "process", lambda state=state: state)
+            parts.append([*ahead.portions(positions)])
         assert len({len(of_rank) for of_rank in parts}) == 1
         weights = dict.fromkeys(positions, 0.0)
         for few, share in chain.from_iterable(parts):

@@ -13,13 +13,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.chain import Chain, load_chain
 from fewstep.checks import forecast as forecasting
 from fewstep.checks import measuring
-from fewstep.checks.forecast import AROUND, duration, forecast, in_words, seconds_of
+from fewstep.checks.forecast import AROUND, forecast, in_words, seconds_of
 from fewstep.checks.measuring import Measuring, Rates, distinct
 from fewstep.checks.plan import plan
 from fewstep.checks.rehearsal import rehearsal, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.teacher import design
 from fewstep.core.paths import TRIPLETS
+from fewstep.core.units import duration
 from fewstep.students.context import Context
 from fewstep.students.learn import method_module
 from fewstep.students.start import start_and_student

@@ -12,6 +12,7 @@ from fewstep.config.training import OptimizerConfig, TrainingConfig
 from fewstep.training.explosion import RESTING, SETTLED, ExplosionGuard
 from fewstep.training.loop import advance, train
 from fewstep.training.method import Group, Method, Rows
+from fewstep.training.saving import Saver
 from fewstep.training.state import State
 
 GENERATOR, CRITIC = 1.5, -0.5
@@ -178,7 +179,8 @@ def test_a_frozen_weight_stays_in_the_saved_state(tmp_path: Path) -> None:
     advance(state, "duel", 0, 2)
     after = state.tensors().keys()
     assert before <= after and "generator/weights/net/weight" in after
-    state.save()
+    with Saver(state) as saver:
+        saver.save()
     resumed = State(Toggled(), tmp_path)
     resumed.resume()
     assert value(resumed.method.generator) == value(toggled.generator)  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from transformers import get_scheduler
 from fewstep.config.training import TrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
+from fewstep.training import saving
 from fewstep.training.ema import Ema
 from fewstep.training.loop import train
 from fewstep.training.method import Group, Method, Rows
@@ -143,32 +144,42 @@ def test_each_optimizer_learns_and_resumes_where_it_was(
 
 
 class Shown(Fit):
-    """Notes what is on disk when its images are drawn; is ended while it draws the first ones."""
+    """Records the steps after which its images are drawn; is ended while it draws the first ones."""
 
-    def __init__(self, states: Path, ends: bool = False) -> None:
+    def __init__(self, ends: bool = False) -> None:
         super().__init__("adamw")
-        self.states, self.ends, self.seen = states, ends, list[str]()
+        self.ends, self.step, self.seen = ends, 0, list[int]()
+
+    def losses(self, group: str, batch: torch.Tensor, step: int) -> dict[str, torch.Tensor]:
+        self.step = step + 1
+        return super().losses(group, batch, step)
 
     def preview(self) -> torch.Tensor:
-        self.seen += [folder.name for folder in self.states.glob("fit/step-*")]
+        self.seen.append(self.step)
         if self.ends:
             raise KeyboardInterrupt
         return torch.zeros(1, 3, 8, 8)
 
 
-def test_what_was_trained_is_on_disk_before_images_are_drawn(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("share", ["1", "0.001"], ids=["saved before", "not saved before"])
+def test_a_preview_that_ended_a_training_is_not_repeated(
+    share: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """It may have filled the memory. The state is saved before it, where the share permits."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("FEWSTEP_TRACKERS", "tensorboard")
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
-    whole, ended, resumed = Shown(Path("whole")), Shown(Path("torn"), ends=True), Shown(Path("torn"))
+    monkeypatch.setenv("FEWSTEP_SAVE_SHARE", share)
+    monkeypatch.setattr(saving, "SPEED", 1e7)
+    whole, ended, resumed = Shown(), Shown(ends=True), Shown()
     train(whole, "fit", 0, Path("whole"))
     with pytest.raises(KeyboardInterrupt):
         train(ended, "fit", 0, Path("torn"))
+    saved = [folder.name for folder in Path("torn/fit").glob("step-*")]
+    assert saved == (["step-00000008"] if share == "1" else [])
     train(resumed, "fit", 0, Path("torn"))
-    assert whole.seen == [f"step-{step:08d}" for step in (8, 16, 24, 32, 40)]
+    assert whole.seen == [8, 16, 24, 32, 40]
     assert ended.seen == whole.seen[:1] and resumed.seen == whole.seen[1:]
     assert torch.equal(whole.weight, resumed.weight)
 
@@ -179,7 +190,7 @@ def test_without_trackers_nothing_is_drawn_for_them_and_nothing_warned(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
-    shown = Shown(tmp_path, ends=True)
+    shown = Shown(ends=True)
     train(shown, "fit", 0, tmp_path)
     assert shown.seen == [] and [folder.name for folder in tmp_path.glob("fit/*")] == ["step-00000040"]
     assert not [warning for warning in recwarn if "log_with" in str(warning.message)]

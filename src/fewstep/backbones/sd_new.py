@@ -17,7 +17,7 @@ from fewstep.backbones.bpe import new_tokenizer
 from fewstep.backbones.parts import forget_origin
 from fewstep.backbones.sd import StableDiffusion
 from fewstep.config.teacher import NetConfig, TextConfig, TrainTeacherConfig, VaeConfig
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import DiscreteVP
@@ -34,7 +34,7 @@ class NewStableDiffusion(StableDiffusion):
     def tokens(self, prompts: Sequence[str]) -> torch.Tensor:
         """Token ids `[B, L]`, padded to and cut at the text encoder's length."""
         encoded = self.tokenizer(list(prompts), padding="max_length", truncation=True, return_tensors="pt")
-        return encoded.input_ids.to(device())
+        return upload(encoded.input_ids)
 
 
 def new_vae(config: VaeConfig) -> AutoencoderKL:

@@ -19,9 +19,10 @@ from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.core.hardware import deterministic
 from fewstep.core.pool import workers
-from fewstep.core.switches import switch
+from fewstep.core.units import duration
 from fewstep.sources.units import RUN
 from fewstep.training.loop import PREVIEWS
+from fewstep.training.saving import interval
 
 # Numbers of the evaluation that are not in params.yaml.
 FEATURE_PASSES = 2
@@ -61,14 +62,6 @@ def in_words(seconds: dict[str, float | None]) -> str:
     total = duration(sum(value for value in seconds.values() if value is not None))
     without = f"; unknown until the teacher is there: {', '.join(unknown)}" if unknown else ""
     return f"about {total} on this machine for the whole chain{without}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in a readable unit: 40 s, 14 min, 3.5 h, 12 days."""
-    for unit, size, digits in (("s", 1, 0), ("min", 60, 0), ("h", 3600, 1)):
-        if seconds < 90 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds / 86400:.0f} days"
 
 
 def seconds_of(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
@@ -114,8 +107,10 @@ def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
     if stage.name == "train_teacher, autoencoder":
         # Then every training image is encoded once.
         seconds += (1 - chain.data.heldout) * (images_of(chain.data) or 0) * (rates.read + rates.encode)
-    saves = PREVIEWS + seconds / float(switch("SAVE_EVERY_SECONDS", "30"))
-    return seconds + saves * rates.save[stage.name]
+    save = rates.save[stage.name]
+    # Writing is counted although it is in the background: it takes time from a training on CPUs.
+    saves = 1 + (seconds / interval(save) if interval(save) else stage.steps)
+    return seconds + saves * save
 
 
 def triplets(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:

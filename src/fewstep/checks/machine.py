@@ -10,9 +10,11 @@ from packaging.requirements import Requirement
 
 from fewstep.chain import Chain
 from fewstep.checks.plan import plan
+from fewstep.checks.states import AT_ONCE, largest
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import mixed_precision
 from fewstep.core.switches import count_of, switch
+from fewstep.training.saving import least, share
 
 LOCK = Path("requirements.lock")
 
@@ -59,7 +61,8 @@ def wrong_versions() -> Iterator[str]:
 
 def switches() -> Iterator[str]:
     """FEWSTEP_* and accelerate's variables with values that no stage accepts."""
-    for ask in (lambda: count_of("MICRO_BATCH", 1), lambda: count_of("BATCH", 1), mixed_precision):
+    counts = (lambda: count_of("MICRO_BATCH", 1), lambda: count_of("BATCH", 1))
+    for ask in (*counts, mixed_precision, least, share):
         try:
             ask()
         except UserError as error:
@@ -89,8 +92,16 @@ def processes() -> int:
 
 
 def disk(chain: Chain) -> Iterator[str]:
-    """Whether the artifacts fit on the disk: DVC keeps a second copy where the file system cannot link."""
-    needed = 2 * sum(stage.disk or 0 for stage in plan(chain))
+    """Whether artifacts and training states fit on the disk.
+
+    DVC keeps a second copy of an artifact where the file system cannot link. States are deleted at the end of
+    their stage.
+    """
+    states = AT_ONCE * largest(chain)
+    needed = 2 * sum(stage.disk or 0 for stage in plan(chain)) + states
     free = shutil.disk_usage(".").free
     if needed > free:
-        yield f"disk: the chain writes about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free here"
+        yield (
+            f"disk: the chain writes about {needed / 1e9:.1f} GB, of which {states / 1e9:.1f} GB are "
+            f"training states, {free / 1e9:.1f} GB are free here; free some space or move the project"
+        )

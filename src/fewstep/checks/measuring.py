@@ -25,6 +25,7 @@ from fewstep.checks.machine import processes
 from fewstep.checks.memory import Design, need, operations, powers_below, speed
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
+from fewstep.checks.states import saved
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.tracing import Kind, trace
 from fewstep.config.training import TrainingConfig
@@ -254,8 +255,8 @@ class Measuring:
 
     def state_bytes(self, name: str) -> int:
         """Bytes of a training's state on disk; networks beside the denoiser are small and not counted."""
-        nets, setups = self.networks(name), trainings(self.chain)
-        return need(nets.net, setups[name], nets.start, nets.teacher).state if nets and name in setups else 0
+        nets, setup = self.networks(name), trainings(self.chain).get(name)
+        return saved(nets.net, setup, nets.teacher) if nets and setup else 0
 
     def each(self, run: Run, rows: int) -> float:
         """Seconds per sample of a forward pass."""
@@ -268,8 +269,7 @@ class Measuring:
 
     def pixels(self, n: int) -> Tensor:
         """Gray images."""
-        side = self.chain.data.resolution
-        return torch.zeros(n, 3, side, side, device=device())
+        return torch.zeros(n, 3, *[self.chain.data.resolution] * 2, device=device())
 
     def noise(self, n: int) -> Tensor:
         """Latents."""

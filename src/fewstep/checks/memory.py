@@ -46,6 +46,8 @@ class Setup:
     lora: LoraSettings | None = None
     checkpointed: bool = False
     accumulates: bool = False
+    ema_on_host: bool = False
+    """Whether the average is kept in host memory instead."""
     further: tuple[str, ...] = ()
     """Optimizers of further trained networks of the teacher's size."""
     averages: int = 0
@@ -95,10 +97,12 @@ class Need(NamedTuple):
 def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -> Setup:
     """A training's setup, by its params and the machine's switches. Raises UserError on an invalid switch."""
     rows = min(count_of("MICRO_BATCH", training.batch_size), training.batch_size)
+    averaged, on_host = training.ema is not None, is_on("EMA_ON_HOST") and device().type != "cpu"
     return Setup(
         rows=rows,
         optimizer=training.optimizer,
-        ema=training.ema is not None and not (is_on("EMA_ON_HOST") and device().type != "cpu"),
+        ema=averaged and not on_host,
+        ema_on_host=averaged and on_host,
         start=start,
         lora=lora,
         checkpointed=is_on("CHECKPOINT_ACTIVATIONS"),

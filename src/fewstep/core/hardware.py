@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.core.errors import UserError
@@ -99,6 +99,17 @@ def to_device(net: M) -> M:
     if backend := switch("COMPILE", ""):
         net.compile(backend=backend)
     return net
+
+
+def upload(tensor: Tensor, where: torch.device | None = None) -> Tensor:
+    """A tensor on a device, by default this process's. A host does not wait for the copy to a GPU.
+
+    Such a copy needs pinned memory, which torch keeps until the copy is complete.
+    """
+    there = where or device()
+    if there.type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(there)
+    return tensor.pin_memory().to(there, non_blocking=True)
 
 
 def checkpointed(net: M) -> M:

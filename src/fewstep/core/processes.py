@@ -7,15 +7,16 @@ over processes with equal weights, which is wrong where a batch divides unevenly
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import DistributedType
 from torch import Tensor
-from torch.distributed import all_reduce
+from torch.distributed import all_reduce, new_group
 
 from fewstep.core.errors import UserError
-from fewstep.core.hardware import device, process
+from fewstep.core.hardware import process
 
 T = TypeVar("T")
 KINDS = {
@@ -68,7 +69,18 @@ def all_reduce_sum(tensors: Sequence[Tensor]) -> None:
 
 
 def any_rank(*here: bool) -> list[bool]:
-    """For each flag, whether it is true in any process; every process gets the same result."""
-    flags = torch.tensor(here, dtype=torch.float32, device=device())
-    all_reduce_sum([flags])
+    """For each flag, whether it is true in any process; every process gets the same result.
+
+    Processes wait for each other, but not for their devices.
+    """
+    if process().num_processes == 1:
+        return list(here)
+    flags = torch.tensor(here, dtype=torch.float32)
+    all_reduce(flags, group=on_hosts())
     return [bool(flag) for flag in flags.tolist()]
+
+
+@cache
+def on_hosts() -> Any:
+    """The group of all processes that sums tensors in host memory; all processes make it together."""
+    return new_group(backend="gloo")

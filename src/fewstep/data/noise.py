@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.diffusion.solvers import Fresh
 
@@ -18,7 +19,7 @@ def fresh_noise(key: Key, indices: Sequence[int], shape: Sequence[int], device: 
     """Noise of later solver steps (`renoise`), keyed by the stream, the step and each image's index."""
 
     def draw(step: int) -> Tensor:
-        return noise_of(Key(key.seed, f"{key.stream}/step {step}"), indices, shape).to(device)
+        return upload(noise_of(Key(key.seed, f"{key.stream}/step {step}"), indices, shape), device)
 
     return draw
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fewstep.core.files import whole_file
+from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import Conditions
 
 TABLE, OWN = "condition.", "own."
@@ -69,7 +70,7 @@ def load_prompted(path: Path) -> list[Prompted]:
 def collate_rows(samples: Sequence[Prompted], device: torch.device) -> tuple[Tensor, Conditions]:
     """x_0 `[B, C, h, w]` and conditions `[B, ...]`, on the device."""
     conditions = {
-        name: torch.stack([sample.condition[name] for sample in samples]).to(device)
+        name: upload(torch.stack([sample.condition[name] for sample in samples]), device)
         for name in samples[0].condition
     }
-    return torch.stack([sample.latent for sample in samples]).to(device), conditions
+    return upload(torch.stack([sample.latent for sample in samples]), device), conditions

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest
+from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.data.noise import noise_of
 from fewstep.data.prompted import Prompted, collate_rows, load_prompted
@@ -55,4 +56,4 @@ def collate(triplets: Sequence[Triplet], noise: Key, device: torch.device) -> Tr
     """Stack triplets and regenerate their noise."""
     x_0, conditions = collate_rows([triplet.end for triplet in triplets], device)
     eps = noise_of(noise, [triplet.index for triplet in triplets], x_0.shape[1:])
-    return TripletBatch(x_0, eps.to(device), conditions)
+    return TripletBatch(x_0, upload(eps, device), conditions)

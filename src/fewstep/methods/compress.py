@@ -24,7 +24,7 @@ from fewstep.backbones.model import Model
 from fewstep.compression.choice import reduction_of
 from fewstep.compression.reduction import reduced
 from fewstep.core.errors import UserError
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import END_TIME, Conditions, add_noise
 from fewstep.diffusion.sampling import Guidance, Sampling
 from fewstep.students.config import MethodConfig
@@ -124,7 +124,7 @@ class Compress(StudentMethod):
     def batch(self, rows: Rows) -> Batch:
         """Times of the start's steps, or any of GRID. Random streams: `times`, `noise`, `unconditional`."""
         context, positions = self.context, rows.positions
-        uniform = torch.from_numpy(context.key("times").uniform(positions, 2)).to(device())
+        uniform = upload(torch.from_numpy(context.key("times").uniform(positions, 2)))
         steps = self.start.steps or GRID
         t = ((uniform[:, 0] * steps).floor() + 1) / steps
         end = t - 1 / steps if self.start.steps else uniform[:, 1] * t

@@ -27,7 +27,7 @@ from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.protocol import Backbone
 from fewstep.config.training import OptimizerConfig
 from fewstep.core.errors import UserError
-from fewstep.core.hardware import device
+from fewstep.core.hardware import device, upload
 from fewstep.core.keyed import Key
 from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.diffusion.denoiser import Conditions, expand_like
@@ -134,9 +134,9 @@ class TinyDecoder(StudentMethod):
         context, positions = self.context, rows.positions
         z, conditions = context.clean_batch(positions)
         uniform = torch.from_numpy(context.key("own").uniform(positions)[:, 0])
-        own = (uniform < self.config.own_share).to(z.device)
+        own = upload(uniform < self.config.own_share)
         sampled = context.key("sampled")
-        noise = noise_of(sampled, positions, z.shape[1:]).to(z)
+        noise = upload(noise_of(sampled, positions, z.shape[1:])).to(z.dtype)
         fresh = fresh_noise(sampled, positions, z.shape[1:], z.device)
         return Batch(z, z, own, noise, fresh, conditions)
 

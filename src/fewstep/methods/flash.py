@@ -22,6 +22,7 @@ from fewstep.backbones.model import Model
 from fewstep.config.base import Section
 from fewstep.config.sampling import Scale, ScaleRange
 from fewstep.config.training import OptimizerConfig
+from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import Conditions, Estimate, add_noise, expand_like
 from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, asked, shifted, trailing
 from fewstep.diffusion.staggered import solve_staggered
@@ -196,13 +197,13 @@ class Flash(StudentMethod):
         config, context, positions = self.config, self.context, rows.positions
         z, conditions = context.clean_batch(positions)
         z, conditions = z.double(), with_scales(conditions, context, config.guidance, positions)
-        uniform = torch.from_numpy(context.key("times").uniform(positions, 3)).to(z.device)
-        cumulated = config.start_probabilities(config.phase(rows.step)).cumsum(0).to(z)
+        uniform = upload(torch.from_numpy(context.key("times").uniform(positions, 3)))
+        cumulated = upload(config.start_probabilities(config.phase(rows.step)).cumsum(0)).to(z.dtype)
         i = torch.searchsorted(cumulated, uniform[:, 0].contiguous(), right=True).clamp(max=config.grid - 1)
-        t = torch.tensor(config.times, dtype=torch.float64, device=z.device)[i]
+        t = upload(torch.tensor(config.times, dtype=torch.float64))[i]
         keys = context.key("noise/start"), context.key("noise/matching"), context.key("noise/adversarial")
         drawn = [torch.from_numpy(key.normal(positions, z.shape[1:])) for key in keys]
-        eps = torch.stack(drawn).to(z)
+        eps = upload(torch.stack(drawn)).to(z.dtype)
         pure = expand_like(self.path.scale(t), z) * eps[0]
         x_t = torch.where(expand_like(i == 0, z).bool(), pure, add_noise(self.path, z, eps[0], t))
         return Batch(z, conditions, x_t, t, eps, uniform[:, 1:], target=z)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fewstep.backbones.model import Model
-from fewstep.core.hardware import device, full_precision
+from fewstep.core.hardware import full_precision, upload
 from fewstep.diffusion.denoiser import END_TIME, Conditions, expand_like
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import asked
@@ -108,7 +108,7 @@ class FlowMap(StudentMethod):
         Points beyond the schedule of the student's network, such as pure noise, become its noisiest one, as
         in sampling.
         """
-        uniform = torch.from_numpy(self.context.key("times").uniform(rows.positions, 4)).to(device())
+        uniform = upload(torch.from_numpy(self.context.key("times").uniform(rows.positions, 4)))
         t = times_from(self.config.times, uniform[:, :2])
         x_t, conditions = noised_at(self.context, self.denoiser.path, rows.positions, t)
         x_t, t = self.denoiser.onto_schedule(x_t, t)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fewstep.backbones.model import Model
 from fewstep.core.errors import UserError
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import Conditions, expand_like
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, asked
@@ -96,7 +96,7 @@ class Piecewise(StudentMethod):
         Sampling starts with pure noise, which the network takes for the noisiest point of its schedule. So
         the first window starts there: at `last_time` instead of at 1.
         """
-        uniform = torch.from_numpy(self.context.key("times").uniform(rows.positions, 2)).to(device())
+        uniform = upload(torch.from_numpy(self.context.key("times").uniform(rows.positions, 2)))
         k = (uniform[:, 0] * self.config.windows).floor() + 1
         end, start = (k - 1) / self.config.windows, k / self.config.windows
         x, conditions = noised_at(self.context, self.path, rows.positions, start)

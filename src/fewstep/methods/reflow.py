@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fewstep.backbones.model import Model
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Denoise, Denoiser, Prediction, expand_like
 from fewstep.diffusion.schedules import RectifiedFlow
@@ -65,7 +65,7 @@ class Reflow(StudentMethod):
     def batch(self, rows: Rows) -> Batch:
         uniform = torch.from_numpy(self.times.uniform(rows.positions, 2))
         kind = Times.U_SHAPED if self.config.loss == "improved" else Times.UNIFORM
-        pairs, t = self.context.triplet_batch(rows.positions), times_from(kind, uniform).to(device())
+        pairs, t = self.context.triplet_batch(rows.positions), upload(times_from(kind, uniform))
         return Batch(*on_the_students_line(self.denoiser, pairs, t))
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:

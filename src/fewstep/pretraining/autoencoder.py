@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import l1_loss, mse_loss
 
 from fewstep.config.teacher import VaeConfig
-from fewstep.core.hardware import autocast, device
+from fewstep.core.hardware import autocast, device, upload
 from fewstep.core.keyed import Key
 from fewstep.data.pixels import image_batch
 from fewstep.data.shards import ImageRecord
@@ -32,7 +32,7 @@ class Vae(Method):
         x = image_batch(self.images.rows(rows.positions))
         side = x.shape[-1] >> (len(self.config.channels) - 1)
         noise = self.noise.normal(rows.positions, (self.config.latent_channels, side, side))
-        return x.to(device()), torch.from_numpy(noise).to(device())
+        return upload(x), upload(torch.from_numpy(noise))
 
     def preview(self) -> Tensor:
         """Images above their reconstructions."""

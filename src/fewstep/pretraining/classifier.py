@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from fewstep.config.classifier import ClassifierConfig
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.data.pixels import image_batch
 from fewstep.data.shards import ImageRecord
@@ -56,8 +56,8 @@ class ClassifierTraining(Method):
             for attribute, index in self.index.items()
         }
         return Batch(
-            (x + self.config.noise * noise).to(device()),
-            {name: value.to(device()) for name, value in labels.items()},
+            upload(x + self.config.noise * noise),
+            {name: upload(value) for name, value in labels.items()},
         )
 
     def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:

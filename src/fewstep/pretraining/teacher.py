@@ -9,7 +9,7 @@ from torch.nn.functional import mse_loss
 
 from fewstep.backbones.sd_new import NewStableDiffusion
 from fewstep.config.teacher import TrainTeacherConfig
-from fewstep.core.hardware import device
+from fewstep.core.hardware import device, upload
 from fewstep.core.keyed import Key
 from fewstep.data.latents import Latent
 from fewstep.data.stream import Stream
@@ -53,7 +53,7 @@ class Teacher(Method):
         eps = torch.from_numpy(self.noise.normal(rows.positions, x_0.shape[1:]))
         uniform = self.times.stratified(rows.positions, self.config.training.batch_size)
         t = torch.from_numpy(uniform ** (1 / self.config.noise_bias))
-        return Batch(*(v.to(device()) for v in (x_0, eps, t, self.backbone.tokens(captions))))
+        return Batch(*(upload(v) for v in (x_0, eps, t, self.backbone.tokens(captions))))
 
     def thinned(self, caption: str, draw: np.ndarray) -> str:
         """The caption with some or all of its words dropped; draw: uniform `[1 + WORDS]` in [0, 1)."""

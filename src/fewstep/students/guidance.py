@@ -6,7 +6,7 @@ import torch
 
 from fewstep.backbones.model import Model
 from fewstep.config.sampling import Scale, ScaleRange
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, guided
 from fewstep.diffusion.sampling import Guidance
@@ -59,7 +59,7 @@ def with_scales(
         return conditions
     low, high = guidance
     drawn = low + (high - low) * context.key("guidance").uniform(positions)[:, 0]
-    return conditions | {GUIDANCE: torch.from_numpy(drawn).float().to(device())}
+    return conditions | {GUIDANCE: upload(torch.from_numpy(drawn).float())}
 
 
 def partly_unconditional(
@@ -70,7 +70,7 @@ def partly_unconditional(
     So a network learns the unconditional branch of guidance as well (Ho & Salimans 2022, algorithm 1).
     share: probability of a sample. key: of the choice. Conditions that `free` does not have stay.
     """
-    chosen = torch.from_numpy(key.uniform(positions)[:, 0] < share).to(device())
+    chosen = upload(torch.from_numpy(key.uniform(positions)[:, 0] < share))
     replaced = {
         name: torch.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), free[name].to(value), value)
         for name, value in conditions.items()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import Conditions, add_noise
 from fewstep.diffusion.schedules import Schedule
 from fewstep.students.context import Context
@@ -23,7 +23,7 @@ class Noised:
 
 def noised(context: Context, path: Schedule, positions: Sequence[int], steps: int) -> Noised:
     """`noised_at` at a time of the grid, i uniform. Random streams: `step` and `noise` of the training."""
-    uniform = torch.from_numpy(context.key("step").uniform(positions)[:, 0]).to(device())
+    uniform = upload(torch.from_numpy(context.key("step").uniform(positions)[:, 0]))
     i = (uniform * steps).floor()
     x_t, conditions = noised_at(context, path, positions, (i + 1) / steps)
     return Noised(x_t, i, conditions)
@@ -45,5 +45,5 @@ def with_fresh_noise(context: Context, positions: Sequence[int]) -> tuple[Tensor
     """
     x_0, conditions = context.clean_batch(positions)
     x_0 = x_0.double()
-    eps = torch.from_numpy(context.key("noise").normal(positions, x_0.shape[1:])).to(x_0)
+    eps = upload(torch.from_numpy(context.key("noise").normal(positions, x_0.shape[1:]))).double()
     return x_0, eps, conditions

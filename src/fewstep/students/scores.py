@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fewstep.backbones.model import Model
 from fewstep.config.training import OptimizerConfig
-from fewstep.core.hardware import device
+from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import (
     GUIDANCE,
@@ -139,11 +139,11 @@ class ScoreDistillation(StudentMethod):
         real, conditions = context.clean_batch(positions)
 
         def normal(key: Key) -> Tensor:
-            return torch.from_numpy(key.normal(positions, real.shape[1:])).to(device(), torch.float64)
+            return upload(torch.from_numpy(key.normal(positions, real.shape[1:]))).double()
 
         steps = range(self.exit(rows.step) + 1)
         noise = torch.stack([normal(context.key(f"scores/noise/{j}")) for j in steps])
-        times = torch.from_numpy(context.key("scores/times").uniform(positions, 3)).to(device())
+        times = upload(torch.from_numpy(context.key("scores/times").uniform(positions, 3)))
         eps = torch.stack([normal(context.key("scores/student")), normal(context.key("scores/fake"))])
         conditions = with_scales(conditions, context, self.config.guidance, positions)
         x_t, t = self.first_input(noise[0])

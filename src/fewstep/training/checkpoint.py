@@ -11,7 +11,12 @@ from fewstep.core.files import read_json, whole_folder, write_json
 
 
 def save_state(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> None:
-    """Save the state after `step` steps, tensors on the host, then delete older states."""
+    """Save the state after `step` steps, tensors on the host, then delete older states.
+
+    What a killed process left half-written is deleted first, so that at most two states are on disk.
+    """
+    for partial in folder.glob(".step-*.partial"):
+        shutil.rmtree(partial)
     with whole_folder(folder / f"step-{step:08d}") as staging:
         save_file(
             {name: value.contiguous() for name, value in tensors.items()}, staging / "state.safetensors"

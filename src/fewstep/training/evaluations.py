@@ -20,16 +20,17 @@ BEST = "best"
 class Evaluations:
     """Evaluations of one training, in its folder.
 
-    Every `evaluate_every` steps and at the last one, the state is saved first and then measured, on the
-    EMA of the weights where there is one. If a kill loses the measurement, the training resumes at that step
-    and measures the same weights again. So curve and best weights are the same after a kill.
+    Every `evaluate_every` steps and at the last one, the weights are measured, or their EMA where there is
+    one. After a kill, the training resumes at a saved state. Records of later steps are dropped, and the same
+    weights are measured again. So curve and best weights are the same after a kill.
     """
 
     def __init__(self, state: State) -> None:
         self.state, training = state, state.method.training
         self.training = training if isinstance(training, StudentTrainingConfig) else None
         self.file, self.best = state.folder / CURVE, state.folder / BEST
-        self.curve: list[dict[str, Any]] = read_json(self.file)["curve"] if self.file.exists() else []
+        records = read_json(self.file)["curve"] if self.file.exists() else []
+        self.curve: list[dict[str, Any]] = [record for record in records if record["step"] <= state.step]
         self.warned: set[str] = set()
 
     @property
@@ -41,7 +42,7 @@ class Evaluations:
         return step > 0 and (step % self.training.evaluate_every == 0 or step == self.training.steps)
 
     def measure(self) -> Mapping[str, float]:
-        """Measure the current step unless that was done; its state is on disk. All processes call this."""
+        """Measure the current step unless that was done. All processes call this."""
         if self.curve and self.curve[-1]["step"] == self.state.step:
             return {}
         with self.state.kept_weights():

@@ -71,12 +71,15 @@ class GroupState:
         """Gradients of all weights that have one."""
         return [weight.grad for weight in self.weights.values() if weight.grad is not None]
 
-    def clipped_norm(self) -> tuple[float, bool]:
-        """Clip the gradients. Returns their norm before clipping, and whether it overflowed in float16."""
+    def clipped_norm(self) -> tuple[Tensor, bool]:
+        """Clip the gradients. Returns their norm before clipping, and whether it overflowed in float16.
+
+        Waits for the device in float16 only, where an overflow decides what follows.
+        """
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
         norm = full_tensor(clip_grad_norm_(list(self.weights.values()), self.config.clip))
-        return float(norm), self.scaler.get_scale() > 1 and not bool(norm.isfinite())
+        return norm, self.scaler.get_scale() > 1 and not bool(norm.isfinite())
 
     def update(self, rate: float, overflown: bool = False) -> None:
         """Step the optimizers at this learning rate, then the averages.

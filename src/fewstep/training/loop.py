@@ -2,30 +2,36 @@
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from fewstep.core.hardware import attention, autocast, deterministic, micro_batches, process
+from fewstep.config.training import TrainingConfig
+from fewstep.core.files import read_json, write_json
+from fewstep.core.hardware import attention, autocast, deterministic
 from fewstep.core.keyed import Key
 from fewstep.core.paths import LOGS
-from fewstep.core.processes import all_reduce_sum, any_rank, barrier, is_main_process, local_slice, require
-from fewstep.core.progress import progress
+from fewstep.core.processes import all_reduce_sum, any_rank, barrier, is_main_process, require
+from fewstep.core.progress import LINES, progress
 from fewstep.core.switches import switch
+from fewstep.training.ahead import Ahead, Parts, parts_of
 from fewstep.training.evaluations import Evaluations
 from fewstep.training.interrupt import interruptible
-from fewstep.training.method import Method, Rows
+from fewstep.training.method import Method
 from fewstep.training.optimization import learning_rate
+from fewstep.training.records import Step, Update
+from fewstep.training.saving import Saver
 from fewstep.training.sharding import is_sharded
 from fewstep.training.state import State
 
 LOG_EVERY = 10
 PREVIEWS = 5
+PREVIEW = "preview.json"
+"""File in a training's folder: the step of the last preview that was begun."""
 
 
 def train(method: Method, name: str, seed: int, folder: Path) -> None:
@@ -50,48 +56,72 @@ def train(method: Method, name: str, seed: int, folder: Path) -> None:
     state = State(method, folder / name)
     state.resume()
     evaluations = Evaluations(state)
+    drawn = drawn_until(state.folder)
     # From here on the main process may replace files that the other processes have just read.
     barrier()
-    patience = float(switch("SAVE_EVERY_SECONDS", "30"))
     with unless_it_fails(accelerator):
         accelerator.init_trackers(name)
     try:
-        with interruptible() as interrupted, progress(name, training.steps, state.step) as report:
-            saved = time.monotonic()
+        with (
+            interruptible() as interrupted,
+            progress(name, training.steps, state.step) as report,
+            Saver(state) as saver,
+            Ahead(method) as batches,
+        ):
             if evaluations.due:  # a kill may have lost this measurement
                 evaluate(evaluations, accelerator)
+            values, since, before = state.records.newest, time.monotonic(), state.step
             while state.step < training.steps:
-                losses, logged = advance(state, name, seed, training.batch_size)
-                if (state.step - 1) % LOG_EVERY == 0:
+                try:
+                    update(state, name, seed, batches.parts(state.step), training.batch_size)
+                except Exception:
+                    # A loss that is not finite may be the cause, in a step that has not been read yet.
+                    state.records.read()
+                    raise
+                logs, shows = (state.step - 1) % LOG_EVERY == 0, state.step % every(PREVIEWS, training) == 0
+                last = state.step == training.steps
+                if logs or last or state.step % every(LINES, training) == 0:
+                    values = state.records.read()
+                if logs:
+                    rate = (state.step - before) * training.batch_size / (time.monotonic() - since)
+                    since, before = time.monotonic(), state.step
                     with unless_it_fails(accelerator):
-                        accelerator.log(logged, step=state.step - 1)
-                report(state.step, "  ".join(f"{label} loss {value:.4g}" for label, value in losses.items()))
+                        accelerator.log(values.logged | {"samples_per_second": rate}, step=state.step - 1)
+                report(state.step, values.note)
                 # Every rank has to take the same branch.
                 arrived, due, shown = any_rank(
                     interrupted(),
-                    time.monotonic() - saved > patience,
-                    is_main_process() and bool(accelerator.trackers),
+                    # Evaluations and previews may take minutes.
+                    saver.due(early=shows or evaluations.due),
+                    shows and is_main_process() and bool(accelerator.trackers),
                 )
-                stop = arrived and state.step < training.steps
-                shown &= state.step % max(training.steps // PREVIEWS, 1) == 0
-                # Images may take minutes, so the state is saved before they are drawn.
-                if stop or due or shown or evaluations.due or state.step == training.steps:
-                    state.save()
-                    saved = time.monotonic()
-                if evaluations.due and not stop:
-                    evaluate(evaluations, accelerator)
+                stop, shown = arrived and not last, shown and state.step > drawn
+                if not (stop or due or last or shown or evaluations.due):
+                    continue
+                values = state.records.read()
+                if stop or due or last:
+                    saver.save()
                 if stop:
+                    saver.wait()
                     # A rank that exits early makes the launcher kill rank 0 while it saves.
                     barrier()
                     raise KeyboardInterrupt
+                if evaluations.due:
+                    evaluate(evaluations, accelerator)
                 if shown:
                     show(state, accelerator)
+                since, before = time.monotonic(), state.step
     finally:
         # Not `end_training`: it would also destroy the process group, which the next training needs.
         with unless_it_fails(accelerator):
             for tracker in accelerator.trackers:
                 tracker.finish()
     state.finish(evaluations.weights())
+
+
+def every(times: int, training: TrainingConfig) -> int:
+    """Steps between events of which there are `times` in a training."""
+    return max(training.steps // times, 1)
 
 
 def evaluate(evaluations: Evaluations, accelerator: Accelerator) -> None:
@@ -106,44 +136,47 @@ def evaluate(evaluations: Evaluations, accelerator: Accelerator) -> None:
 
 
 def advance(state: State, name: str, seed: int, batch_size: int) -> tuple[dict[str, float], dict[str, float]]:
-    """One step on the global batch. Returns each group's loss, and everything that is logged."""
+    """One step, with its batch prepared now and its values read at once; `train` does both apart.
+
+    Returns each group's loss, and everything that is logged. Raises UserError as `train` does.
+    """
+    update(state, name, seed, parts_of(state.method, state.step, batch_size), batch_size)
+    values = state.records.read()
+    return values.losses, values.logged
+
+
+def update(state: State, name: str, seed: int, parts: Parts, batch_size: int) -> None:
+    """One step on the global batch, of which `parts` are this process's micro-batches.
+
+    Does not wait for the device, except in float16; `state.records` has the values.
+    """
     step, method = state.step, state.method
-    begun = time.monotonic()
-    positions = range(step * batch_size, (step + 1) * batch_size)
     # Dropout inside networks draws from the global generator. Keyed by step, it is the same after a resume.
     torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
-    parts = []
-    for few, share in portions(positions):
+    prepared = []
+    for share, batch in parts:
         with torch.no_grad(), autocast():
-            parts.append((share, method.prepare(method.batch(Rows(step, few)))))
-    losses: dict[str, float] = {}
-    logged: dict[str, float] = {}
+            prepared.append((share, method.prepare(batch)))
+    updates = []
     for label in method.schedule(step):
         with state.turn(label) as group:
-            terms = accumulate(method, label, parts, step, group.scaler)
-            losses[label] = state.guard(f"{label} loss", sum(terms.values()), positions)
+            terms, values = accumulate(method, label, prepared, step, group.scaler)
             all_reduce_sum([gradient for gradient in group.gradients() if not is_sharded(gradient)])
             norm, overflown = group.clipped_norm()
-            if not overflown:
-                state.guard(f"{label} gradient norm", norm, positions)
             rate = learning_rate(group.config, step, method.training.steps)
             group.update(rate, overflown)
             if not overflown:
                 with torch.no_grad():
                     method.updated(label)
-        logged |= {f"{label}/{term}": value for term, value in terms.items()} | {
-            f"{label}/loss": losses[label],
-            f"{label}/gradient_norm": norm,
-            f"{label}/learning_rate": rate,
-        }
+        updates.append(Update(label, terms, values, norm, rate, overflown))
+    positions = range(step * batch_size, (step + 1) * batch_size)
+    state.records.add(Step(step, positions, updates))
     state.step += 1
-    logged["samples_per_second"] = batch_size / (time.monotonic() - begun)
-    return losses, logged
 
 
 def accumulate(
-    method: Method, label: str, parts: Sequence[tuple[float, Any]], step: int, scaler: torch.amp.GradScaler
-) -> dict[str, float]:
+    method: Method, label: str, parts: Parts, step: int, scaler: torch.amp.GradScaler
+) -> tuple[list[str], Tensor]:
     """Sum a group's gradients over micro-batches (share of the rows, batch). Returns its loss terms."""
     terms: dict[str, Tensor] = {}
     for share, batch in parts:
@@ -155,21 +188,7 @@ def accumulate(
             terms[term] = share * value.detach() + terms.get(term, 0.0)
     values = torch.stack(list(terms.values()))
     all_reduce_sum([values])
-    return dict(zip(terms, values.tolist(), strict=True))
-
-
-def portions(positions: Sequence[int]) -> Iterator[tuple[Sequence[int], float]]:
-    """This process's micro-batches of a step, each with its share of the batch's rows.
-
-    All processes yield equally many, because an FSDP-sharded network has to be called by all ranks. Where
-    rows divide unevenly, a process that would have fewer yields its first row once more, with share 0.
-    """
-    mine = local_slice(positions)
-    for few in micro_batches(mine):
-        yield few, len(few) / len(positions)
-    largest = positions[:: process().num_processes]
-    missing = len([*micro_batches(largest)]) - len([*micro_batches(mine)])
-    yield from [(mine[:1], 0.0)] * missing
+    return list(terms), values
 
 
 @contextmanager
@@ -188,6 +207,8 @@ def show(state: State, accelerator: Accelerator) -> None:
     Every rank draws them, because an FSDP-sharded network has to be called by all ranks. A resumed training
     does not repeat the preview during which it ended: it may be the cause, and no result depends on it.
     """
+    if is_main_process():
+        write_json(state.folder / PREVIEW, {"step": state.step})
     with torch.no_grad(), autocast():
         images = state.method.preview()
     if images is None or not is_main_process():
@@ -197,3 +218,9 @@ def show(state: State, accelerator: Accelerator) -> None:
         for tracker in accelerator.trackers:
             if hasattr(tracker, "log_images"):
                 tracker.log_images({"images": pixels}, step=state.step, dataformats="NHWC")
+
+
+def drawn_until(folder: Path) -> int:
+    """Step of the last preview that was begun in a training's folder; 0: none."""
+    file = folder / PREVIEW
+    return int(read_json(file)["step"]) if file.exists() else 0

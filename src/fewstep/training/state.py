@@ -6,16 +6,14 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.core.errors import UserError
-from fewstep.core.files import write_json
 from fewstep.core.hardware import device
 from fewstep.core.processes import is_main_process
-from fewstep.training.checkpoint import load_state, save_state
-from fewstep.training.explosion import ExplosionGuard
+from fewstep.training.checkpoint import load_state
 from fewstep.training.group_state import GroupState, named, within
 from fewstep.training.half import halve_frozen
 from fewstep.training.method import Method
-from fewstep.training.sharding import full_tensor, shard
+from fewstep.training.records import Records
+from fewstep.training.sharding import full_tensor, is_sharded, shard
 
 
 class State:
@@ -26,7 +24,7 @@ class State:
 
     def __init__(self, method: Method, folder: Path) -> None:
         self.method, self.folder, self.step = method, folder, 0
-        self.guards: dict[str, ExplosionGuard] = {}
+        self.records = Records(folder)
         # Before the groups: an adapter's base weights are shared with them until each side is FSDP-sharded.
         self._unshards = [shard(module.requires_grad_(False).eval().to(device())) for module in method.frozen]
         self.groups = {label: GroupState(group) for label, group in method.groups.items()}
@@ -45,22 +43,6 @@ class State:
         for group in self.groups.values():
             group.forget_gradients()
 
-    def guard(self, what: str, value: float, positions: range) -> float:
-        """The value, unless it is not finite or has exploded: then the training stops.
-
-        Raises UserError with the step and the batch's keys; the last state on disk stays as it is.
-        """
-        if self.guards.setdefault(what, ExplosionGuard()).accepts(value):
-            return value
-        record = self.folder / "failed_batch.json"
-        if is_main_process():
-            write_json(record, {"step": self.step, "positions": list(positions), what: repr(value)})
-        raise UserError(
-            f"{self.folder.name}: {what} became {value:.4g} at step {self.step}, on samples "
-            f"{positions[0]} to {positions[-1]} of the keyed order (listed in {record}); the last "
-            "good state is beside it. Lower learning_rate or look at these samples, then run `dvc repro`"
-        )
-
     def tensors(self) -> dict[str, Tensor]:
         """The state by name."""
         tensors: dict[str, Tensor] = {}
@@ -68,15 +50,24 @@ class State:
             tensors |= named(label, group.tensors())
         return tensors
 
-    def save(self) -> None:
-        """Save the state atomically; the main process writes, all processes call this together."""
-        tensors: dict[str, Tensor] = {}
+    @property
+    def size(self) -> int:
+        """Bytes of the saved state; less before the first step, in which optimizers allocate their state."""
+        return sum(value.numel() * value.itemsize for value in self.tensors().values())
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """A copy of the full state in host memory, contiguous; all processes call this together.
+
+        Empty in all processes but the main one.
+        """
+        copies: dict[str, Tensor] = {}
         for name, value in self.tensors().items():
             gathered = full_tensor(value.detach())
             if is_main_process():
-                tensors[name] = gathered.cpu()
-        if is_main_process():
-            save_state(self.folder, self.step, tensors)
+                # A gathered tensor is a copy already.
+                copied = gathered.to("cpu", copy=not is_sharded(value))
+                copies[name] = copied.contiguous()
+        return copies
 
     def resume(self) -> None:
         """Restore the newest state on disk, if there is one."""
