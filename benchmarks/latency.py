@@ -10,14 +10,15 @@ A run is one call of the stock pipeline, after a warm-up. Around each call of a 
 waited for. A part's time is the sum of its calls in a run: a denoiser is called at every step, and with
 guidance on twice as many samples. Steps and guidance are those of the export's fewstep.json, of the model or
 of the section `sampling`, else the pipeline's defaults. The sum leaves out tokenizer and scheduler, as
-published figures do.
+published figures do. --cpu: CPU time instead of wall-clock time, for a machine on which other work runs (with
+OMP_NUM_THREADS=1).
 """
 
 import argparse
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import wraps
@@ -52,6 +53,7 @@ from fewstep.sampling.draw import DECODER
 DTYPES = ("float32", "float16", "bfloat16")
 AROUND = (5, 50, 95)
 """Percentiles of the runs: the interval's bounds, and the median between them."""
+Clock = Callable[[], float]
 Call = Mapping[str, Any]
 """Arguments of a pipeline's call except the prompt."""
 
@@ -79,6 +81,7 @@ def main() -> None:
     add("--images", type=int, default=1, help="per call")
     add("--dtype", choices=DTYPES, help="float16 on a GPU, else float32")
     add("--compile", action="store_true", help="with torch.compile")
+    add("--cpu", action="store_true", help="CPU time")
     add("--runs", type=int, default=20)
     add("--warmup", type=int, default=3)
     chosen = parser.parse_args()
@@ -89,12 +92,14 @@ def main() -> None:
     changes = {"num_inference_steps": chosen.steps, "guidance_scale": chosen.guidance}
     console = Console()
     console.print(f"{processor()}, threads: {torch.get_num_threads()}; {machine(device())}", highlight=False)
-    how = f"{dtype}, {'compiled' if chosen.compile else 'eager'}, {chosen.images} at once, {chosen.runs} runs"
+    clock = time.process_time if chosen.cpu else time.perf_counter
+    kind, measure = ("compiled" if chosen.compile else "eager"), ("CPU" if chosen.cpu else "wall-clock")
+    how = f"{dtype}, {kind}, {measure} time, {chosen.images} at once, {chosen.runs} runs"
     try:
         for name, stock, call in pipelines(chosen):
             stock.to(device(), getattr(torch, dtype))
             call = changed(call, changes) | images(stock, chosen.images)
-            parts = measured(stock, call, chosen.runs, chosen.warmup, chosen.compile)
+            parts = measured(stock, call, chosen.runs, chosen.warmup, chosen.compile, clock)
             console.print(table(f"{name}: {in_words(call)}, {how}", parts))
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
@@ -147,7 +152,12 @@ def images(pipeline: Any, count: int) -> dict[str, Any]:
 
 
 def measured(
-    pipeline: Any, call: Call, runs: int, warmup: int = 1, compiled: bool = False
+    pipeline: Any,
+    call: Call,
+    runs: int,
+    warmup: int = 1,
+    compiled: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> dict[str, Latency]:
     """Name -> latency of each part that a call uses, in the order of first use."""
     pipeline.set_progress_bar_config(disable=True)
@@ -156,7 +166,7 @@ def measured(
     records = []
     with ExitStack() as stack:
         for name, module in modules.items():
-            stack.enter_context(timed(module, compiled, seconds, name))
+            stack.enter_context(timed(module, compiled, clock, seconds, name))
         for _ in range(warmup + runs):
             seconds.clear()
             pipeline(**call)
@@ -172,7 +182,9 @@ def measured(
 
 
 @contextmanager
-def timed(module: nn.Module, compiled: bool, seconds: dict[str, list[float]], name: str) -> Iterator[None]:
+def timed(
+    module: nn.Module, compiled: bool, clock: Clock, seconds: dict[str, list[float]], name: str
+) -> Iterator[None]:
     """Appends the seconds of each call of a part to `seconds[name]`.
 
     Of an autoencoder `decode` is timed, of any other module `forward`.
@@ -184,10 +196,10 @@ def timed(module: nn.Module, compiled: bool, seconds: dict[str, list[float]], na
     @wraps(stock)
     def with_clock(*args: Any, **kwargs: Any) -> Any:
         synchronize()
-        begun = time.perf_counter()
+        begun = clock()
         result = run(*args, **kwargs)
         synchronize()
-        seconds[name].append(time.perf_counter() - begun)
+        seconds[name].append(clock() - begun)
         return result
 
     setattr(module, method, with_clock)
