@@ -39,12 +39,14 @@ class Operations:
 
 
 def operations(chain: Chain) -> dict[str, Operations]:
-    """Name of each model that is made from another one -> its training's operations."""
+    """Name of each model that is trained from another one -> its training's operations."""
     counted = {}
     with tempfile.TemporaryDirectory() as folder, uncompiled():
         here = rehearsal(chain, design(chain), Path(folder), 1 << 62)
         for name, made in chain.models().items():
-            training = made.config.training
+            training = made.training
+            if training is None:
+                continue
             totals = []
             for rows in ROWS:
                 step = training_step(here.student_training(name), training, Path(folder, f"{name}-{rows}"))

@@ -59,7 +59,7 @@ def rows(chain: Chain, compared: Comparison) -> Iterator[str]:
     made = chain.models()
     counted = operations(chain)
     for model in compared.models:
-        line = [name for name in (model.name, *ancestors(model.name, made)) if name in made]
+        line = [name for name in (model.name, *ancestors(model.name, made)) if name in counted]
         spent = f"{sum(counted[name].whole for name in line) / 1e12:.1f}" if line else ""
         times = [seconds(name) for name in line]
         took = f"{sum(t for t in times if t is not None):.0f}" if line and None not in times else ""

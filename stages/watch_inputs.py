@@ -4,8 +4,9 @@ import json
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
-from fewstep.config.base import read
+from fewstep.config.base import Place, read
 from fewstep.config.data import DataConfig
 from fewstep.config.teacher import ImportTeacherConfig, TeacherConfig
 from fewstep.core.files import write_json
@@ -19,7 +20,9 @@ KNOWN = CHECKPOINTS / "watch_inputs"
 
 
 def main() -> None:
-    """params.yaml `data.path`, `teacher.load` + their content -> artifacts/inputs, one hash for each.
+    """params.yaml `data.path`, `teacher.load`, `decoder.*.load` + their content -> artifacts/inputs.
+
+    One hash for each of the three.
 
     On a cluster's workers FEWSTEP_INPUTS holds the records of the first host, which are written instead.
     """
@@ -31,14 +34,20 @@ def main() -> None:
 
 
 def inputs() -> dict[str, list[Path]]:
-    """`data`, `teacher` -> paths outside the project that params.yaml names for it."""
+    """`data`, `teacher`, `decoder` -> paths outside the project that params.yaml names for it."""
     data, teacher = read(DataConfig, "data"), read(TeacherConfig, "teacher")
     source = import_module(f"fewstep.sources.{data.source}")
     named = [*teacher.load]
     if teacher.load and (config := read(ImportTeacherConfig, "import_teacher").config):
         named.append(config)
-    # A hub id is not a file; its revision identifies it.
-    return {"data": source.inputs(data), "teacher": [Path(where) for where in named if Path(where).exists()]}
+    decoders = read(dict[str, dict[str, Any]], "decoder")
+    loaded = [read(Place, "decoder", name, "load") for name, entry in decoders.items() if entry.get("load")]
+    return {
+        "data": source.inputs(data),
+        # A hub id is not a file; its revision identifies it.
+        "teacher": [Path(where) for where in named if Path(where).exists()],
+        "decoder": [Path(folder) for folder in loaded],
+    }
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ class ChainModel:
         return f"{self.section}.{self.key}"
 
     @property
+    def training(self) -> TrainingConfig | None:
+        """Settings of its training; None: it is not trained."""
+        training: TrainingConfig | None = self.config.training
+        return training
+
+    @property
     def method(self) -> str:
         """The file of `methods/` that makes it."""
         return str(self.config.method) if self.section == "students" else self.section
@@ -102,7 +108,7 @@ class Chain(Section):
 
     def trainings(self) -> dict[str, TrainingConfig]:
         """Section of params.yaml -> settings of every training of the chain."""
-        settings = {model.place: model.config.training for model in self.models().values()}
+        settings = {model.place: model.training for model in self.models().values() if model.training}
         if self.judge.train and self.train_judge:
             settings["train_judge"] = self.train_judge.training
         if self.teacher.train and self.train_teacher:

@@ -160,9 +160,11 @@ class Measuring:
             yield name, self.watch.batch(run, rows_of(training), max(self.fitting(name), 1))
         known: dict[object, float | None] = {}
         for name, model in chain.models().items():
+            if model.training is None:
+                continue
             like = (model.method, distinct(model.config), self.networks(name))
             if like not in known:
-                known[like] = self.student_step(name, model.config.training)
+                known[like] = self.student_step(name, model.training)
             yield name, known[like]
 
     def run(self, method: Method, training: TrainingConfig) -> Run:

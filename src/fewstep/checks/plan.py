@@ -54,7 +54,7 @@ def plan(chain: Chain) -> list[PlannedStage]:
         latents = encoded(size, drawn, chain.triplets.dtype)
         stages.append(PlannedStage(f"generate_triplets@{shard}", drawn, chain.triplets.steps, latents))
     for name, made in chain.models().items():
-        stages.append(training(name, made.config.training, disk.get(name)))
+        stages.append(training(name, made.training, disk.get(name)))
     drawn = chain.evaluation_set.pictures
     stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
     for name, counts in chain.evaluate.models.items():
@@ -78,8 +78,10 @@ def taking_over(chain: Chain) -> str:
     return f"import_teacher, downloads {where}"
 
 
-def training(name: str, config: TrainingConfig, disk: int | None) -> PlannedStage:
-    """The plan's row for a training."""
+def training(name: str, config: TrainingConfig | None, disk: int | None) -> PlannedStage:
+    """The plan's row for a training; config: None for a model that is not trained."""
+    if config is None:
+        return PlannedStage(name, None, None, disk)
     return PlannedStage(name, config.steps * config.batch_size, config.steps, disk)
 
 

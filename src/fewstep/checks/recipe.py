@@ -26,6 +26,8 @@ def warnings(chain: Chain) -> Iterator[str]:
     if not chain.teacher.load:
         return
     for model in chain.models().values():
+        if model.training is None:
+            continue
         for fault in unusual(model.config):
             yield f"{model.place}.{fault}"
 

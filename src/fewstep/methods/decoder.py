@@ -8,13 +8,15 @@ the small decoder, `d` averages squares of pixels.
 The first term keeps colours and places, the discriminator on full images the detail. The geometry is TAESD's
 (Bohan 2023): 1,222,531 parameters for the latents of Stable Diffusion. The small encoder is trained as well,
 so that stock pipelines can also encode with the result.
+
+An entry with `load` trains nothing: its decoder is one of the user's (students/decoder.py).
 """
 
 import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from diffusers import AutoencoderTiny
@@ -25,7 +27,8 @@ from torch.nn.functional import avg_pool2d, mse_loss
 from fewstep.backbones.model import Model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.protocol import Backbone
-from fewstep.config.training import OptimizerConfig
+from fewstep.config.base import Place
+from fewstep.config.training import OptimizerConfig, StudentTrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import device, upload
 from fewstep.core.keyed import Key
@@ -40,6 +43,8 @@ from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
 
+LOADED = "inputs"
+"""Value of `data` where the decoder is not trained: its folder is an input."""
 BLOCKS = 3
 """Residual blocks at each resolution; one at the resolution of the images."""
 PATCH, GROUPS = (32, 64, 64), 8
@@ -48,9 +53,15 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Config(MethodConfig):
-    """Parameters of a `decoder` entry."""
+    """Parameters of a `decoder` entry: either `training` and what belongs to it, or `load`."""
 
-    learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
+    learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded", LOADED)
+    training: StudentTrainingConfig | None = None  # type: ignore[assignment]
+    """Null only beside `load`."""
+    data: Literal["triplets", "encoded", "inputs"] = "triplets"  # type: ignore[assignment]
+    """`inputs` only beside `load`; DVC then runs the stage again when the folder's content changes."""
+    load: Place | None = None
+    """A folder of diffusers' `AutoencoderTiny`, or its name in `inputs`: this decoder is taken as it is."""
     width: int = Field(64, ge=1)
     """Channels of the decoder and of the encoder."""
     own_share: float = Field(0.5, ge=0, le=1)
@@ -76,6 +87,20 @@ class Config(MethodConfig):
         return start
 
     @model_validator(mode="after")
+    def _trained_or_loaded(self) -> Self:
+        if self.load is None:
+            if self.data == LOADED:
+                raise ValueError(f"data = {LOADED!r}: for a decoder that is not trained; name it in load")
+            if self.training is None:
+                raise ValueError(f"training is missing; without it, set data: {LOADED} and load")
+            return self
+        if self.data != LOADED:
+            raise ValueError(f"load: nothing is trained, so set data: {LOADED}")
+        if unused := sorted(self.model_fields_set - {"from_", "data", "load"}):
+            raise ValueError(f"load: nothing is trained, so remove {', '.join(unused)}")
+        return self
+
+    @model_validator(mode="after")
     def _trains_a_decoder(self) -> Self:
         if self.lora is not None or self.guidance_embedding:
             raise ValueError("lora, guidance_embedding: the denoiser is not trained; remove them")
@@ -87,7 +112,7 @@ def student_of(config: Config, start: Model) -> Model:
 
     Raises UserError where it should sample, but has no step count.
     """
-    if config.own_share > 0 and start.steps is None:
+    if config.load is None and config.own_share > 0 and start.steps is None:
         raise UserError(
             f"own_share: {config.from_} was not made for a number of steps; set own_share: 0, or start from "
             "a student that was"
@@ -118,6 +143,7 @@ class TinyDecoder(StudentMethod):
         if side % config.downscale:
             raise UserError(f"downscale = {config.downscale}: has to divide the images' side, {side} pixels")
         super().__init__(config, context, replace(student, parts={**student.parts, DECODER: tiny}))
+        assert config.training is not None
         self.config, self.tiny = config, tiny
         self.groups = {"student": Group({DECODER: tiny}, config.training)}
         self.frozen = (student.net, context.backbone.decoder())
