@@ -5,6 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from fewstep.artifacts.manifest import identity
+from fewstep.methods.decoder import tiny_geometry
 from tests.integration.project import Project
 from tests.photos import make_photo_folder
 
@@ -53,3 +57,19 @@ def test_a_plain_path_is_watched_too(new_project: Callable[..., Project], tmp_pa
     (tmp_path / "photos/000.jpg").unlink()
     assert project.repro("prepare_data") == {"prepare_data"}
     assert kept(project) == 7
+
+
+def test_a_decoder_of_the_users_is_taken_again_when_it_changes(copied: Project, tmp_path: Path) -> None:
+    folder, model = tmp_path / "taesd", copied.folder / "artifacts/models/mine"
+    torch.manual_seed(0)
+    tiny_geometry(4, 2, 8).save_pretrained(folder)
+    params = copied.params
+    params["decoder"]["mine"] = {"from": "one_step", "data": "inputs", "load": "taesd"}
+    copied.write_params(params | {"inputs": {"taesd": str(folder)}})
+    assert copied.repro("decoder") == {"decoder@mine"}
+    assert copied.repro("decoder") == set()
+    before = identity(model)
+    tiny_geometry(4, 2, 8).save_pretrained(folder)
+    assert copied.repro("decoder") == {"decoder@mine"}
+    assert identity(model) != before
+    assert str(tmp_path) not in (copied.folder / "dvc.lock").read_text()

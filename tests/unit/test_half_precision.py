@@ -1,6 +1,7 @@
 """Frozen weights in half precision: the bits of every result, and the bytes of the weights."""
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 
 from fewstep.backbones.model import open_model
 from fewstep.config.training import StudentTrainingConfig
-from fewstep.core.paths import MODELS
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.methods import halve
-from fewstep.students.learn import Task, learn
+from fewstep.students.context import Context
+from fewstep.students.learn import Task, learn, method_module
+from fewstep.students.start import start_and_student, with_net
 from fewstep.training import state
 from fewstep.training.half import halve_frozen
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import vae
+from tests.unit.test_every_method import METHODS, untrained_classifier
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
 
@@ -57,6 +61,28 @@ def test_a_student_has_the_same_bytes_as_beside_whole_weights(
     assert frozen[0] < 0.65, "the teacher's linear and convolutional weights"
     assert all(value.dtype == torch.float32 for value in weights_in_half.values())
     assert all(torch.equal(value, expected[name]) for name, value in weights_in_half.items())
+
+
+@pytest.mark.parametrize("method", [*METHODS, "compress", "halve", "reflow"])
+@pytest.mark.parametrize("begins", ["teacher", "other"])
+def test_the_start_model_is_halved_where_the_configuration_says_so(method: str, begins: str) -> None:
+    """`fewstep check` counts a start model by its method's `evaluates_start`."""
+    backbone = import_miniature("sd")
+    prepare_images()
+    draw_triplets(backbone)
+    module = method_module(method)
+    values: dict[str, Any] = {"compress": {"size": "small"}, "halve": {"steps": 2}}.get(
+        method, METHODS.get(method, {})
+    )
+    named = {"method": method} if method in METHODS else {}
+    config = module.Config.model_validate({"from": begins, "training": TRAINING} | named | values)
+    teacher = open_model(TEACHER, backbone)
+    model = teacher if begins == "teacher" else with_net(teacher, deepcopy(teacher.net), backbone, ())
+    start, student = start_and_student(model, "student", backbone, config, 0)
+    features = untrained_classifier() if config.needs_feature_maps else None
+    context = Context("student", 0, start, student, backbone, [TRIPLETS / "0"], features, None)
+    frozen = module.METHOD(config, context, module.student_of(config, student)).frozen
+    assert any(net is start.net for net in frozen) == config.evaluates_start
 
 
 def test_nothing_is_rounded_where_results_would_change(monkeypatch: pytest.MonkeyPatch) -> None:

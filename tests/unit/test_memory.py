@@ -256,6 +256,18 @@ def test_weights_under_an_adapter_are_halved(default: Design, monkeypatch: pytes
     assert need(default, setup).state == whole - (before - after) and after < 0.6 * before
 
 
+def test_a_start_model_that_is_evaluated_is_halved(default: Design, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    net = default.make()
+    before = sum(weight.nbytes for weight in net.parameters())
+    halve_frozen([net.requires_grad_(False)])
+    saved = before - sum(weight.nbytes for weight in net.parameters())
+    assert saved > 0.4 * before
+    whole = need(default, ADAMW).state
+    assert need(default, replace(ADAMW, evaluates_start=True)).state == whole - saved
+    assert need(default, replace(ADAMW, teacher=True)).state == whole + before - saved
+
+
 def test_advice_is_the_mildest_that_fits_and_true(default: Design) -> None:
     # Latents of 32 x 32, so that activations are most of it.
     config = load_chain(ROOT / "params.yaml").train_teacher

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 
 from fewstep.checks.tracing import Design as Design
-from fewstep.checks.tracing import Kind, parameters, trace
+from fewstep.checks.tracing import Kind, on_meta, parameters, trace
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device
 from fewstep.core.switches import count_of, is_on
 from fewstep.students.config import MethodConfig
-from fewstep.training.half import half
+from fewstep.training.half import half, rounded_by_autocast
 from fewstep.training.lora import LoraSettings
 
 FLOAT = 4
@@ -58,6 +58,8 @@ class Setup:
     """Whether an adapter could be trained instead."""
     teacher: bool = False
     """Whether the teacher is in memory beside another start model."""
+    evaluates_start: bool = False
+    """Whether the start model is evaluated, so that its weights are rounded as training/half.py does."""
 
     @property
     def kind(self) -> Kind:
@@ -74,6 +76,7 @@ def student_setup(config: MethodConfig) -> Setup:
         allows_lora=config.allows_lora,
         gradient_passes=config.gradient_passes,
         teacher=bool(config.further_networks) and config.from_ != "teacher",
+        evaluates_start=config.evaluates_start,
     )
 
 
@@ -117,16 +120,25 @@ def need(design: Design, setup: Setup, start: Design | None = None, teacher: Des
     """
     start, teacher = start or design, teacher or design
     traced = trace(design, setup.kind)
-    copied = parameters(start) if setup.start and setup.lora is None else 0
     averages = setup.ema + setup.averages
-    state = FLOAT * (traced.parameters + copied + averages * traced.trained) + traced.optimizer
+    state = FLOAT * (traced.parameters + averages * traced.trained) + traced.optimizer
+    if setup.start and setup.lora is None:
+        state += frozen_bytes(start) if setup.evaluates_start else FLOAT * parameters(start)
     for optimizer in setup.further:
         other = trace(teacher, replace(setup, optimizer=optimizer).kind)
         state += FLOAT * other.trained + other.optimizer
     if (dtype := half()) is not None:
         state -= (FLOAT - dtype.itemsize) * traced.rounded
-    state += setup.teacher * FLOAT * parameters(teacher)
+    state += setup.teacher * frozen_bytes(teacher)
     return Need(parameters(design), state, traced.peak(setup.rows * setup.gradient_passes))
+
+
+def frozen_bytes(design: Design) -> int:
+    """Bytes of the weights of a network that is evaluated but not trained."""
+    dtype, size = half(), FLOAT * parameters(design)
+    if dtype is None:
+        return size
+    return size - (FLOAT - dtype.itemsize) * sum(w.numel() for w in rounded_by_autocast(on_meta(design)))
 
 
 def advice(

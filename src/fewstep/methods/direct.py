@@ -48,6 +48,10 @@ class Config(MethodConfig):
     """First step of the perceptual phase; before it, only the latents' error is used."""
 
     @property
+    def evaluates_start(self) -> bool:
+        return False
+
+    @property
     def needs_feature_maps(self) -> bool:
         return self.perceptual_weight > 0
 

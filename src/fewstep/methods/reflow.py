@@ -35,6 +35,10 @@ class Config(MethodConfig):
     loss: Literal["improved", "plain"] = "improved"
     """improved: U-shaped times, pseudo-Huber. plain: uniform times, L2."""
 
+    @property
+    def evaluates_start(self) -> bool:
+        return False
+
 
 def student_of(config: Config, start: Model) -> Model:
     """The start model on the rectified-flow path, for any number of steps."""

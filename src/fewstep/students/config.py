@@ -67,6 +67,11 @@ class MethodConfig(Section):
         return False
 
     @property
+    def evaluates_start(self) -> bool:
+        """Whether steps evaluate the start model, a frozen network, so that training/half.py rounds it."""
+        return True
+
+    @property
     def trains_denoiser(self) -> bool:
         """Whether the denoising network is trained."""
         return True

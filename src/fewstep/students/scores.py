@@ -66,6 +66,10 @@ class ScoreConfig(GuidedConfig):
         return self
 
     @property
+    def evaluates_start(self) -> bool:
+        return self.from_ == "teacher"
+
+    @property
     def further_networks(self) -> tuple[OptimizerConfig, ...]:
         return (self.fake,)
 
