@@ -5,22 +5,25 @@
 The plain loop does what a script would: open, turn upright, crop and resize, write a PNG of the same
 compression. It checks, hashes and indexes nothing. Without --folder the images are those of scikit-image
 and scikit-learn as JPEGs of a megapixel. Each side runs once per round, in turn; the median counts. Prints
-JSON: images per second, the data set's hash for each number of workers, the machine's load before, the memory
-of the largest worker, and the bytes that the removal of duplicates takes per image.
+JSON: images per second, CPU time per image (which other load on the machine hardly changes), the data set's
+hash for each number of workers, the load before, the memory of the largest worker, and the bytes that
+the removal of duplicates takes per image.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import tempfile
 import time
 import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 
+import psutil
 from PIL import Image, ImageOps
 from tests.photos import PHOTOGRAPHS, crop_of
 
@@ -53,11 +56,12 @@ def main() -> None:
         config = DataConfig(
             source="folder", path=str(source), resolution=chosen.resolution, count=chosen.images
         )
-        hashes = {}
+        hashes, memory = {}, Memory()
 
         def prepared(workers: int) -> None:
             os.environ["FEWSTEP_WORKERS"] = str(workers)
-            prepare(config, 0, Path(place, "data"))
+            with memory:
+                prepare(config, 0, Path(place, "data"))
             hashes[workers] = sha256(Path(place, "data", "index.json"))
 
         sides: dict[str, Callable[[], None]] = {
@@ -65,12 +69,15 @@ def main() -> None:
             **{f"{workers} workers": partial(prepared, workers) for workers in chosen.workers},
         }
         seconds: dict[str, list[float]] = {name: [] for name in sides}
+        busy: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(chosen.rounds):
             for name, run in sides.items():
-                begun = time.monotonic()
+                begun, used = time.monotonic(), cpu_seconds()
                 run()
                 seconds[name].append(time.monotonic() - begun)
+                busy[name].append(cpu_seconds() - used)
     rates = {name: chosen.images / statistics.median(each) for name, each in seconds.items()}
+    costs = {name: 1000 * statistics.median(each) / chosen.images for name, each in busy.items()}
     print(
         json.dumps(
             {
@@ -79,13 +86,43 @@ def main() -> None:
                 "images": chosen.images,
                 "resolution": chosen.resolution,
                 "images per second": rates,
+                "CPU milliseconds per image": costs,
                 "sha256 of index.json": hashes,
-                "MiB of the largest worker": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+                "MiB of the largest worker": memory.largest / 2**20,
                 "bytes per image to find duplicates": bytes_per_image(),
             },
             indent=2,
         )
     )
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+class Memory:
+    """Watches child processes while it is entered. largest: memory of the largest of them, bytes."""
+
+    def __init__(self) -> None:
+        self.largest = 0
+        self._stop = Event()
+
+    def __enter__(self) -> None:
+        self._stop.clear()
+        self._thread = Thread(target=self._watch)
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            for child in psutil.Process().children():
+                with suppress(psutil.Error):
+                    self.largest = max(self.largest, child.memory_info().rss)
 
 
 def plain(source: Path, out: Path, config: DataConfig) -> None:

@@ -2,20 +2,25 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import pytest
 import yaml
 
+from fewstep.config.data import DataConfig
 from fewstep.core.files import PARTIAL
-from fewstep.core.paths import CHECKPOINTS, DATA
+from fewstep.core.paths import CHECKPOINTS, DATA, ENCODED, TEACHER
+from fewstep.preparation.prepare import prepare
+from tests.miniature import imported
 
 ROOT = Path(__file__).parents[2]
 KILLS = 10
+FINISHED = (".zip", ".tar", ".safetensors")
+"""Suffixes of finished parts and shards."""
 WORKERS = 2
 
 
@@ -50,37 +55,54 @@ class Killing:
     def kill(self, times: int, seconds: float) -> None:
         """Kill it at random moments. seconds: of its work without a kill, of which most runs do a part."""
         moments = random.Random(0)
+        most = 0
         for _ in range(times):
             if self.run(kill_after=moments.uniform(0, seconds / 2)) is not None:
                 self.made = {}  # it came to its end before, and begins anew
                 continue
             self.check_work()
+            most = max(most, len(self.made))
             print(f"{self.stage}: killed with {len(self.made)} finished files")
+        assert most > 1, "it was killed before anything was finished"
 
     def check_work(self) -> None:
         """What was finished before is still the same file; at most one file of each worker is unfinished."""
         files = [file for file in self.folder.glob(f"{CHECKPOINTS}/{self.stage}*/*/*") if file.is_file()]
-        now = {file.name: file.stat().st_mtime_ns for file in files if file.suffix in (".zip", ".tar")}
+        now = {file.name: file.stat().st_mtime_ns for file in files if file.suffix in FINISHED}
         assert self.made.items() <= now.items()
         self.made = now
-        assert sum(file.suffix == PARTIAL for file in files) <= WORKERS
+        assert sum(file.name.endswith(PARTIAL) for file in files) <= WORKERS
 
 
 def everything(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("kills", [KILLS])
-def test_prepare_data_is_killed(tmp_path: Path, kills: int) -> None:
+def test_prepare_data(tmp_path: Path) -> None:
     data = {"source": "shapes", "count": 4000, "resolution": 128, "heldout": 0.3, "shard_size": 300}
     killed, whole = Killing(tmp_path / "killed", "prepare_data"), Killing(tmp_path / "whole", "prepare_data")
     for each in (killed, whole):
         each.folder.mkdir()
         (each.folder / "params.yaml").write_text(yaml.safe_dump({"seed": 0, "data": data}))
+    compare(killed, whole, DATA)
+
+
+def test_encode_data(tmp_path: Path) -> None:
+    data = DataConfig(source="shapes", count=1600, resolution=64, heldout=0.1, shard_size=40)
+    prepare(data, 0, tmp_path / "whole" / DATA)
+    shutil.copytree(imported("sd") / TEACHER, tmp_path / "whole" / TEACHER)
+    params = {"encode_data": {"train": {"dtype": "float16"}}}
+    (tmp_path / "whole/params.yaml").write_text(yaml.safe_dump(params))
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    killed, whole = (Killing(tmp_path / name, "encode_data", "train") for name in ("killed", "whole"))
+    compare(killed, whole, ENCODED / "train")
+
+
+def compare(killed: Killing, whole: Killing, made: Path) -> None:
+    """Both make the same artifact, and no unfinished work is left."""
     seconds = whole.run()
     assert seconds is not None
-    killed.kill(kills, seconds)
-    assert killed.made, "it was killed before anything was finished"
+    killed.kill(KILLS, seconds)
     assert killed.run() is not None
-    assert everything(killed.folder / DATA) == everything(whole.folder / DATA)
-    assert not [*killed.folder.glob(f"{CHECKPOINTS}/prepare_data/*")]
+    assert everything(killed.folder / made) == everything(whole.folder / made)
+    assert not [*killed.folder.glob(f"{CHECKPOINTS}/{killed.stage}*/*")]

@@ -56,6 +56,19 @@ def whole_file(path: Path, writer: str = "") -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`.
+
+    It is a copy where the file system has no links, or where they are on two file systems.
+    """
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno not in (errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.EMLINK):
+            raise
+        shutil.copyfile(source, target)
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk, so that a later rename is not stored before its content."""
     descriptor = os.open(path, os.O_RDONLY)
