@@ -56,6 +56,14 @@ def whole_file(path: Path, writer: str = "") -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
+def link_or_copy(file: Path, target: Path) -> None:
+    """Give a finished file a second name; a copy where `target` is on another file system or cannot link."""
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copyfile(file, target)
+
+
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk, so that a later rename is not stored before its content."""
     descriptor = os.open(path, os.O_RDONLY)
