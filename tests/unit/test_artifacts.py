@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 
 from fewstep.artifacts.manifest import Manifest, identity
 from fewstep.core.errors import UserError
-from fewstep.core.files import link, read_json, whole_file, whole_folder, write_json
+from fewstep.core.files import link_or_copy, read_json, whole_file, whole_folder, write_json
 
 
 def made(folder: Path) -> Path:
@@ -51,10 +51,10 @@ def test_a_full_disk_is_clear_from_safetensors_too(tmp_path: Path) -> None:
 
 def test_a_link_is_the_file_itself(tmp_path: Path) -> None:
     (tmp_path / "source").write_bytes(b"123")
-    link(tmp_path / "source", tmp_path / "target")
+    link_or_copy(tmp_path / "source", tmp_path / "target")
     assert (tmp_path / "target").samefile(tmp_path / "source")
     with pytest.raises(FileExistsError):
-        link(tmp_path / "source", tmp_path / "target")
+        link_or_copy(tmp_path / "source", tmp_path / "target")
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second file system")
@@ -62,7 +62,7 @@ def test_a_link_to_another_file_system_is_a_copy(tmp_path: Path) -> None:
     with TemporaryDirectory(dir="/dev/shm") as memory:
         source = Path(memory, "source")
         source.write_bytes(b"123")
-        link(source, tmp_path / "target")
+        link_or_copy(source, tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == b"123"
 
 

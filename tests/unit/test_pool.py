@@ -46,6 +46,13 @@ def wrong(item: int) -> int:
     return item
 
 
+class Unreadable:
+    """An object that can be pickled, but not restored."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return int, ("no number",)
+
+
 def identity_of(item: int) -> int:
     return os.getpid()
 
@@ -90,6 +97,11 @@ def test_errors_of_users_arrive_as_they_are_and_bugs_with_their_traceback() -> N
         with pytest.raises(RuntimeError, match=r"test_pool.py(.|\n)*ZeroDivisionError: item 5 is a bug"):
             list(pool.each(wrong, [4, 5]))
         assert list(pool.each(wrong, [6, 7, 8])) == [6, 7, 8], "the pool can be used after an error"
+
+
+def test_a_job_that_no_worker_can_read_is_an_error() -> None:
+    with Pool(2) as pool, pytest.raises(UserError, match=r"^unreadable: 2 processes .* with exit status 1"):
+        list(pool.each(late, [Unreadable(), Unreadable()], lambda item: "unreadable"))  # type: ignore[list-item]
 
 
 def test_items_are_taken_as_they_are_needed() -> None:

@@ -56,7 +56,7 @@ def whole_file(path: Path, writer: str = "") -> Iterator[Path]:
             staging.unlink(missing_ok=True)
 
 
-def link(source: Path, target: Path) -> None:
+def link_or_copy(source: Path, target: Path) -> None:
     """Make `target` the same file as `source`.
 
     It is a copy where the file system has no links, or where they are on two file systems.

@@ -211,3 +211,6 @@ def receive(connection: Connection, jobs: SimpleQueue[Any]) -> None:
             jobs.put(connection.recv())
         except (EOFError, OSError):
             os._exit(0)
+        except BaseException:  # a module of the job cannot be imported, for example
+            traceback.print_exc()
+            os._exit(1)

@@ -34,8 +34,8 @@ def size_fault(size: tuple[int, int], config: FilterConfig) -> str | None:
 class Duplicates:
     """The images seen so far, and the captions of each.
 
-    This is the only memory of the stage that grows with the data: about 150 bytes per image and 120 more per
-    further caption of it, 1.5 GB for 10^7 images. If that does not fit into memory, prepare several parts as
+    This is the only memory of the stage that grows with the data: about 140 bytes per image and 120 more per
+    further caption of it, 1.4 GB for 10^7 images. If that does not fit into memory, prepare several parts as
     several data sets.
     """
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from fewstep.artifacts.workspace import Workspace
 from fewstep.config.data import DataConfig
 from fewstep.core.errors import UserError
-from fewstep.core.files import PARTIAL, link, whole_folder, write_json
+from fewstep.core.files import PARTIAL, link_or_copy, whole_folder, write_json
 from fewstep.core.pool import Pool, workers
 from fewstep.data.shards import INDEX, SPLITS, Index, Shard
 from fewstep.preparation.assemble import write
@@ -50,7 +50,7 @@ def prepare(
             for split in SPLITS:
                 (staging / split).mkdir()
             for shard in pool.each(write, plan.shards(parts), lambda planned: planned.name):
-                link(shard.file, staging / shard.name)
+                link_or_copy(shard.file, staging / shard.name)
                 entry = Shard(shard=shard.name, samples=shard.samples, sha256=shard.sha256)
                 shards[Path(shard.name).parent.name].append(entry)
         statistics = plan.statistics

@@ -15,7 +15,7 @@ from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.prompts import encode_distinct
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
-from fewstep.core.files import link, whole_folder
+from fewstep.core.files import link_or_copy, whole_folder
 from fewstep.core.hardware import autocast, device, images_at_once, in_parts
 from fewstep.core.processes import barrier, is_main_process, local_slice
 from fewstep.core.progress import progress
@@ -52,7 +52,7 @@ def encode_split(
     files = [shard.file_of_latents for shard in shards]
     with whole_folder(out) as staging:
         for file in files:
-            link(work.folder / file, staging / file)
+            link_or_copy(work.folder / file, staging / file)
         metadata = {
             "split": split,
             "dtype": dtype,
