@@ -50,6 +50,10 @@ class Autoencoder(nn.Module):
         return self.last(z)
 
 
+Batch = tuple[Tensor, Sequence[int]]
+"""Images, and their positions."""
+
+
 class Coding(Method):
     """Mean squared error of what comes back."""
 
@@ -58,24 +62,25 @@ class Coding(Method):
         self.training = TrainingConfig.model_validate(TRAINING)
         self.groups = {"coder": Group({"net": net}, self.training)}
 
-    def batch(self, rows: Rows) -> Tensor:
-        with Path(f"seen-{RANK}.jsonl").open("a") as file:
-            file.write(json.dumps([rows.step, list(rows.positions)]) + "\n")
+    def batch(self, rows: Rows) -> Batch:
         x = images(rows.positions)
-        return x * float("nan") if self.is_time("nan", rows.step) else x
+        return x * float("nan") if self.is_time("nan", rows.step) else x, rows.positions
 
     def is_time(self, what: str, step: int) -> bool:
         return RANK == WORLD - 1 and AT.get(what) == str(step)
 
-    def losses(self, group: str, batch: Tensor, step: int) -> dict[str, Tensor]:
+    def losses(self, group: str, batch: Batch, step: int) -> dict[str, Tensor]:
         # Not in `batch`, which runs while earlier steps do.
+        x, positions = batch
+        with Path(f"seen-{RANK}.jsonl").open("a") as file:
+            file.write(json.dumps([step, list(positions)]) + "\n")
         if self.is_time("kill", step):
             os.kill(os.getpid(), signal.SIGKILL)
         if self.is_time("stop", step):
             os.kill(os.getpid(), signal.SIGTERM)
         factor = 1e6 if self.is_time("huge", step) else 0.0
-        z = self.net.encode(batch)
-        error = self.net.decode(z) - batch
+        z = self.net.encode(x)
+        error = self.net.decode(z) - x
         return {
             "squared": error.square().mean(),
             "absolute": 0.1 * error.abs().mean(),
