@@ -24,6 +24,8 @@ from tests.pipelines import vae
 from tests.unit.test_every_method import METHODS, untrained_classifier
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
+SECTIONS: dict[str, dict[str, Any]] = {"compress": {"size": "small"}, "halve": {"steps": 2}, "reflow": {}}
+"""Methods that a section of their own describes -> their parameters."""
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +65,7 @@ def test_a_student_has_the_same_bytes_as_beside_whole_weights(
     assert all(torch.equal(value, expected[name]) for name, value in weights_in_half.items())
 
 
-@pytest.mark.parametrize("method", [*METHODS, "compress", "halve", "reflow"])
+@pytest.mark.parametrize("method", [*METHODS, *SECTIONS])
 @pytest.mark.parametrize("begins", ["teacher", "other"])
 def test_the_start_model_is_halved_where_the_configuration_says_so(method: str, begins: str) -> None:
     """`fewstep check` counts a start model by its method's `evaluates_start`."""
@@ -71,11 +73,9 @@ def test_the_start_model_is_halved_where_the_configuration_says_so(method: str, 
     prepare_images()
     draw_triplets(backbone)
     module = method_module(method)
-    values: dict[str, Any] = {"compress": {"size": "small"}, "halve": {"steps": 2}}.get(
-        method, METHODS.get(method, {})
-    )
-    named = {"method": method} if method in METHODS else {}
-    config = module.Config.model_validate({"from": begins, "training": TRAINING} | named | values)
+    settings: dict[str, Any] = {"from": begins, "training": TRAINING}
+    settings |= SECTIONS[method] if method in SECTIONS else {"method": method, **METHODS[method]}
+    config = module.Config.model_validate(settings)
     teacher = open_model(TEACHER, backbone)
     model = teacher if begins == "teacher" else with_net(teacher, deepcopy(teacher.net), backbone, ())
     start, student = start_and_student(model, "student", backbone, config, 0)
