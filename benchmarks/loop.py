@@ -17,6 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -37,10 +38,7 @@ ROWS = 32
 
 
 class Toy(Method):
-    """Two groups, each a square matrix that learns the identity; preparing a batch takes `source` seconds.
-
-    seconds: the last step is the first one after so many seconds; None: after `steps` steps.
-    """
+    """Two groups, each a square matrix that learns the identity; a batch takes `source` seconds more."""
 
     def __init__(self, side: int, steps: int, source: float = 0.0) -> None:
         torch.manual_seed(0)
@@ -133,10 +131,8 @@ def saving(chosen: argparse.Namespace) -> dict[str, Any]:
         patch.object(Saver, "save", timed(Saver.save, held)),
         patch.object(Saver, "_write", timed(Saver._write, written)),
     ):
-        try:
+        with suppress(KeyboardInterrupt):
             seconds_of(method)
-        except KeyboardInterrupt:
-            pass
     total = time.monotonic() - begun
     return {
         "MB": chosen.size,

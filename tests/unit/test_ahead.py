@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -99,9 +100,8 @@ class FromDisk(Fit):
 def test_a_corrupt_shard_ends_the_training_at_its_step(tmp_path: Path) -> None:
     files = [tmp_path / "0.safetensors", tmp_path / "1.safetensors"]
     for file in files:
-        save_prompted(
-            file, torch.rand(64 * 20, 96), torch.zeros(64 * 20, dtype=torch.int64), {}, "float32", {}
-        )
+        prompts = torch.zeros(64 * 20, dtype=torch.int64)
+        save_prompted(file, torch.rand(64 * 20, 96), prompts, {}, "float32", {})
     second = int(Key(0, "order/shards").permutation(0, 2)[1])
     files[second].write_bytes(files[second].read_bytes()[:1000])
     method = FromDisk(files)
@@ -131,7 +131,7 @@ class Broken(Fit):
 def test_a_loss_that_is_no_number_is_named_with_its_step_and_never_saved(
     every: str, fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert (15 - 0) % LOG_EVERY, "no step at which values are read in any case"
+    assert 15 % LOG_EVERY, "no step at which values are read in any case"
     monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", every)
     monkeypatch.setenv("FEWSTEP_SAVE_SHARE", "1")
     with pytest.raises(UserError, match="fit loss became nan at step 15, on samples 960 to 1023"):
@@ -151,19 +151,21 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     count = 0
 
-    def __torch_dispatch__(
-        self, func: object, types: object, args: tuple = (), kwargs: object = None
-    ) -> object:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))  # type: ignore[operator, dict-item]
+        return func(*args, **(kwargs or {}))
 
 
 def test_the_host_reads_values_only_where_they_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lists = []
-    tolist = Tensor.tolist
-    monkeypatch.setattr(Tensor, "tolist", lambda tensor: lists.append(1) or tolist(tensor))
+    lists, tolist = list[Tensor](), Tensor.tolist
+
+    def counted(tensor: Tensor) -> Any:
+        lists.append(tensor)
+        return tolist(tensor)
+
+    monkeypatch.setattr(Tensor, "tolist", counted)
     method = Fit("adamw")
     method.training = method.training.model_copy(update={"steps": 200})
     with Reads() as reads:

@@ -14,6 +14,7 @@ from fewstep.checks.states import AT_ONCE, largest
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import mixed_precision
 from fewstep.core.switches import count_of, switch
+from fewstep.training.ahead import depth
 from fewstep.training.saving import least, share
 
 LOCK = Path("requirements.lock")
@@ -62,7 +63,7 @@ def wrong_versions() -> Iterator[str]:
 def switches() -> Iterator[str]:
     """FEWSTEP_* and accelerate's variables with values that no stage accepts."""
     counts = (lambda: count_of("MICRO_BATCH", 1), lambda: count_of("BATCH", 1))
-    for ask in (*counts, mixed_precision, least, share):
+    for ask in (*counts, mixed_precision, least, share, depth):
         try:
             ask()
         except UserError as error:

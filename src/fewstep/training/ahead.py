@@ -17,6 +17,11 @@ Parts = list[tuple[float, Any]]
 """This process's micro-batches of a step: (share of the batch's rows, what the method's `batch` returned)."""
 
 
+def depth() -> int:
+    """FEWSTEP_AHEAD, the number of batches that are prepared before their steps. Raises UserError."""
+    return int(number_of("AHEAD", 1, 0, 64))
+
+
 class Ahead:
     """Prepares batches before their steps: FEWSTEP_AHEAD of them (1); 0: each one at its step.
 
@@ -26,7 +31,7 @@ class Ahead:
 
     def __init__(self, method: Method) -> None:
         """Raises UserError on an invalid switch."""
-        self.method, self.count = method, int(number_of("AHEAD", 1, 0, 64))
+        self.method, self.count = method, depth()
         self._thread = ThreadPoolExecutor(1, "batches", use_the_device)
         self._waiting: deque[tuple[int, Future[Parts]]] = deque()
 

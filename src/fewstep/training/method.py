@@ -70,7 +70,12 @@ class Method(ABC):
 
     @abstractmethod
     def batch(self, rows: Rows) -> Any:
-        """The samples of `rows`, on the device."""
+        """The samples of `rows`, on the device.
+
+        Called in a thread, without gradient and autocast, while earlier steps run. So it reads no weights,
+        calls no network and draws nothing from torch's own generator. `upload` copies to a GPU without
+        waiting for it.
+        """
 
     def prepare(self, batch: Any) -> Any:
         """Compute without gradient what the groups share in this step, such as the teacher's solution."""
