@@ -9,9 +9,9 @@ from fewstep.backbones.model import Model
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow
 
 
-def on_a_path(found: Any) -> Model:
+def on_a_path(namespace: Any) -> Model:
     """What `model` makes, as a model that can be put on another path."""
-    return Model("model", found.net, found.denoiser, None, found.sampling)
+    return Model("model", namespace.net, namespace.denoiser, None, namespace.sampling)
 
 
 TABLE = DiscreteVP((0.9, 0.2))

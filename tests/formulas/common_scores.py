@@ -83,8 +83,8 @@ def method_of(module: ModuleType, values: dict[str, Any], student: Any = None) -
         unconditional=lambda: {"scale": torch.full((1, 1), UNCONDITIONAL, dtype=torch.float64)},
         backbone=SimpleNamespace(network=lambda net, inputs: net),
     )
-    given = {"method": "any", "from": "teacher", "training": TRAINING, "fake": {"learning_rate": 1.0}}
-    config = module.Config.model_validate(given | values)
+    required = {"method": "any", "from": "teacher", "training": TRAINING, "fake": {"learning_rate": 1.0}}
+    config = module.Config.model_validate(required | values)
     method = module.METHOD(
         config, context, module.student_of(config, Model("student", own, denoiser, None, STUDENTS))
     )

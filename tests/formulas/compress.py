@@ -57,10 +57,10 @@ START, STUDENT = nets()
 
 def outputs(net: Any, layers: list[str], x: np.ndarray, time: np.ndarray, text: Tensor) -> list[np.ndarray]:
     """The output of a network and of its layers, by hooks of this file."""
-    found: dict[str, Tensor] = {}
+    by_layer: dict[str, Tensor] = {}
     hooks = [
         net.get_submodule(layer).register_forward_hook(
-            lambda _, inputs, output, layer=layer: found.update({layer: output})
+            lambda _, inputs, output, layer=layer: by_layer.update({layer: output})
         )
         for layer in layers
     ]
@@ -68,7 +68,9 @@ def outputs(net: Any, layers: list[str], x: np.ndarray, time: np.ndarray, text: 
         raw = net(torch.from_numpy(x).float(), torch.from_numpy(time).float(), text).sample
     for hook in hooks:
         hook.remove()
-    kept = [value if isinstance(value, Tensor) else value[0] for value in (found[layer] for layer in layers)]
+    kept = [
+        value if isinstance(value, Tensor) else value[0] for value in (by_layer[layer] for layer in layers)
+    ]
     return [value.double().numpy() for value in (raw, *kept)]
 
 
@@ -137,7 +139,7 @@ def check(module: ModuleType) -> None:
         method = module.Compress(config, context, student)
         batch = method.prepare(method.batch(Rows(0, positions)))
         with torch.no_grad():
-            found = {name: float(value) for name, value in method.losses("student", batch, 0).items()}
+            terms = {name: float(value) for name, value in method.losses("student", batch, 0).items()}
         assert method.frozen == (START,) and method.groups["student"].modules == {"net": STUDENT}
 
         count = steps or 1000
@@ -166,7 +168,7 @@ def check(module: ModuleType) -> None:
         }
         for block, mine, theirs in zip(PAIRS, features, targets, strict=True):
             expected[f"features/{block}"] = weights["feature"] * mse(mine, theirs)
-        assert found == {name: pytest.approx(value, rel=2e-4) for name, value in expected.items() if value}
+        assert terms == {name: pytest.approx(value, rel=2e-4) for name, value in expected.items() if value}
 
 
 MUTATIONS = [

@@ -90,13 +90,13 @@ def check(module: ModuleType) -> None:
             student,
         )
         batch = method.prepare(method.batch(Rows(0, positions)))
-    found = {
+    losses = {
         (step, group): {name: float(value) for name, value in method.losses(group, batch, step).items()}
         for step in (3, 4)
         for group in method.schedule(step)
     }
     near = {name: pytest.approx(value, rel=1e-5) for name, value in terms.items()}
-    assert found == {
+    assert losses == {
         (3, "student"): {name: near[name] for name in ("pixels", "encoder")},
         (4, "student"): near,
         (4, "discriminator"): {"discriminator": pytest.approx(critics, rel=1e-5)},

@@ -45,16 +45,16 @@ def check(module: ModuleType) -> None:
 def check_plain(module: ModuleType, steps: int) -> None:
     method = method_of(module, {"steps": steps, "guidance": W})
     x_t, _ = student_input(exit_of(steps), steps)
-    found, gradient = losses(method, "student")
+    terms, gradient = losses(method, "student")
     g = direction(STUDENT * x_t)
-    assert found == {"matching": near(0.5 * (g**2).mean())}
+    assert terms == {"matching": near(0.5 * (g**2).mean())}
     assert gradient == near((g * x_t).mean())
     x, (_, u, _), eps = STUDENT * x_t, uniform("times", 3), drawn("fake")
     alpha, sigma = cosine(u)
     x_tau = alpha * x + sigma * eps
     error = (FAKE + WIDE) * x_tau - x
-    found, gradient = losses(method, "fake")
-    assert found == {"denoising": near((error**2).mean())} and gradient == near((2 * error * x_tau).mean())
+    terms, gradient = losses(method, "fake")
+    assert terms == {"denoising": near((error**2).mean())} and gradient == near((2 * error * x_tau).mean())
 
 
 def direction(x: np.ndarray) -> np.ndarray:
@@ -75,8 +75,8 @@ def check_decoupled(module: ModuleType) -> None:
     x_tau, x_cleaner = alpha * x + sigma * eps, alpha_1 * x + sigma_1 * eps
     matching = FAKE * x_tau / np.maximum(mean_of(x - WIDE * x_tau), 0.1)
     beyond = (W - 1) * (WIDE - UNCONDITIONAL) * x_cleaner / np.maximum(mean_of(x - WIDE * x_cleaner), 0.1)
-    found, gradient = losses(method, "student", step)
-    assert found == {"matching": near(0.5 * ((matching - beyond) ** 2).mean())}
+    terms, gradient = losses(method, "student", step)
+    assert terms == {"matching": near(0.5 * ((matching - beyond) ** 2).mean())}
     assert gradient == near(((matching - beyond) * x_t).mean())
 
 
@@ -94,9 +94,9 @@ def check_gan(module: ModuleType) -> None:
         values = {"weight": 0.5, "critic_weight": 0.25, "divergence": divergence}
         method = method_of(module, {"guidance": W, "gan": values})
         method.head = lambda features: features.mean(1, keepdim=True)
-        found, _ = losses(method, "student")
-        assert found["adversarial"] == near(0.5 * np.logaddexp(0, -logits).mean())
-        assert found["matching"] == near(0.5 * ((h * direction(x)) ** 2).mean())
+        terms, _ = losses(method, "student")
+        assert terms["adversarial"] == near(0.5 * np.logaddexp(0, -logits).mean())
+        assert terms["matching"] == near(0.5 * ((h * direction(x)) ** 2).mean())
         alpha_f, sigma_f = cosine(u_fake)
         real, fake = (((FAKE + WIDE) * (alpha_f * z + sigma_f * drawn("fake"))).mean(1) for z in (X_0, x))
         critic = 0.25 * (np.logaddexp(0, -real).mean() + np.logaddexp(0, fake).mean())

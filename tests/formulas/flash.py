@@ -45,8 +45,8 @@ def check(module: ModuleType) -> None:
 
     def noise(x: np.ndarray, t: Any, eps: np.ndarray) -> np.ndarray:
         alpha, sigma = coefficients(t)
-        found: np.ndarray = alpha * x + sigma * eps
-        return found
+        noisy: np.ndarray = alpha * x + sigma * eps
+        return noisy
 
     def ddim(x: np.ndarray, k: np.ndarray, times: np.ndarray) -> np.ndarray:
         for t, s in itertools.pairwise(times):
@@ -86,8 +86,8 @@ def check(module: ModuleType) -> None:
     }
 
     def unit(x: np.ndarray) -> np.ndarray:
-        found: np.ndarray = x / np.sqrt((x**2).sum(1, keepdims=True))
-        return found
+        normalized: np.ndarray = x / np.sqrt((x**2).sum(1, keepdims=True))
+        return normalized
 
     distances: dict[str, Any] = {
         "l2": lambda f, y: ((f - y) ** 2).mean(),
@@ -144,8 +144,8 @@ def check(module: ModuleType) -> None:
         if number > 0:
             expected["matching"] = by_matching * (gradient**2).mean()
             expected["adversarial"] = by_critic * of_student(logits[1]).mean()
-        found = {name: float(value) for name, value in method.losses("student", batch, step).items()}
-        assert found == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
+        terms = {name: float(value) for name, value in method.losses("student", batch, step).items()}
+        assert terms == {name: pytest.approx(value, rel=1e-4) for name, value in expected.items()}
         critic = {name: float(value) for name, value in method.losses("discriminator", batch, step).items()}
         assert critic == {"discriminator": pytest.approx(of_critic(*logits).mean(), rel=1e-4)}
         if number > 0:  # the value of the matching term does not show the sign of its gradient

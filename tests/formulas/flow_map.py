@@ -51,7 +51,7 @@ def check(module: ModuleType) -> None:
         config = module.Config.model_validate(values | {"guidance": guidance, "guidance_embedding": embeds})
         start = on_a_path(model(Scaled(0.0), Prediction.FLOW, schedule, takes_condition=True))
         made = on_a_path(model(Scaled(0.7, slope), Prediction.FLOW, schedule))
-        found = losses(module.METHOD(config, context(start), module.student_of(config, made)), step)
+        terms = losses(module.METHOD(config, context(start), module.student_of(config, made)), step)
         t = r[:, :1] if times == "uniform" else np.where(r[:, 1:2] < 0.5, s, 1 - s)
         t = np.clip(t, 1e-5, 1 - 1e-5)
         x_t = (1 - t) * pairs.x_0.numpy() + t * eps
@@ -69,7 +69,7 @@ def check(module: ModuleType) -> None:
         change = 0.7 * v + 1000 * slope if schedule == flow else slopes
         g = v - u(x_t, t, end) - min(step / 8, 1) * (t - end) * change
         g /= np.sqrt((g**2).mean(1, keepdims=True)) + 0.1
-        assert found == {"velocity": pytest.approx((g**2).mean(), rel=1e-4)}
+        assert terms == {"velocity": pytest.approx((g**2).mean(), rel=1e-4)}
 
 
 MUTATIONS = [

@@ -28,20 +28,20 @@ def check(module: ModuleType) -> None:
         start = model(Scaled(0.0), Prediction.SAMPLE, Cosine(), takes_condition=True)
         start.sampling = TEACHERS if by_scale else STUDENTS
         conditions = pairs.conditions | ({"guidance": own} if by_condition and by_scale else {})
-        found = module.guided_model(start, context(start), w, by_condition)
-        assert (found is start.denoiser) == (w == 1 and not (by_scale and by_condition))
-        x_0 = found(pairs.eps, torch.full((BATCH,), 0.5), conditions).x_0
+        guided = module.guided_model(start, context(start), w, by_condition)
+        assert (guided is start.denoiser) == (w == 1 and not (by_scale and by_condition))
+        x_0 = guided(pairs.eps, torch.full((BATCH,), 0.5), conditions).x_0
         scales = own[:, None].numpy() if "guidance" in conditions else w
         k = UNCONDITIONAL + scales * (scale.numpy() - UNCONDITIONAL)
         assert np.allclose(x_0.numpy(), k * pairs.eps.numpy(), atol=1e-6)
     assert module.with_scales(pairs.conditions, context(), 3.0, range(BATCH)) is pairs.conditions
-    found = module.with_scales(pairs.conditions, context(), (2.0, 5.0), range(BATCH))
+    with_scales = module.with_scales(pairs.conditions, context(), (2.0, 5.0), range(BATCH))
     drawn = 2 + 3 * Key(0, "model/guidance").uniform(range(BATCH))[:, 0]
-    assert found.keys() == {"scale", "guidance"} and np.allclose(found["guidance"].numpy(), drawn)
+    assert with_scales.keys() == {"scale", "guidance"} and np.allclose(with_scales["guidance"].numpy(), drawn)
     key, free = Key(0, "model/unconditional"), {"scale": torch.full((1, 1), UNCONDITIONAL)}
-    some = module.partly_unconditional(found, free, 0.3, key, range(BATCH))
+    some = module.partly_unconditional(with_scales, free, 0.3, key, range(BATCH))
     replaced = key.uniform(range(BATCH)) < 0.3
-    assert 0 < replaced.sum() < BATCH and some["guidance"] is found["guidance"]
+    assert 0 < replaced.sum() < BATCH and some["guidance"] is with_scales["guidance"]
     assert np.allclose(some["scale"].numpy(), np.where(replaced, UNCONDITIONAL, scale.numpy()))
 
 

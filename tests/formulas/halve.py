@@ -56,7 +56,7 @@ def check(module: ModuleType) -> None:
         if own:
             conditions = pairs.conditions | {"guidance": torch.from_numpy(guidance[:, 0])}
             inputs.clean_batch = lambda positions, conditions=conditions: (pairs.x_0, conditions)
-        found = losses(module.Halve(config, inputs, student))
+        terms = losses(module.Halve(config, inputs, student))
         k = UNCONDITIONAL + guidance * (scale.numpy() - UNCONDITIONAL)
         t = (i + 1) / steps
         alpha, sigma = coefficients(t)
@@ -66,7 +66,7 @@ def check(module: ModuleType) -> None:
         target = (x_end - sigma_end / sigma * x_t) / (alpha_end - sigma_end / sigma * alpha)
         snr = (alpha / sigma) ** 2
         w = np.maximum(snr, 1) if weight == "truncated_snr" else snr + 1
-        assert found == {
+        assert terms == {
             "x_0": pytest.approx((w * (0.7 * x_t + END * i / steps - target) ** 2).mean(), rel=1e-5)
         }
 

@@ -59,7 +59,7 @@ def check(module: ModuleType) -> None:
         method = module.METHOD(config, context(start, backbone=backbone), student)
         assert method.groups["student"].decays == {"target": 0.95}
         method.groups["student"].averages["target"] = {"net": average.net}
-        found = losses(method)
+        terms = losses(method)
         k = UNCONDITIONAL + (drawn if ranged else guidance) * (scale.numpy() - UNCONDITIONAL)
         t, s, each = (i + 1) / grid, i / grid, grid // segments
         end = np.floor(i / each) * each / grid
@@ -69,7 +69,7 @@ def check(module: ModuleType) -> None:
             target = np.where(s == end, x_s, ddim(x_s, 0.6 * x_s + END * end, s, end))
         error = ddim(x_t, 0.7 * x_t + END * end, t, end) - target
         expected = (np.sqrt(error**2 + 1e-6) - 1e-3).mean()
-        assert found == {"consistency": pytest.approx(expected, rel=1e-5)}
+        assert terms == {"consistency": pytest.approx(expected, rel=1e-5)}
 
 
 MUTATIONS = [

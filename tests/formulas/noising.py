@@ -16,15 +16,15 @@ MODULE = noising
 def check(module: ModuleType) -> None:
     """`x_t = alpha x_0 + sigma eps` at `t = (i + 1) / steps`, i uniform, eps fresh."""
     pairs, _ = samples()
-    found = module.noised(context(), Cosine(), range(BATCH), 3)
+    points = module.noised(context(), Cosine(), range(BATCH), 3)
     i = np.floor(Key(0, "model/step").uniform(range(BATCH))[:, 0] * 3)
     eps = Key(0, "model/noise").normal(range(BATCH), (SIZE,)).astype(np.float64)
     angle = np.pi / 2 * (i[:, None] + 1) / 3
-    assert found.i.tolist() == i.tolist() and torch.equal(
-        found.conditions["scale"], pairs.conditions["scale"]
+    assert points.i.tolist() == i.tolist() and torch.equal(
+        points.conditions["scale"], pairs.conditions["scale"]
     )
     expected = np.cos(angle) * pairs.x_0.numpy() + np.sin(angle) * eps
-    assert np.allclose(found.x_t.numpy(), expected, atol=1e-12)
+    assert np.allclose(points.x_t.numpy(), expected, atol=1e-12)
 
 
 MUTATIONS = [

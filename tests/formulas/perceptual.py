@@ -30,12 +30,12 @@ def check(module: ModuleType) -> None:
         squares = [((unit(a.numpy()) - unit(b.numpy())) ** 2, np.array(w)) for a, b, w in images]
         return [(w[:, None, None] * square).sum(1).mean() for square, w in squares]
 
-    for given, value in (
+    for channels, value in (
         (None, np.mean(expected([[1.0] * 3, [1.0]]))),
         (weights, np.sum(expected([weight.tolist() for weight in weights]))),
     ):
-        found = module.perceptual_distance(SimpleNamespace(maps=maps, channel_weights=given), x, y)
-        assert float(found) == pytest.approx(float(value), rel=1e-5)
+        distance = module.perceptual_distance(SimpleNamespace(maps=maps, channel_weights=channels), x, y)
+        assert float(distance) == pytest.approx(float(value), rel=1e-5)
 
 
 MUTATIONS = [

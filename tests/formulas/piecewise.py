@@ -49,7 +49,7 @@ def check(module: ModuleType) -> None:
         config = module.Config.model_validate(values | {"solver": solver, "solver_steps": steps})
         start = on_a_path(model(Scaled(0.0), Prediction.FLOW, schedule, takes_condition=True))
         made = on_a_path(model(Scaled(0.7, 3e-4), Prediction.FLOW, schedule))
-        found = losses(module.METHOD(config, context(start), module.student_of(config, made)))
+        terms = losses(module.METHOD(config, context(start), module.student_of(config, made)))
         w = drawn if isinstance(guidance, tuple) else guidance
         v = flow_network(schedule, UNCONDITIONAL + w * (scale.numpy() - UNCONDITIONAL), 0.0, 0.0)
         k, last = np.floor(r[:, :1] * windows) + 1, LAST[schedule]
@@ -70,7 +70,7 @@ def check(module: ModuleType) -> None:
         u = (x_start - x) / (begin - end)
         t = begin + (end - begin) * r[:, 1:]
         error = flow_network(schedule, 0.7, 3e-4, END)(x_start + (t - begin) * u, t, end) - u
-        assert found == {"velocity": pytest.approx((error**2).mean(), rel=1e-5)}
+        assert terms == {"velocity": pytest.approx((error**2).mean(), rel=1e-5)}
 
 
 MUTATIONS = [

@@ -23,14 +23,14 @@ def check(module: ModuleType) -> None:
     for loss in ("plain", "improved"):
         config = module.Config.model_validate({"from": "teacher", "loss": loss, "training": TRAINING})
         student = model(Scaled(0.3, slope=2e-4), Prediction.FLOW, RectifiedFlow())
-        found = losses(module.Reflow(config, context(), student))
+        terms = losses(module.Reflow(config, context(), student))
         t = r[:, :1] if loss == "plain" else np.where(r[:, 1:] < 0.5, s, 1 - s)
         t = np.clip(t, 1e-5, 1 - 1e-5)
         error = 0.3 * ((1 - t) * x_0 + t * eps) + (0.2 + END) * t - (eps - x_0)
         c = 0.00054 * SIZE
         huber = (np.sqrt((error**2).sum(1) + c**2) - c).mean() / SIZE
         expected = (error**2).mean() if loss == "plain" else huber
-        assert found == {"velocity": pytest.approx(expected, rel=1e-5)}
+        assert terms == {"velocity": pytest.approx(expected, rel=1e-5)}
 
 
 MUTATIONS = [

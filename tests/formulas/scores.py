@@ -50,9 +50,9 @@ def check(module: ModuleType) -> None:
         x, (u, u_fake, _) = STUDENT * x_t, uniform("times", 3)
         (alpha, sigma), tau = cosine(0.1 + 0.6 * u), 0.1 + 0.6 * u
         x_tau = alpha * x + sigma * drawn("student")
-        found, gradient = losses(method, "student", step)
+        terms, gradient = losses(method, "student", step)
         expected = {"x": x.mean(), "x_tau": (x_tau**2).mean(), "tau": tau.mean()}
-        assert found == {name: pytest.approx(value, rel=1e-5, abs=1e-7) for name, value in expected.items()}
+        assert terms == {name: pytest.approx(value, rel=1e-5, abs=1e-7) for name, value in expected.items()}
         assert gradient == pytest.approx((x_t * (1 + 2 * x_tau * alpha)).mean(), rel=1e-4)
         alpha, sigma = cosine(u_fake)
         error = (FAKE + WIDE) * (alpha * x + sigma * drawn("fake")) - x
@@ -63,10 +63,10 @@ def check(module: ModuleType) -> None:
         assert method.frozen == (method.teacher.net,) and method.fake.net is not method.teacher.net
         assert all(weight.requires_grad for weight in method.fake.net.parameters())
         with torch.no_grad():
-            found = method.real(
+            estimate = method.real(
                 torch.from_numpy(x_t), torch.full((BATCH,), 0.5), {"scale": torch.from_numpy(WIDE)}
             )
-        assert np.allclose(found.x_0.numpy(), WIDE * x_t, atol=1e-6)
+        assert np.allclose(estimate.x_0.numpy(), WIDE * x_t, atol=1e-6)
     check_prediction_error(module)
 
 
@@ -85,8 +85,8 @@ def check_prediction_error(module: ModuleType) -> None:
     }
     for prediction, error in errors.items():
         denoiser = Denoiser(None, Cosine(), prediction, Cosine())  # type: ignore[arg-type]
-        found = module.prediction_error(denoiser, Estimate(x_0, eps), Estimate(eps, x_0), t)
-        assert torch.allclose(found, error)
+        difference = module.prediction_error(denoiser, Estimate(x_0, eps), Estimate(eps, x_0), t)
+        assert torch.allclose(difference, error)
 
 
 MUTATIONS = [

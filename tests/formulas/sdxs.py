@@ -55,7 +55,7 @@ def check(module: ModuleType) -> None:
     ):
         method = module.METHOD(config, context(teacher, teacher=teacher, backbone=backbone), student)
     assert set(method.groups["discriminator"].modules.values()) == set(method.heads)
-    method.heads = [lambda found: 2 * found, lambda found: -2 * found]
+    method.heads = [lambda features: 2 * features, lambda features: -2 * features]
     assert [method.schedule(step) for step in (0, 3, 4, 5, 6, 7)] == [
         ("student",),
         ("student",),
@@ -85,20 +85,20 @@ def check(module: ModuleType) -> None:
     noise = Key(0, "model/scores/student").normal(range(BATCH), (SIZE,)).astype(np.float64)
     for step, alpha, weight in [(2, 1.0, 2.0), (4, 1.0, 2.0), (6, 0.8, 1.36), (9, 0.5, 0.4)]:
         batch = method.prepare(method.batch(Rows(step, range(BATCH))))
-        found = method.losses("student", batch, step)
+        terms = method.losses("student", batch, step)
         tau = 0.1 + times * (alpha * 0.9 - 0.1)
         x_tau = np.cos(np.pi * tau / 2) * 0.7 * eps + np.sin(np.pi * tau / 2) * noise
         g = alpha * (0.4 - k) * x_tau
         expected = {"features": weight * matched}
         expected |= {"matching": 0.5 * (g**2).mean()} if step >= 4 else {}
         expected |= {"adversarial": 0.3 * deceived} if step >= 6 else {}
-        assert {name: float(value.detach()) for name, value in found.items()} == pytest.approx(
+        assert {name: float(value.detach()) for name, value in terms.items()} == pytest.approx(
             expected, rel=1e-4
         )
         if step >= 4:
-            (slope,) = torch.autograd.grad(found["matching"], gain, retain_graph=True)
+            (slope,) = torch.autograd.grad(terms["matching"], gain, retain_graph=True)
             assert float(slope) == pytest.approx((g * eps).mean(), rel=1e-4)
-        (slope,) = torch.autograd.grad(found["features"], gain)
+        (slope,) = torch.autograd.grad(terms["features"], gain)
         assert float(slope) != 0
     critic = float(method.losses("discriminator", batch, 9)["critic"])
     hinges = [

@@ -36,8 +36,8 @@ def check(module: ModuleType) -> None:
         scale = mean_of(x - k * x_tau)
         # FAKE is added to both branches, so that guidance leaves it as it is; d x_tau / d x = a.
         slope = -FAKE * a * (rest - alpha * difference) + difference * (k * a - 1 + alpha * FAKE * a)
-        found, gradient = losses(method, "student")
-        assert found == {
+        terms, gradient = losses(method, "student")
+        assert terms == {
             "identity": pytest.approx((difference * (rest - alpha * difference) / scale).mean(), rel=1e-5)
         }
         assert gradient == pytest.approx((slope / scale * x_t).mean(), rel=1e-4)

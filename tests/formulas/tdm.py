@@ -49,8 +49,8 @@ def check(module: ModuleType) -> None:
         difference = (FAKE + WIDE - k) * x_tau
         scale = mean_of(x_hat - k * x_tau)
         root = np.sqrt(difference**2 + 1e-6)
-        found, gradient = losses(method, "student", step)
-        assert found == {"matching": pytest.approx(((root - 1e-3) / scale).mean(), rel=1e-4)}
+        terms, gradient = losses(method, "student", step)
+        assert terms == {"matching": pytest.approx(((root - 1e-3) / scale).mean(), rel=1e-4)}
         assert gradient == pytest.approx((difference / root / scale * x_t).mean(), rel=1e-3)
 
         tau, eps = s + u_fake * (t - s), drawn("fake")

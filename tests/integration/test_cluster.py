@@ -124,7 +124,7 @@ def test_a_stage_runs_once_in_the_whole_cluster(shared: Project, deployed: Serve
     assert shared.repro(*WANTED) == set()
 
 
-def test_the_stage_of_a_killed_worker_and_of_a_lost_host_is_given_to_another(
+def test_the_stage_of_a_killed_worker_and_of_a_lost_host_goes_to_another(
     shared: Project, deployed: Server
 ) -> None:
     # Long enough to be caught at work.

@@ -175,24 +175,24 @@ def test_every_feature_has_its_gradient_under_gradient_checkpointing(
                 weight
             ) in method.student.net.parameters():  # away from the start, where a feature may be equal
                 weight += 0.1 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-        found, net = {}, method.student.net
+        by_term, net = {}, method.student.net
         for name in method.losses("student", method.batch(Rows(0, range(2))), 0):
             net.zero_grad()
             with attention():
                 terms = method.losses("student", method.batch(Rows(0, range(2))), 0)
                 terms[name].backward()
-            found[name] = [weight.grad for weight in net.parameters() if weight.grad is not None]
-            assert any(gradient.abs().max() > 0 for gradient in found[name]), name
-        assert len(found) == 2 + len(method.blocks)
+            by_term[name] = [weight.grad for weight in net.parameters() if weight.grad is not None]
+            assert any(gradient.abs().max() > 0 for gradient in by_term[name]), name
+        assert len(by_term) == 2 + len(method.blocks)
         assert net.is_gradient_checkpointing == (len(rounds) == 1)
         rounds.append(size)
-        return found
+        return by_term
 
     rounds: list[str] = []
     expected = gradients()
     monkeypatch.setenv("FEWSTEP_CHECKPOINT_ACTIVATIONS", "1")
-    for name, found in gradients().items():
-        for mine, theirs in zip(found, expected[name], strict=True):
+    for name, recomputed in gradients().items():
+        for mine, theirs in zip(recomputed, expected[name], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 

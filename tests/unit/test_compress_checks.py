@@ -56,12 +56,12 @@ def test_the_plan_and_the_memory_are_of_each_models_own_network() -> None:
     chain = chain_of({**made, "evaluate.models.tail": [1], "export.tail": {"steps": 1}})
     teacher = design(chain)
     assert teacher is not None
-    found = designs(chain, teacher)
-    assert found["small"] is found["tail"] is not teacher
-    assert found["reflow"] is found["one_step"] is teacher
-    assert networks(chain, found, "small") == Networks(found["small"], teacher, teacher)
-    assert networks(chain, found, "tail") == Networks(found["small"], found["small"], teacher)
-    assert networks(chain, found, "train_teacher, denoiser") == Networks(teacher, teacher, teacher)
+    by_model = designs(chain, teacher)
+    assert by_model["small"] is by_model["tail"] is not teacher
+    assert by_model["reflow"] is by_model["one_step"] is teacher
+    assert networks(chain, by_model, "small") == Networks(by_model["small"], teacher, teacher)
+    assert networks(chain, by_model, "tail") == Networks(by_model["small"], by_model["small"], teacher)
+    assert networks(chain, by_model, "train_teacher, denoiser") == Networks(teacher, teacher, teacher)
 
     large: Any = teacher.make()
     middle = sum(weight.numel() for weight in large.mid_block.parameters())
@@ -97,11 +97,11 @@ def test_no_adapter_is_advised_where_none_is_possible() -> None:
     chain = chain_of({"compress.small": SMALL})
     teacher = design(chain)
     assert teacher is not None
-    found = trainings(chain)
-    setups = {"small": found["small"], "reflow": replace(found["reflow"], optimizer="adamw")}
-    said = {name: str(advice(teacher, setup, 1)) for name, setup in setups.items()}
-    assert "lora" in said["reflow"] and "lora" not in said["small"]
-    assert said["small"].startswith("nothing makes it fit; FEWSTEP_MICRO_BATCH=1 ")
+    all_setups = trainings(chain)
+    setups = {"small": all_setups["small"], "reflow": replace(all_setups["reflow"], optimizer="adamw")}
+    messages = {name: str(advice(teacher, setup, 1)) for name, setup in setups.items()}
+    assert "lora" in messages["reflow"] and "lora" not in messages["small"]
+    assert messages["small"].startswith("nothing makes it fit; FEWSTEP_MICRO_BATCH=1 ")
 
 
 def test_a_compressed_teacher_is_guided_as_it_was() -> None:
@@ -162,19 +162,21 @@ def test_a_compressed_teacher_is_guided_as_it_was() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_said_before_anything_runs(dotted: dict[str, Any], expected: list[str]) -> None:
-    found = faults(dotted)
-    assert len(found) == len(expected), found
-    for said, wanted in zip(found, expected, strict=True):
-        assert said.startswith(f"params.yaml: {wanted}"), said
+def test_what_does_not_fit_is_reported_before_anything_runs(
+    dotted: dict[str, Any], expected: list[str]
+) -> None:
+    messages = faults(dotted)
+    assert len(messages) == len(expected), messages
+    for message, wanted in zip(messages, expected, strict=True):
+        assert message.startswith(f"params.yaml: {wanted}"), message
 
 
-def test_a_foreign_teacher_without_a_rule_is_said_before_anything_runs() -> None:
+def test_a_foreign_teacher_without_a_rule_is_reported_before_anything_runs() -> None:
     make("pixel", Path("pixels"))
     own = {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []}
     dotted = {"teacher": own, "features": "x.pt", "data.resolution": 16, "export": {}}
-    said = "params.yaml: compress.small: size: no rule to make a UNet2DModel smaller"
-    assert any(fault.startswith(said) for fault in faults({**dotted, "compress.small": SMALL}))
+    message = "params.yaml: compress.small: size: no rule to make a UNet2DModel smaller"
+    assert any(fault.startswith(message) for fault in faults({**dotted, "compress.small": SMALL}))
 
 
 def test_a_name_is_taken_once() -> None:
@@ -191,12 +193,12 @@ def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
     shutil.copy(ROOT / "dvc.yaml", "dvc.yaml")
     assert [*keys.faults(chain_of({"compress.small": SMALL}))] == []
     entry = {key: value for key, value in SMALL.items() if key != "data"}
-    (said,) = keys.faults(chain_of({"compress.small": entry}))
-    assert said.startswith("params.yaml: compress.small.data: is missing; DVC needs it")
+    (message,) = keys.faults(chain_of({"compress.small": entry}))
+    assert message.startswith("params.yaml: compress.small.data: is missing; DVC needs it")
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "message"),
     [
         ({}, "give either size"),
         ({"size": "tiny", "blocks": {}}, "give either size"),
@@ -209,8 +211,8 @@ def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
         ({"size": "tiny", "unconditional": 1}, "less than 1"),
     ],
 )
-def test_impossible_settings_are_refused(values: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         compress.Config.model_validate({"from": "teacher", "training": TRAINING} | values)
 
 

@@ -66,9 +66,9 @@ MAPS = {
 def test_every_weight_is_that_of_its_layer(size: str) -> None:
     large = filled(unet())
     small = cut(large, size)
-    found = origins(large, small)
+    origin_of = origins(large, small)
     layers: dict[str, str] = {}
-    for name, origin in found.items():
+    for name, origin in origin_of.items():
         mine, theirs = layer_of(name), layer_of(origin)
         assert name.removeprefix(mine) == origin.removeprefix(theirs)
         layers.setdefault(mine, theirs)
@@ -92,9 +92,9 @@ def test_a_narrower_stream_starts_from_the_skip_connection_alone() -> None:
         assert (new == float(name == "norm1.weight")).all()
     assert torch.equal(small[f"{layer}.conv1.bias"], large.state_dict()[f"{origin}.conv1.bias"])
     # So it has a gradient.
-    found = cut(unet(block_out_channels=(4, 8, 12, 16)), "tiny")
-    found(torch.randn(1, 4, 8, 8), 1, torch.randn(1, 3, 8)).sample.square().sum().backward()
-    assert (found.get_submodule(layer).conv1.weight.grad[:, :12] != 0).any()
+    net = cut(unet(block_out_channels=(4, 8, 12, 16)), "tiny")
+    net(torch.randn(1, 4, 8, 8), 1, torch.randn(1, 3, 8)).sample.square().sum().backward()
+    assert (net.get_submodule(layer).conv1.weight.grad[:, :12] != 0).any()
 
 
 def test_nothing_is_shared_with_the_start_model() -> None:
@@ -107,7 +107,7 @@ def test_nothing_is_shared_with_the_start_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (
             ("conv1", "conv_shortcut"),
@@ -124,9 +124,9 @@ def test_nothing_is_shared_with_the_start_model() -> None:
         ),
     ],
 )
-def test_a_careless_copy_is_an_error_that_names_the_weight(source: tuple[str, str], said: str) -> None:
+def test_a_careless_copy_is_an_error_that_names_the_weight(source: tuple[str, str], message: str) -> None:
     rule = Reduction({}, lambda name: name.replace(*source), {})
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         reduced(unet(), rule)
 
 
@@ -144,7 +144,7 @@ def test_a_lost_setting_is_an_error_that_names_its_weight() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "size", "said"),
+    ("changes", "size", "message"),
     [
         ({"layers_per_block": 1}, "base", "every block has one layer already; .*: full, small, tiny, sdxs"),
         (
@@ -154,8 +154,8 @@ def test_a_lost_setting_is_an_error_that_names_its_weight() -> None:
         ),
     ],
 )
-def test_a_size_without_a_meaning_is_refused(changes: dict[str, Any], size: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"size = '{size}': {said}"):
+def test_a_size_without_a_meaning_is_refused(changes: dict[str, Any], size: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"size = '{size}': {message}"):
         cut(unet(**changes), size)
 
 
@@ -175,14 +175,14 @@ def test_settings_per_level_and_per_layer_follow_their_levels() -> None:
     )
     small = cut(large, "tiny")
     assert small.config.attention_head_dim == (1, 2, 3)
-    found = [[len(each.transformer_blocks) for each in block.attentions] for block in small.down_blocks]
-    assert found == [[1], [2], [3]]
-    found = [[len(each.transformer_blocks) for each in block.attentions] for block in small.up_blocks]
-    assert found == [[3, 2], [1, 2], [2, 1]]
+    depths = [[len(each.transformer_blocks) for each in block.attentions] for block in small.down_blocks]
+    assert depths == [[1], [2], [3]]
+    depths = [[len(each.transformer_blocks) for each in block.attentions] for block in small.up_blocks]
+    assert depths == [[3, 2], [1, 2], [2, 1]]
 
 
 def test_a_network_without_a_rule_is_refused() -> None:
-    for net, size, blocks, said in (
+    for net, size, blocks, message in (
         (
             MAKERS["sana"]().transformer,
             "tiny",
@@ -193,7 +193,7 @@ def test_a_network_without_a_rule_is_refused() -> None:
         (MAKERS["pixel"]().unet, "full", None, "size: no rule to make a UNet2DModel smaller"),
         (nn.Linear(1, 1), None, {}, "blocks: no rule to make a Linear smaller"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             cut(net, size, blocks)
 
 
@@ -207,7 +207,7 @@ def test_the_features_of_a_unet_have_equal_shapes(size: str) -> None:
         large(*x)
     with torch.no_grad(), tapped(small, [*rule.features]) as features:
         small(*x)
-    assert {block: found.shape for block, found in features.items()} == {
+    assert {block: output.shape for block, output in features.items()} == {
         block: targets[layer].shape for block, layer in rule.features.items()
     }
     blocks = len(small.down_blocks) + len(small.up_blocks) + (small.mid_block is not None)

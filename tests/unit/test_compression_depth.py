@@ -63,7 +63,7 @@ def test_every_weight_is_that_of_its_block(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "blocks", "said"),
+    ("name", "blocks", "message"),
     [
         ("SD3", {"transformer_blocks": [0, 1]}, "the last block, 4, differs from the others and has to stay"),
         ("PixArt", {"transformer_blocks": [3, 1]}, r"\[3, 1\]: expected ascending indices from 0 to 4"),
@@ -78,8 +78,8 @@ def test_every_weight_is_that_of_its_block(name: str) -> None:
         ("Sana", {"single_transformer_blocks": 1}, "no such stack; this network has transformer_blocks"),
     ],
 )
-def test_blocks_that_are_not_there_are_refused(name: str, blocks: dict[str, Any], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_blocks_that_are_not_there_are_refused(name: str, blocks: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         cut(DEEP[name](), blocks=blocks)
 
 
@@ -89,10 +89,10 @@ def test_even_spacing_keeps_both_ends() -> None:
     assert evenly_spaced(1, 1) == [0]
     for total in range(2, 30):
         for count in range(2, total + 1):
-            found = evenly_spaced(count, total)
-            assert len(set(found)) == count and (found[0], found[-1]) == (0, total - 1)
-            assert found == sorted(found)
-            assert max(abs(i - k * (total - 1) / (count - 1)) for k, i in enumerate(found)) <= 0.5
+            indices = evenly_spaced(count, total)
+            assert len(set(indices)) == count and (indices[0], indices[-1]) == (0, total - 1)
+            assert indices == sorted(indices)
+            assert max(abs(i - k * (total - 1) / (count - 1)) for k, i in enumerate(indices)) <= 0.5
 
 
 def called(name: str, net: Any) -> None:

@@ -118,8 +118,8 @@ def sdxl(layers: int, middle: bool, levels: int = 3) -> int:
 
 def test_sizes_of_sdxl_are_those_of_its_layers() -> None:
     assert sdxl(2, True) == weights(on_meta("SDXL")) == 2_567_463_684
-    found = {size: weights(cut(on_meta("SDXL"), size)) for size in ("base", "small", "tiny")}
-    assert found == {"base": sdxl(1, True), "small": sdxl(1, False), "tiny": sdxl(1, False, levels=2)}
+    counts = {size: weights(cut(on_meta("SDXL"), size)) for size in ("base", "small", "tiny")}
+    assert counts == {"base": sdxl(1, True), "small": sdxl(1, False), "tiny": sdxl(1, False, levels=2)}
 
 
 def wide(width: int, times: int) -> int:

@@ -97,8 +97,8 @@ def test_the_exact_output_means_the_x_0(schedule: Schedule, prediction: Predicti
         x_t = expand_like(alpha, x_0) * x_0 + expand_like(sigma, eps) * eps
         target = denoiser.exact(x_0, x_t, INSIDE)
         own = denoiser.own_alpha_sigma(INSIDE)
-        found = to_estimate(target, denoiser.own_x(x_t, INSIDE), *own, prediction)
-        assert torch.allclose(found.x_0, x_0, atol=1e-8)
+        estimate = to_estimate(target, denoiser.own_x(x_t, INSIDE), *own, prediction)
+        assert torch.allclose(estimate.x_0, x_0, atol=1e-8)
         if path == schedule:
             made = from_estimate(Estimate(x_0, eps), alpha, sigma, prediction)
             assert torch.allclose(target, made, atol=1e-8)

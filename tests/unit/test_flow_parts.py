@@ -167,7 +167,7 @@ def test_a_grid_is_all_combinations_and_a_list_is_itself() -> None:
             spread(nothing)
 
 
-def test_the_largest_training_of_a_stage_is_found_at_any_depth() -> None:
+def test_the_batch_sizes_of_a_stage_are_collected_at_any_depth() -> None:
     sections = {
         "train_teacher": {"training": {"batch_size": 96}, "vae": {"training": {"batch_size": 128}}, "x": 1},
         "seed": 0,

@@ -201,7 +201,7 @@ def test_the_stages_take_the_negative_prompt_of_sampling(
     assert not torch.equal(*trained)
 
 
-def test_stock_diffusers_draws_at_the_guidance_it_is_given(tmp_path: Path) -> None:
+def test_stock_diffusers_draws_at_the_guidance_it_receives(tmp_path: Path) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone, guidance=(1.0, 9.0))
     learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0))

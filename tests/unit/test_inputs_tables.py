@@ -225,7 +225,7 @@ def test_a_table_under_another_name_is_refused_rather_than_passed_over(name: str
         ("back\\slash.jpg", "back\\slash.jpg"),
     ],
 )
-def test_file_names_that_are_found(name: str, place: str, tmp_path: Path) -> None:
+def test_file_names_that_match_a_file(name: str, place: str, tmp_path: Path) -> None:
     row = {"file_name": name.replace("{root}", str(tmp_path)), "caption": "one"}
     entries = folder_with(tmp_path, "metadata.jsonl", json_lines(row), ["a/1", "back\\slash"])
     assert captions(entries) == [(place, "one")]

@@ -91,7 +91,7 @@ def test_drift_is_relative_to_the_real_mean() -> None:
     assert all(change.low <= 0.1 <= change.high for change in changes.values())
 
 
-def test_copies_of_training_images_are_found_and_new_ones_are_not() -> None:
+def test_copies_of_training_images_are_detected_and_new_ones_are_not() -> None:
     training, real, new = normal(500, 6), normal(4000, 6, seed=1), normal(400, 6, seed=2)
     limit = nearness_limit(real, training)
     assert copied(training[:100], training, limit).value == 1

@@ -1,4 +1,4 @@
-"""A model of the user's own: found by its factory's name, kept as it was adopted."""
+"""A model of the user's own: loaded by its factory's name, kept as it was adopted."""
 
 import sys
 import textwrap
