@@ -130,9 +130,9 @@ def saving(chosen: argparse.Namespace) -> dict[str, Any]:
         patch.object(method, "losses", until),
         patch.object(Saver, "save", timed(Saver.save, held)),
         patch.object(Saver, "_write", timed(Saver._write, written)),
+        suppress(KeyboardInterrupt),
     ):
-        with suppress(KeyboardInterrupt):
-            seconds_of(method)
+        seconds_of(method)
     total = time.monotonic() - begun
     return {
         "MB": chosen.size,
