@@ -83,7 +83,7 @@ class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return func(*args, **(kwargs or {}))
 
 
-class Lists(TorchFunctionMode):  # type: ignore[no-untyped-call]
+class Lists(TorchFunctionMode):
     """Counts calls of `tolist`, which reads host memory without an operation of torch."""
 
     count = 0
@@ -95,7 +95,7 @@ class Lists(TorchFunctionMode):  # type: ignore[no-untyped-call]
 
 def synchronisations(chosen: argparse.Namespace) -> dict[str, Any]:
     """Reads per step of the loop's thread."""
-    with Lists() as lists, Reads() as reads:
+    with Lists() as lists, Reads() as reads:  # type: ignore[no-untyped-call]
         seconds_of(Toy(16, chosen.steps), SAVE_EVERY_SECONDS="3600")
     return {"steps": chosen.steps, "reads per step": (lists.count + reads.count) / chosen.steps}
 

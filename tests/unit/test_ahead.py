@@ -168,7 +168,7 @@ def test_the_host_reads_values_only_where_they_are_shown(
     monkeypatch.setattr(Tensor, "tolist", counted)
     method = Fit("adamw")
     method.training = method.training.model_copy(update={"steps": 200})
-    with Reads() as reads:
+    with Reads() as reads:  # type: ignore[no-untyped-call]
         train(method, "fit", 0, tmp_path)
     lines = re.findall(r"\d+/200 .*fit loss \S+", capsys.readouterr().out)
     assert len(lines) == 20 and reads.count == 0
