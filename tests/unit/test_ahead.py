@@ -139,7 +139,7 @@ def test_a_loss_that_is_no_number_is_named_with_its_step_and_never_saved(
     failed = json.loads((tmp_path / "fit/failed_batch.json").read_text())
     assert failed["step"] == 15 and failed["positions"] == [*range(960, 1024)]
     kept = states(tmp_path / "fit")
-    assert bool(kept) == (every != "3600")
+    assert kept or every == "3600", "saves before a preview may be earlier"
     if kept:
         step, tensors = load_state(tmp_path / "fit") or (0, {})
         assert step <= 15 and all(tensor.isfinite().all() for tensor in tensors.values())

@@ -100,7 +100,7 @@ def test_errors_of_users_arrive_as_they_are_and_bugs_with_their_traceback() -> N
 
 
 def test_a_job_that_no_worker_can_read_is_an_error() -> None:
-    with Pool(2) as pool, pytest.raises(UserError, match=r"^unreadable: 2 processes .* with exit status 1"):
+    with Pool(2) as pool, pytest.raises(UserError, match=r"^unreadable: 2 processes .*with exit status 1"):
         list(pool.each(late, [Unreadable(), Unreadable()], lambda item: "unreadable"))  # type: ignore[arg-type]
 
 
