@@ -71,7 +71,8 @@ def test_the_plan_and_the_memory_are_of_each_models_own_network() -> None:
     assert disk["reflow"] == disk["train_teacher, denoiser"] == disk["export@one_step"] == 4 * whole
 
 
-def test_the_memory_counts_the_larger_start_and_the_larger_fake() -> None:
+def test_the_memory_counts_the_larger_start_and_the_larger_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     unet = partial(
         UNet2DConditionModel,
         sample_size=8,
