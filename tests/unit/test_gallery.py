@@ -23,5 +23,6 @@ def test_it_needs_no_other_teacher_data_or_triplets_than_the_default_chain() -> 
 def test_it_has_every_method_from_the_teacher_and_evaluates_each_model() -> None:
     chain = load_chain(FILE)
     assert {student.method for student in chain.students.values()} == set(METHODS)
-    assert {student.from_ for student in chain.students.values()} == {"teacher"}
+    assert {student.from_ for student in chain.students.values()} == {"teacher", "warm_up"}
+    assert chain.students["warm_up"].from_ == "teacher"
     assert set(chain.evaluate.models) == {"teacher", *chain.models()}
