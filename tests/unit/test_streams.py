@@ -116,7 +116,7 @@ def test_the_teachers_training_draws_from_each_stream_in_one_function(
 
     monkeypatch.setattr(Key, "generator", noted)
     train(Teacher(backbone, config, stream, 0), "teacher", 0, tmp_path / "work")
-    assert drawn["teacher/dropout"] == {"advance"}
+    assert drawn["teacher/dropout"] == {"update"}
     assert drawn["teacher/words"] == drawn["teacher/noise"] == {"Teacher.batch"}
     assert drawn["teacher/preview"] == {"Teacher.preview"}
     assert all(len(functions) == 1 for functions in drawn.values()), drawn
