@@ -27,11 +27,12 @@ WORKERS = 2
 class Killing:
     """Runs a stage in a folder of its own, and kills it.
 
-    made: the finished files of unfinished work that were seen, with the time at which each was written.
+    artifact: what the stage makes, relative to the folder. made: the finished files of unfinished work that
+    were seen, with the time at which each was written.
     """
 
-    def __init__(self, folder: Path, stage: str, *arguments: str) -> None:
-        self.folder, self.stage = folder, stage
+    def __init__(self, folder: Path, artifact: Path, stage: str, *arguments: str) -> None:
+        self.folder, self.artifact, self.stage = folder, folder / artifact, stage
         self.command = [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments]
         self.made: dict[str, int] = {}
 
@@ -57,8 +58,10 @@ class Killing:
         moments = random.Random(0)
         most = 0
         for _ in range(times):
-            if self.run(kill_after=moments.uniform(0, seconds / 2)) is not None:
-                self.made = {}  # it came to its end before, and begins anew
+            if self.run(kill_after=moments.uniform(0, seconds / 2)) is not None or self.artifact.exists():
+                # It came to its end, though it may have been killed after that. It begins anew.
+                shutil.rmtree(self.artifact)
+                self.made = {}
                 continue
             self.check_work()
             most = max(most, len(self.made))
@@ -80,11 +83,11 @@ def everything(folder: Path) -> dict[str, bytes]:
 
 def test_prepare_data(tmp_path: Path) -> None:
     data = {"source": "shapes", "count": 4000, "resolution": 128, "heldout": 0.3, "shard_size": 300}
-    killed, whole = Killing(tmp_path / "killed", "prepare_data"), Killing(tmp_path / "whole", "prepare_data")
+    killed, whole = (Killing(tmp_path / name, DATA, "prepare_data") for name in ("killed", "whole"))
     for each in (killed, whole):
         each.folder.mkdir()
         (each.folder / "params.yaml").write_text(yaml.safe_dump({"seed": 0, "data": data}))
-    compare(killed, whole, DATA)
+    compare(killed, whole)
 
 
 def test_encode_data(tmp_path: Path) -> None:
@@ -94,15 +97,16 @@ def test_encode_data(tmp_path: Path) -> None:
     params = {"encode_data": {"train": {"dtype": "float16"}}}
     (tmp_path / "whole/params.yaml").write_text(yaml.safe_dump(params))
     shutil.copytree(tmp_path / "whole", tmp_path / "killed")
-    killed, whole = (Killing(tmp_path / name, "encode_data", "train") for name in ("killed", "whole"))
-    compare(killed, whole, ENCODED / "train")
+    made = ENCODED / "train"
+    killed, whole = (Killing(tmp_path / name, made, "encode_data", "train") for name in ("killed", "whole"))
+    compare(killed, whole)
 
 
-def compare(killed: Killing, whole: Killing, made: Path) -> None:
+def compare(killed: Killing, whole: Killing) -> None:
     """Both make the same artifact, and no unfinished work is left."""
     seconds = whole.run()
     assert seconds is not None
     killed.kill(KILLS, seconds)
     assert killed.run() is not None
-    assert everything(killed.folder / made) == everything(whole.folder / made)
+    assert everything(killed.artifact) == everything(whole.artifact)
     assert not [*killed.folder.glob(f"{CHECKPOINTS}/{killed.stage}*/*")]
