@@ -143,17 +143,16 @@ def measure() -> None:
     """Run the stage, and write what its steps and its end take into MEASURED."""
     steps: list[tuple[float, float]] = []
     memory: dict[str, int] = {"of the process alone": private()}
-    step = loop.advance
+    step = loop.update
 
-    def with_clock(*args: Any) -> Any:
+    def with_clock(*args: Any) -> None:
         memory.setdefault("before the first step", private())
         begun = time.perf_counter(), time.process_time()
         with peak(memory, "in the steps"):
-            result = step(*args)
+            step(*args)
         steps.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-        return result
 
-    loop.advance = with_clock  # type: ignore[assignment]
+    loop.update = with_clock  # type: ignore[assignment]
     sys.argv = ["compress.py", NAME]
     with peak(memory, "in the stage"):
         runpy.run_path(str(ROOT / "stages/compress.py"), run_name="__main__")

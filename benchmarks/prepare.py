@@ -81,7 +81,7 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "cores": len(os.sched_getaffinity(0)),
+                "cores": os.cpu_count(),
                 "load before": load,
                 "images": chosen.images,
                 "resolution": chosen.resolution,

@@ -146,6 +146,9 @@ def is_alive(pid: int) -> bool:
 def test_workers_are_the_cores_or_what_the_machine_sets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEWSTEP_WORKERS", raising=False)
     assert workers() == len(os.sched_getaffinity(0))
+    with monkeypatch.context() as macos:
+        macos.delattr(os, "sched_getaffinity")
+        assert workers() == os.cpu_count()
     monkeypatch.setenv("FEWSTEP_WORKERS", "3")
     assert workers() == 3
     monkeypatch.setenv("FEWSTEP_WORKERS", "0")

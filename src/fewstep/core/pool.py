@@ -32,7 +32,9 @@ SERVE = "from fewstep.core.pool import serve; serve({})"
 
 def workers() -> int:
     """FEWSTEP_WORKERS; by default, the number of cores that this process may use."""
-    return count_of("WORKERS", len(os.sched_getaffinity(0)))
+    # macOS has no affinity.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return count_of("WORKERS", cores)
 
 
 @dataclass
