@@ -45,7 +45,7 @@ def ratio(clock: Callable[[], float] = time.perf_counter) -> float:
     The caller may be without gradients, in inference mode or in autocast. torch's random state is unchanged.
     """
     best = {False: float("inf"), True: float("inf")}
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         layer = nn.Sequential(nn.Conv2d(64, 64, 3, padding=1), nn.SiLU(), nn.Conv2d(64, 64, 3, padding=1))
         x = torch.rand(32, 64, 16, 16)
         for _ in range(1 + ROUNDS):  # the first is a warm-up; it is slower, so the minimum ignores it
