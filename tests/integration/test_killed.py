@@ -1,4 +1,8 @@
-"""Stages that are killed (SIGKILL) at random moments end with the same bytes, and make nothing twice."""
+"""Stages that are killed (SIGKILL) at random moments end with the same bytes, and make nothing twice.
+
+A kill costs the start of three processes, so there are few of them here.
+`FEWSTEP_TEST_KILLS=10` asks for ten.
+"""
 
 import os
 import random
@@ -18,7 +22,7 @@ from fewstep.preparation.prepare import prepare
 from tests.miniature import imported
 
 ROOT = Path(__file__).parents[2]
-KILLS = 10
+KILLS = int(os.environ.get("FEWSTEP_TEST_KILLS", "3"))
 FINISHED = (".zip", ".tar", ".safetensors")
 """Suffixes of finished parts and shards."""
 WORKERS = 2
@@ -36,8 +40,11 @@ class Killing:
         self.command = [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments]
         self.made: dict[str, int] = {}
 
-    def run(self, kill_after: float | None = None) -> float | None:
-        """Seconds of work until the stage's end; None if it was killed, after `kill_after` seconds."""
+    def run(self, kill_at: int | None = None, and_after: float = 0) -> bool:
+        """Whether the stage came to its end.
+
+        kill_at, and_after: it is killed `and_after` seconds after it finished `kill_at` files.
+        """
         environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "FEWSTEP_WORKERS": str(WORKERS)}
         with subprocess.Popen(
             self.command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True
@@ -45,20 +52,23 @@ class Killing:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert f"{self.stage}: writes" in line, line
-            begun = time.monotonic()
-            if kill_after is not None:
-                time.sleep(kill_after)
+            if kill_at is not None:
+                goal = len(self.made) + kill_at
+                while len(self.finished()) < goal and process.poll() is None:
+                    time.sleep(0.01)
+                time.sleep(and_after)
                 process.send_signal(signal.SIGKILL)
             process.communicate()
         assert process.returncode in (0, -signal.SIGKILL)
-        return time.monotonic() - begun if process.returncode == 0 else None
+        return process.returncode == 0
 
-    def kill(self, times: int, seconds: float) -> None:
-        """Kill it at random moments. seconds: of its work without a kill, of which most runs do a part."""
+    def kill(self, times: int) -> None:
+        """Kill it at random moments: while it starts, and when it has finished a few more files."""
         moments = random.Random(0)
         most = 0
-        for _ in range(times):
-            if self.run(kill_after=moments.uniform(0, seconds / 2)) is not None or self.artifact.exists():
+        for number in range(times):
+            more = moments.randint(0, 3) if number else 1
+            if self.run(kill_at=more, and_after=moments.uniform(0, 0.2)) or self.artifact.exists():
                 # It came to its end, though it may have been killed after that. It begins anew.
                 shutil.rmtree(self.artifact)
                 self.made = {}
@@ -66,15 +76,21 @@ class Killing:
             self.check_work()
             most = max(most, len(self.made))
             print(f"{self.stage}: killed with {len(self.made)} finished files")
-        assert most > 1, "it was killed before anything was finished"
+        assert most, "every run came to its end before it was killed"
+
+    def work(self) -> list[Path]:
+        """The files of unfinished work."""
+        return [file for file in self.folder.glob(f"{CHECKPOINTS}/{self.stage}*/*/*") if file.is_file()]
+
+    def finished(self) -> list[Path]:
+        return [file for file in self.work() if file.suffix in FINISHED]
 
     def check_work(self) -> None:
         """What was finished before is still the same file; at most one file of each worker is unfinished."""
-        files = [file for file in self.folder.glob(f"{CHECKPOINTS}/{self.stage}*/*/*") if file.is_file()]
-        now = {file.name: file.stat().st_mtime_ns for file in files if file.suffix in FINISHED}
+        now = {file.name: file.stat().st_mtime_ns for file in self.finished()}
         assert self.made.items() <= now.items()
         self.made = now
-        assert sum(file.name.endswith(PARTIAL) for file in files) <= WORKERS
+        assert sum(file.name.endswith(PARTIAL) for file in self.work()) <= WORKERS
 
 
 def everything(folder: Path) -> dict[str, bytes]:
@@ -104,9 +120,8 @@ def test_encode_data(tmp_path: Path) -> None:
 
 def compare(killed: Killing, whole: Killing) -> None:
     """Both make the same artifact, and no unfinished work is left."""
-    seconds = whole.run()
-    assert seconds is not None
-    killed.kill(KILLS, seconds)
-    assert killed.run() is not None
+    assert whole.run()
+    killed.kill(KILLS)
+    assert killed.run()
     assert everything(killed.artifact) == everything(whole.artifact)
     assert not [*killed.folder.glob(f"{CHECKPOINTS}/{killed.stage}*/*")]

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
-from fewstep.data.prompted import load_prompted, save_prompted
+from fewstep.data.prompted import PromptedFile, save_prompted
 from fewstep.data.stream import Stream
 from fewstep.training.checkpoint import load_state, states
 from fewstep.training.loop import LOG_EVERY, train
@@ -87,7 +86,7 @@ class FromDisk(Fit):
         super().__init__("adamw")
         self.done = 0
         rows = [64 * 20] * 2
-        self.stream = Stream(rows, lambda number: load_prompted(files[number]), Key(0, "order"))
+        self.stream = Stream(rows, lambda number: PromptedFile(files[number]), Key(0, "order"))
 
     def batch(self, rows: Rows) -> Tensor:
         return torch.stack([row.latent for row in self.stream.rows(rows.positions)])
@@ -105,7 +104,7 @@ def test_a_corrupt_shard_ends_the_training_at_its_step(tmp_path: Path) -> None:
     second = int(Key(0, "order/shards").permutation(0, 2)[1])
     files[second].write_bytes(files[second].read_bytes()[:1000])
     method = FromDisk(files)
-    with pytest.raises(SafetensorError):
+    with pytest.raises(UserError, match=f"{files[second]}: damaged"):
         train(method, "fit", 0, tmp_path)
     assert method.done == 20, "the steps before it are done"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fewstep.artifacts.manifest import Manifest
 from fewstep.core.keyed import Key
-from fewstep.data.prompted import Prompted, load_prompted
+from fewstep.data.prompted import Prompted, PromptedFile
 from fewstep.data.stream import Stream
 
 
@@ -15,5 +15,5 @@ def open_encoded(folder: Path, order: Key) -> Stream[Prompted]:
     return Stream(metadata["counts"], partial(_load, folder, metadata["files"]), order)
 
 
-def _load(folder: Path, files: list[str], shard: int) -> list[Prompted]:
-    return load_prompted(folder / files[shard])
+def _load(folder: Path, files: list[str], shard: int) -> PromptedFile:
+    return PromptedFile(folder / files[shard])

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fewstep.core.errors import UserError
 from fewstep.core.files import whole_file
 from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import Conditions
@@ -22,7 +24,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 
 @dataclass(frozen=True)
 class Prompted:
-    """One latent `[C, h, w]` and its conditions, without a batch dimension; float32."""
+    """One latent `[C, h, w]` and its conditions, without a batch dimension; in the dtype of their file."""
 
     latent: Tensor
     condition: dict[str, Tensor]
@@ -44,33 +46,40 @@ def save_prompted(
         save_file({"prompt": prompt, **small}, staging)
 
 
-def load_prompted(path: Path) -> list[Prompted]:
-    """Every latent of a file; those with the same prompt share its tensors."""
-    tensors = load_file(path)
-    table, per_latent = (
-        {
-            name.removeprefix(prefix): value.float()
-            for name, value in tensors.items()
-            if name.startswith(prefix)
-        }
-        for prefix in (TABLE, OWN)
-    )
-    return [
-        Prompted(
-            latent,
-            {name: value[prompt] for name, value in table.items()}
-            | {name: value[row] for name, value in per_latent.items()},
+class PromptedFile:
+    """The latents of a file, which is mapped into memory. A row is read when it is used, in its stored dtype.
+
+    The pages that were read belong to the system's file cache: it drops them when a process needs the memory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Raises UserError naming the file when it is damaged."""
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            remedy = "delete the folder that it lies in and run `dvc repro`"
+            raise UserError(f"{path}: damaged ({error}); {remedy}") from None
+        self._latents, self._prompts = tensors["latents"], tensors["prompt"].tolist()
+        self._table, self._own = (
+            {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            for prefix in (TABLE, OWN)
         )
-        for row, (latent, prompt) in enumerate(
-            zip(tensors["latents"].float(), tensors["prompt"].tolist(), strict=True)
-        )
-    ]
+
+    def __getitem__(self, row: int) -> Prompted:
+        prompt = self._prompts[row]
+        shared = {name: value[prompt] for name, value in self._table.items()}
+        return Prompted(self._latents[row], shared | {name: value[row] for name, value in self._own.items()})
 
 
 def collate_rows(samples: Sequence[Prompted], device: torch.device) -> tuple[Tensor, Conditions]:
-    """x_0 `[B, C, h, w]` and conditions `[B, ...]`, on the device."""
-    conditions = {
-        name: upload(torch.stack([sample.condition[name] for sample in samples]), device)
-        for name in samples[0].condition
-    }
-    return upload(torch.stack([sample.latent for sample in samples]), device), conditions
+    """x_0 `[B, C, h, w]` and conditions `[B, ...]`, float32, on the device.
+
+    They are converted there: half as many bytes are copied where the file holds half precision.
+    """
+
+    def stacked(rows: Sequence[Tensor]) -> Tensor:
+        return upload(torch.stack(list(rows)), device).float()
+
+    names = samples[0].condition
+    conditions = {name: stacked([sample.condition[name] for sample in samples]) for name in names}
+    return stacked([sample.latent for sample in samples]), conditions

@@ -6,25 +6,32 @@ So a step reads few shards, and a resumed training computes its position, on any
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
 from fewstep.core.keyed import Key
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 KEPT = 2  # a batch of consecutive positions rarely spans more shards
+
+
+class ShardRows(Protocol[T_co]):
+    """The rows of a shard. A list, or an object that reads a row when it is asked for it."""
+
+    def __getitem__(self, row: int, /) -> T_co: ...
 
 
 class Stream(Generic[T]):
     """An endless, seekable sequence of rows that lie in shards.
 
     counts: the number of rows of each shard.
-    load: shard number -> its rows; the last KEPT shards stay in memory.
+    load: shard number -> its rows, of which those of the last KEPT shards are kept.
     key: of the permutations.
     """
 
-    def __init__(self, counts: Sequence[int], load: Callable[[int], Sequence[T]], key: Key) -> None:
+    def __init__(self, counts: Sequence[int], load: Callable[[int], ShardRows[T]], key: Key) -> None:
         """Raises ValueError when there is no row at all."""
         self.total = sum(counts)
         if self.total == 0:

@@ -6,7 +6,6 @@ was drawn per latent; `prompts.json`; and a manifest whose `facts` name the solv
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from fewstep.artifacts.manifest import Manifest
 from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
 from fewstep.data.noise import noise_of
-from fewstep.data.prompted import Prompted, collate_rows, load_prompted
+from fewstep.data.prompted import Prompted, PromptedFile, collate_rows
 from fewstep.data.stream import Stream
 from fewstep.diffusion.denoiser import Conditions
 
@@ -45,11 +44,17 @@ def open_triplets(folders: Sequence[Path], order: Key) -> Stream[Triplet]:
     manifests = [Manifest.open(folder, "triplets") for folder in folders]
     counts = [manifest.facts["count"] for manifest in manifests]
     firsts = [manifest.facts["first"] for manifest in manifests]
-    return Stream(counts, partial(_load, list(folders), firsts), order)
+    return Stream(counts, lambda shard: _Shard(folders[shard], firsts[shard]), order)
 
 
-def _load(folders: Sequence[Path], firsts: Sequence[int], shard: int) -> list[Triplet]:
-    return [Triplet(firsts[shard] + row, end) for row, end in enumerate(load_prompted(folders[shard] / FILE))]
+class _Shard:
+    """The triplets of a folder, whose first index is `first`."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._first, self._ends = first, PromptedFile(folder / FILE)
+
+    def __getitem__(self, row: int) -> Triplet:
+        return Triplet(self._first + row, self._ends[row])
 
 
 def collate(triplets: Sequence[Triplet], noise: Key, device: torch.device) -> TripletBatch:
