@@ -248,8 +248,17 @@ def test_captions_that_are_nowhere_are_warned_of() -> None:
 def test_the_plan_counts_a_foreign_teachers_weights_and_latents() -> None:
     chain = of_stable_diffusion({})
     disk = {stage.name: stage.disk for stage in plan(chain)}
-    weights = sum(p.numel() for p in make("sd", Path("again")).unet.parameters())
-    assert disk["reflow"] == disk["import_teacher"] == 4 * weights
+    stock = make("sd", Path("again"))
+    weights, others = (
+        sum(p.numel() for net in nets for p in net.parameters())
+        for nets in ([stock.unet], [stock.vae, stock.text_encoder])
+    )
+    assert disk["reflow"] == 4 * weights
+    assert disk["import_teacher"] == 4 * (weights + others)
+    smaller = of_stable_diffusion({"import_teacher.dtype": "float16", "export": {"reflow": {"steps": 4}}})
+    disk = {stage.name: stage.disk for stage in plan(smaller)}
+    assert disk["import_teacher"] == 2 * (weights + others)
+    assert disk["export@reflow"] == 4 * (2 * weights + others)
     latent, prompt = 4 * 8 * 8, 77 * 16
     assert disk["generate_triplets@0"] == chain.triplets.shard_size * (latent + prompt) * 4
     assert next(stage.samples for stage in plan(chain) if stage.name == "prepare_data") == 30

@@ -6,7 +6,7 @@ from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.designs import TEACHER, designs
 from fewstep.checks.memory import FLOAT, Setup, setup_of, student_setup
-from fewstep.checks.teacher import Sizes, design, in_cache, is_local, sizes
+from fewstep.checks.teacher import Sizes, companions, design, in_cache, is_local, sizes
 from fewstep.checks.tracing import parameters
 from fewstep.config.training import TrainingConfig
 
@@ -36,6 +36,8 @@ def plan(chain: Chain) -> list[PlannedStage]:
     size = sizes(denoiser) if denoiser else None
     nets = designs(chain, denoiser) if denoiser else {}
     disk = {name: FLOAT * parameters(net) for name, net in nets.items()}
+    value = BYTES[chain.import_teacher.dtype]
+    others = companions(chain)
     if chain.teacher.train and chain.train_teacher:
         vae = chain.train_teacher.vae.training
         stages.append(training("train_teacher, autoencoder", vae, None))
@@ -43,7 +45,8 @@ def plan(chain: Chain) -> list[PlannedStage]:
     else:
         if chain.teacher.adopt:
             stages.append(PlannedStage("collect_code", None, None, None))
-        stages.append(PlannedStage(taking_over(chain), None, None, disk.get(TEACHER)))
+        denoisers = disk[TEACHER] // FLOAT * value if TEACHER in disk else None
+        stages.append(PlannedStage(taking_over(chain), None, None, plus(denoisers, value * others)))
     for split in chain.encode_data:
         share = {"train": 1 - chain.data.heldout, "heldout": chain.data.heldout}[split]
         images = round(count * share) if count is not None else None
@@ -59,8 +62,15 @@ def plan(chain: Chain) -> list[PlannedStage]:
     stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
     for name, counts in chain.evaluate.models.items():
         stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
-    stages += [PlannedStage(f"export@{name}", None, None, disk.get(name)) for name in chain.export]
+    for name in chain.export:
+        twice = 2 * disk[name] if name in disk else None  # in the pipeline, and alone
+        stages.append(PlannedStage(f"export@{name}", None, None, plus(twice, FLOAT * others)))
     return [*stages, PlannedStage("report", None, None, None)]
+
+
+def plus(denoiser: int | None, others: int) -> int | None:
+    """Bytes of a denoiser and of other weights; None where those of the denoiser are unknown."""
+    return None if denoiser is None else denoiser + others
 
 
 def encoded(size: Sizes | None, count: int | None, dtype: str) -> int | None:

@@ -1,20 +1,25 @@
 """What is known of a teacher before it exists: the configuration files of its parts, and its denoiser."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
 
+from fewstep.backbones.configurations import Configurations
 from fewstep.backbones.parts import class_in
 from fewstep.backbones.pipeline import INDEX
 from fewstep.backbones.registry import family
 from fewstep.backbones.sd_new import new_net, new_scheduler
+from fewstep.backbones.weight_files import PLAIN, read_header, variant_of, variants
 from fewstep.chain import Chain
 from fewstep.checks.memory import Design
+from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 
 CONFIG = "config.json"
@@ -80,6 +85,25 @@ def pipeline_folder(chain: Chain) -> Path | None:
         return Path(where) if (Path(where) / INDEX).is_file() else None
     cached = in_cache(where, chain.import_teacher.revision)
     return cached.parent if cached is not None else None
+
+
+def companions(chain: Chain) -> int:
+    """Number of values in the weights of a teacher's parts beside the denoiser: text encoders, autoencoder.
+
+    From the headers of its files; 0 where it is not a folder on this machine, or a file is wrong.
+    """
+    folder = pipeline_folder(chain)
+    if folder is None:
+        return 0
+    configurations = Configurations(folder, chain.import_teacher.without)
+    wanted, total = chain.import_teacher.variant, 0
+    with suppress(UserError):  # which the check of the teacher reports
+        adapter = family(chain.teacher.backbone).of(configurations.index.get("_class_name"))
+        for part in adapter.networks():
+            if part != adapter.net_part and configurations.has(part):
+                for file in variants(folder / part).get(variant_of(folder / part, wanted) or PLAIN, []):
+                    total += sum(prod(shape) for shape in read_header(file).shapes.values())
+    return total
 
 
 def in_cache(repository: str, revision: str | None) -> Path | None:
