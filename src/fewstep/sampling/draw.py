@@ -1,11 +1,12 @@
 """Draws latents and images with any model of the chain."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fewstep.backbones.model import Model
+from fewstep.backbones.model import Model, open_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import autocast
@@ -13,6 +14,7 @@ from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, Denoiser, 
 from fewstep.diffusion.sampling import Guidance
 from fewstep.diffusion.schedules import Schedule
 from fewstep.diffusion.solvers import Fresh, Solver, solve
+from fewstep.training.half import halve_frozen
 
 DECODER = "decoder"
 """Name of the part of a model that decodes its latents."""
@@ -96,3 +98,16 @@ class Sampler:
     def evaluations(self, steps: int) -> int:
         """Network evaluations per image; guidance doubles them."""
         return steps * (2 if self.doubled else 1)
+
+
+def frozen_sampler(
+    folder: Path, backbone: Backbone, sampling: SamplingConfig, clip: float | None = None
+) -> Sampler:
+    """A model of the chain with its sampling settings, its denoiser and further networks frozen.
+
+    folder: the model's artifact. backbone: by `frozen_backbone`. clip: see `Sampler`. Raises UserError when
+    the artifact is incomplete.
+    """
+    model = open_model(folder, backbone)
+    halve_frozen(net.requires_grad_(False) for net in (model.net, *model.parts.values()))
+    return Sampler(model, backbone, sampling, clip)

@@ -97,6 +97,11 @@ class Context:
         return sampler.images(batch.conditions, batch.eps, steps, fresh)
 
     def unconditional(self) -> Conditions:
-        """Conditions of the negative prompt, for classifier-free guidance; batch size 1."""
+        """Conditions of the negative prompt, for classifier-free guidance; batch size 1.
+
+        The text encoders are released: a training encodes no other prompt.
+        """
         with torch.no_grad():
-            return self.backbone.unconditional(self.negative_prompt)
+            conditions = self.backbone.unconditional(self.negative_prompt)
+        self.backbone.release_encoders()
+        return conditions
