@@ -205,8 +205,6 @@ def guided(
             own = scale_of(conditions, x, scale)
             return Estimate(torch.lerp(x_0_free, x_0, own), torch.lerp(eps_free, eps, own))
         (rows,) = inside.nonzero(as_tuple=True)
-        if not len(rows):
-            return denoise(x, t, conditions)
         (x_0, eps), (x_0_free, eps_free) = branches(denoise, unconditional, x, t, conditions, rows)
         own = scale_of({name: value[rows] for name, value in conditions.items()}, x, scale)
         return Estimate(
