@@ -64,7 +64,7 @@ class Task:
     @property
     def params(self) -> dict[str, Any]:
         """Everything else that the model depends on, as plain values."""
-        limited = {} if self.guidance_interval is None else {"guidance_interval": self.guidance_interval}
+        limited = {} if self.guidance_interval is None else {"guidance_interval": [*self.guidance_interval]}
         return limited | {
             "seed": self.seed,
             "name": self.name,
