@@ -60,7 +60,8 @@ def main() -> None:
 
 def guided_like(chosen: SamplingConfig, like: SamplingConfig) -> SamplingConfig:
     """`chosen` with the guidance of `like`."""
-    return chosen.model_copy(update={"guidance": like.guidance, "negative_prompt": like.negative_prompt})
+    kept = like.model_dump(include={"guidance", "guidance_interval", "negative_prompt"})
+    return chosen.model_copy(update=kept)
 
 
 if __name__ == "__main__":

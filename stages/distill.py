@@ -4,9 +4,9 @@ import sys
 from pathlib import Path
 
 from fewstep.config.base import read
+from fewstep.config.sampling import SamplingConfig
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
-from fewstep.core.text import normalised
 from fewstep.students.learn import Task, learn, method_module
 
 NAME = sys.argv[1]
@@ -15,13 +15,14 @@ NAME = sys.argv[1]
 def main() -> None:
     """params.yaml `students.NAME` + its start model + triplets -> artifacts/models/NAME.
 
-    The negative prompt is the one of `sampling`.
+    Negative prompt and guidance interval are those of `sampling`.
     """
     method = read(str, "students", NAME, "method")
     config = read(method_module(method).Config, "students", NAME)
     shards, features = read(list[int], "triplets", "shards"), read(Path, "features")
-    negative, seed = normalised(read(str, "sampling", "negative_prompt")), read(int, "seed")
-    learn(Task(f"distill@{NAME}", NAME, method, config, shards, seed, features, negative))
+    sampling, seed = read(SamplingConfig, "sampling"), read(int, "seed")
+    negative, interval = sampling.negative_prompt, sampling.guidance_interval
+    learn(Task(f"distill@{NAME}", NAME, method, config, shards, seed, features, negative, interval))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import sys
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.encode import EncodeConfig
 from fewstep.core.hardware import deterministic
@@ -11,6 +10,7 @@ from fewstep.core.paths import DATA, ENCODED, TEACHER
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.sampling.encode import encode_split
+from fewstep.sampling.frozen import frozen_backbone
 
 SPLIT = sys.argv[1]
 
@@ -21,7 +21,7 @@ def main() -> None:
     inputs = {"data": DATA, "teacher": TEACHER}
     params = {"split": SPLIT, "encode_data": config.model_dump(mode="json")}
     deterministic()
-    backbone = open_backbone(TEACHER)
+    backbone = frozen_backbone(TEACHER)
     work = Workspace(f"encode_data@{SPLIT}", params, inputs)
     encode_split(ENCODED / SPLIT, backbone, DATA, SPLIT, config.dtype, work, inputs)
     if is_main_process():

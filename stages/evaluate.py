@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.backbones.model import open_model
-from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.files import whole_folder
@@ -17,7 +15,8 @@ from fewstep.evaluation.evaluation_set import load
 from fewstep.evaluation.grid import write_strip
 from fewstep.evaluation.record import write_record
 from fewstep.features.network import open_features
-from fewstep.sampling.draw import Sampler
+from fewstep.sampling.draw import frozen_sampler
+from fewstep.sampling.frozen import frozen_backbone
 
 NAME = sys.argv[1]
 SPEED_BATCH, SPEED_SECONDS = 32, 0.3
@@ -27,8 +26,7 @@ def main() -> None:
     """params.yaml `evaluate.models.NAME` + model + set -> metrics/NAME.json, artifacts/evaluations/NAME."""
     steps = read(tuple[int, ...], "evaluate", "models", NAME)
     folder = MODELS / NAME
-    backbone = open_backbone(TEACHER)
-    sampler = Sampler(open_model(folder, backbone), backbone, read(SamplingConfig, "sampling"))
+    sampler = frozen_sampler(folder, frozen_backbone(TEACHER), read(SamplingConfig, "sampling"))
     on = load(EVALUATION_SET)
     metrics, images = measure(
         sampler, identity(folder), steps, on, open_features(read(Path, "features")).to(device())

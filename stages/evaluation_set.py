@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-from fewstep.backbones.model import open_model
-from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
@@ -12,15 +10,15 @@ from fewstep.core.paths import DATA, EVALUATION_SET, TEACHER
 from fewstep.core.stage import run
 from fewstep.evaluation.evaluation_set import make, save
 from fewstep.features.network import open_features
-from fewstep.sampling.draw import Sampler
+from fewstep.sampling.draw import frozen_sampler
+from fewstep.sampling.frozen import frozen_backbone
 
 
 def main() -> None:
     """params.yaml `evaluation_set`, `sampling` + data + teacher + features -> artifacts/evaluation_set."""
     config, sampling = read(EvaluationSetConfig, "evaluation_set"), read(SamplingConfig, "sampling")
     path = read(Path, "features")
-    backbone = open_backbone(TEACHER)
-    teacher = Sampler(open_model(TEACHER, backbone), backbone, sampling)
+    teacher = frozen_sampler(TEACHER, frozen_backbone(TEACHER), sampling)
     made, grid = make(config, DATA, teacher, open_features(path).to(device()), read(int, "seed"))
     save(made, grid, EVALUATION_SET, {"data": DATA, "teacher": TEACHER, "features": path})
 

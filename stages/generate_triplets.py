@@ -3,15 +3,14 @@
 import sys
 
 from fewstep.artifacts.workspace import Workspace
-from fewstep.backbones.model import open_model
-from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.triplets import TripletsConfig
 from fewstep.core.paths import TEACHER, TRIPLETS
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
-from fewstep.sampling.draw import Sampler
+from fewstep.sampling.draw import frozen_sampler
+from fewstep.sampling.frozen import frozen_backbone
 from fewstep.sampling.triplets import write_triplets
 
 SHARD = int(sys.argv[1])
@@ -28,8 +27,7 @@ def main() -> None:
         "triplets": config.model_dump(mode="json", exclude={"shards"}),
         "sampling": sampling.model_dump(mode="json"),
     }
-    backbone = open_backbone(TEACHER)
-    sampler = Sampler(open_model(TEACHER, backbone), backbone, sampling)
+    sampler = frozen_sampler(TEACHER, frozen_backbone(TEACHER), sampling)
     work = Workspace(f"generate_triplets@{SHARD}", params, inputs)
     write_triplets(OUT, sampler, config, SHARD, seed, work, inputs)
     if is_main_process():

@@ -3,9 +3,9 @@
 import sys
 
 from fewstep.config.base import read
+from fewstep.config.sampling import SamplingConfig
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
-from fewstep.core.text import normalised
 from fewstep.methods.halve import Config
 from fewstep.students.learn import Task, learn
 
@@ -16,12 +16,12 @@ NAME = f"halve-{ROUND}"
 def main() -> None:
     """params.yaml `halve.ROUND` + its start model + its data -> artifacts/models/halve-ROUND.
 
-    The negative prompt is the one of `sampling`.
+    Negative prompt and guidance interval are those of `sampling`.
     """
     config, shards = read(Config, "halve", ROUND), read(list[int], "triplets", "shards")
-    negative = normalised(read(str, "sampling", "negative_prompt"))
-    seed = read(int, "seed")
-    learn(Task(f"halve@{ROUND}", NAME, "halve", config, shards, seed, negative_prompt=negative))
+    sampling, seed = read(SamplingConfig, "sampling"), read(int, "seed")
+    negative, interval = sampling.negative_prompt, sampling.guidance_interval
+    learn(Task(f"halve@{ROUND}", NAME, "halve", config, shards, seed, None, negative, interval))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Frozen weights in half precision: the bits of every result, and the bytes of the weights."""
 
+import weakref
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from pathlib import Path
@@ -11,16 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from fewstep.backbones.model import open_model
+from fewstep.backbones.prompts import encode_distinct
+from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import StudentTrainingConfig
+from fewstep.core.hardware import autocast
 from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.methods import halve
+from fewstep.sampling.draw import frozen_sampler
+from fewstep.sampling.frozen import frozen_backbone
 from fewstep.students.context import Context
 from fewstep.students.learn import Task, learn, method_module
 from fewstep.students.start import start_and_student, with_net
 from fewstep.training import state
-from fewstep.training.half import halve_frozen
+from fewstep.training.half import halve_frozen, rounded_by_autocast
 from tests.miniature import draw_triplets, import_miniature, prepare_images
-from tests.pipelines import vae
+from tests.pipelines import CAPTIONS, vae
 from tests.unit.test_every_method import METHODS, untrained_classifier
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
@@ -83,6 +89,50 @@ def test_the_start_model_is_halved_where_the_configuration_says_so(method: str, 
     context = Context("student", 0, start, student, backbone, [TRIPLETS / "0"], features, None)
     frozen = module.METHOD(config, context, module.student_of(config, student)).frozen
     assert any(net is start.net for net in frozen) == config.evaluates_start
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "pixart", "flux", "sana"])
+def test_what_is_drawn_and_encoded_has_the_same_bytes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Teacher, autoencoder and text encoders, opened as the stages that only evaluate them do."""
+    import_miniature(family)
+    sampling = SamplingConfig(steps=2, guidance=3.0, negative_prompt="a small red star")
+
+    def drawn() -> tuple[dict[str, Tensor], dict[str, set[torch.dtype]]]:
+        backbone: Any = frozen_backbone(TEACHER)
+        sampler = frozen_sampler(TEACHER, backbone, sampling)
+        conditions, _ = encode_distinct(backbone, CAPTIONS)
+        noise = torch.randn(len(CAPTIONS), *backbone.latent_shape, generator=torch.manual_seed(0))
+        images = sampler.images(conditions, noise, sampling.steps)
+        with torch.no_grad(), autocast():
+            encoded = backbone.encode(images)
+        encoders = {name: part for name, part in backbone.prompter.components.items() if "encoder" in name}
+        networks = {"net": backbone.net, **encoders}
+        if not backbone.vae.config.get("force_upcast"):
+            networks["vae"] = backbone.vae
+        dtypes = {
+            name: {weight.dtype for weight in rounded_by_autocast(net)}
+            for name, net in networks.items()
+            if isinstance(net, nn.Module)
+        }
+        return conditions | {"images": images, "encoded": encoded}, dtypes
+
+    rounded, dtypes = drawn()
+    assert len(dtypes) > 1 and all(kinds == {torch.bfloat16} for kinds in dtypes.values()), dtypes
+    monkeypatch.setenv("FEWSTEP_HALF_FROZEN", "0")
+    exact, dtypes = drawn()
+    assert all(kinds == {torch.float32} for kinds in dtypes.values()), dtypes
+    assert rounded.keys() == exact.keys()
+    assert {name for name, value in exact.items() if not torch.equal(value, rounded[name])} == set()
+
+
+def test_a_training_does_not_keep_the_text_encoders() -> None:
+    backbone: Any = import_miniature("sd")
+    start = open_model(TEACHER, backbone)
+    context = Context("student", 0, start, start, backbone, [], None, None)
+    encoder = weakref.ref(backbone.prompter.text_encoder)
+    first = context.unconditional()
+    assert encoder() is None
+    assert torch.equal(context.unconditional()["text"], first["text"])
 
 
 def test_nothing_is_rounded_where_results_would_change(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,6 +58,9 @@ class CustomModel:
         """Conditions of guidance's unconditional branch, batch size 1."""
         return self.encode_prompts([negative_prompt])
 
+    def release_encoders(self) -> None:
+        """Free the memory of a text encoder that can be loaded again; by default there is none."""
+
     def encode(self, images: Tensor) -> Tensor:
         """Images `[B, 3, H, W]` in [-1, 1] as latents."""
         return images

@@ -1,5 +1,6 @@
 """Base class of the families in diffusers: a pipeline folder whose parts are loaded on first use."""
 
+import gc
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -200,6 +201,10 @@ class DiffusersBackbone:
 
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         return self.encode_prompts([negative_prompt])
+
+    def release_encoders(self) -> None:
+        self.__dict__.pop("prompter", None)
+        gc.collect()  # pipelines and networks refer to each other
 
     def encode(self, images: Tensor) -> Tensor:
         with full_precision(self.vae.config.get("force_upcast", False)):

@@ -1,6 +1,5 @@
 """Proof that a teacher's artifact works: it encodes, decodes, and its step equals its stock pipeline's."""
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +59,7 @@ def prove(backbone: DiffusersBackbone, source: Path) -> str:
 def encoded_prompt(backbone: DiffusersBackbone) -> Conditions:
     """Conditions of a test prompt; frees the text encoders."""
     conditions = backbone.encode_prompts([PROMPT if backbone.prompt_length else CLASS])
-    backbone.__dict__.pop("prompter", None)
-    gc.collect()
+    backbone.release_encoders()
     return conditions
 
 

@@ -47,6 +47,9 @@ class Backbone(Protocol):
     def unconditional(self, negative_prompt: str = "") -> Conditions:
         """Conditions of guidance's unconditional branch, batch size 1, as in the family's stock pipeline."""
 
+    def release_encoders(self) -> None:
+        """Free the memory of the text encoders; they are loaded again when a prompt is encoded."""
+
     def encode(self, images: Tensor) -> Tensor:
         """Images as latents."""
 

@@ -209,10 +209,14 @@ class Rehearsal:
         return method
 
     def drawing(self, name: str) -> Run:
-        """One solver step of a model, drawing the noise included, as a function of the number of samples."""
+        """One solver step of a model, drawing the noise included, as a function of the number of samples.
+
+        With guidance, if the model has it, also where `sampling.guidance_interval` leaves it out.
+        """
         assert self.backbone is not None
         backbone = self.backbone
-        sampler = Sampler(self.model(name), backbone, self.chain.sampling)
+        sampling = self.chain.sampling.model_copy(update={"guidance_interval": None})
+        sampler = Sampler(self.model(name), backbone, sampling)
         with torch.no_grad():
             one = backbone.encode_prompts([CAPTION])
 

@@ -59,6 +59,8 @@ class Estimate(NamedTuple):
 
 Denoise = Callable[[Tensor, Tensor, Conditions], Estimate]
 """(x_t [B, ...], t [B] in [0, 1], conditions) -> Estimate."""
+Applies = Callable[[Tensor], Tensor]
+"""t [B] -> whether guidance applies, bool [B]."""
 
 
 def expand_like(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -153,6 +155,11 @@ class Denoiser:
         """
         return self.schedule.alpha_sigma(self.own_time(t))
 
+    def noise_level(self, t: Tensor) -> Tensor:
+        """`sigma / alpha` `[B]` of the point at which the network is evaluated."""
+        alpha, sigma = self.own_alpha_sigma(t)
+        return sigma / alpha
+
     def own_conditions(self, conditions: Conditions) -> Conditions:
         """The conditions that the network takes; END_TIME, if among them, in the network's own time."""
         others = {GUIDANCE, END_TIME}.difference(self.inputs)
@@ -182,30 +189,66 @@ class Denoiser:
         return from_estimate(Estimate(x_0, eps), alpha, sigma, self.prediction)
 
 
-def guided(denoise: Denoise, unconditional: Conditions, scale: float) -> Denoise:
+def guided(
+    denoise: Denoise, unconditional: Conditions, scale: float, applies: Applies | None = None
+) -> Denoise:
     """Classifier-free guidance `uncond + scale (cond - uncond)` (Ho & Salimans 2022, eq. 6).
 
     One batched pass; `unconditional` has batch size 1. The condition `guidance`, if present, replaces
-    the scale.
+    the scale. Samples to which guidance does not apply have no unconditional row in the pass.
     """
 
     def run(x: Tensor, t: Tensor, conditions: Conditions) -> Estimate:
-        (x_0, eps), (x_0_free, eps_free) = branches(denoise, unconditional, x, t, conditions)
-        own = scale_of(conditions, x, scale)
-        return Estimate(torch.lerp(x_0_free, x_0, own), torch.lerp(eps_free, eps, own))
+        inside = None if applies is None else applies(t)
+        if inside is None or bool(inside.all()):
+            (x_0, eps), (x_0_free, eps_free) = branches(denoise, unconditional, x, t, conditions)
+            own = scale_of(conditions, x, scale)
+            return Estimate(torch.lerp(x_0_free, x_0, own), torch.lerp(eps_free, eps, own))
+        (rows,) = inside.nonzero(as_tuple=True)
+        (x_0, eps), (x_0_free, eps_free) = branches(denoise, unconditional, x, t, conditions, rows)
+        own = scale_of({name: value[rows] for name, value in conditions.items()}, x, scale)
+        return Estimate(
+            x_0.index_copy(0, rows, torch.lerp(x_0_free, x_0[rows], own)),
+            eps.index_copy(0, rows, torch.lerp(eps_free, eps[rows], own)),
+        )
 
     return run
 
 
 def branches(
-    denoise: Denoise, unconditional: Conditions, x: Tensor, t: Tensor, conditions: Conditions
+    denoise: Denoise,
+    unconditional: Conditions,
+    x: Tensor,
+    t: Tensor,
+    conditions: Conditions,
+    rows: Tensor | None = None,
 ) -> tuple[Estimate, Estimate]:
-    """The conditional and the unconditional estimate, in one pass; `unconditional` has batch size 1."""
-    free = unconditional | {name: conditions[name] for name in (END_TIME, GUIDANCE) if name in conditions}
-    both = {name: torch.cat([value, free[name].expand_as(value)]) for name, value in conditions.items()}
-    estimate = denoise(torch.cat([x, x]), torch.cat([t, t]), both)
-    (x_0, x_0_free), (eps, eps_free) = (part.chunk(2) for part in estimate)
-    return Estimate(x_0, eps), Estimate(x_0_free, eps_free)
+    """The conditional and the unconditional estimate, in one pass; `unconditional` has batch size 1.
+
+    rows: of the unconditional estimate, `[R]`; None: all.
+    """
+    some = slice(None) if rows is None else rows
+    kept = [name for name in (END_TIME, GUIDANCE) if name in conditions]
+    free = unconditional | {name: conditions[name][some] for name in kept}
+    both = {name: torch.cat([value, free[name].expand_as(value[some])]) for name, value in conditions.items()}
+    x_0, eps = denoise(torch.cat([x, x[some]]), torch.cat([t, t[some]]), both)
+    return Estimate(x_0[: len(x)], eps[: len(x)]), Estimate(x_0[len(x) :], eps[len(x) :])
+
+
+def within(denoiser: Denoiser, interval: tuple[float, float | None] | None) -> Applies | None:
+    """Whether `low < sigma / alpha <= high` (Kynkaanniemi et al. 2024); None: at every time.
+
+    high: None for no upper limit. sigma / alpha does not depend on the path, so one interval holds on each.
+    """
+    if interval is None:
+        return None
+    low, high = interval
+
+    def applies(t: Tensor) -> Tensor:
+        level = denoiser.noise_level(t)
+        return (level > low) & (True if high is None else level <= high)
+
+    return applies
 
 
 def scale_of(conditions: Conditions, x: Tensor, scale: float) -> Tensor | float:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.artifacts.manifest import identity
-from fewstep.backbones.model import open_model
-from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import read
 from fewstep.config.evaluate import EvaluationSetConfig
 from fewstep.config.sampling import SamplingConfig
@@ -16,7 +14,8 @@ from fewstep.evaluation.evaluate import measure
 from fewstep.evaluation.evaluation_set import EvaluationSet, make
 from fewstep.evaluation.spread import spread
 from fewstep.features.network import FeatureNetwork, open_features
-from fewstep.sampling.draw import Sampler
+from fewstep.sampling.draw import Sampler, frozen_sampler
+from fewstep.sampling.frozen import frozen_backbone
 
 FLOOR = "floor"
 """Name of the floor's record, in place of a model's: real images against real ones."""
@@ -33,8 +32,7 @@ def evaluate_fully(models: Mapping[str, Sequence[int]], images: int, draws: int 
     deterministic()
     config = read(EvaluationSetConfig, "evaluation_set").model_copy(update={"pictures": images})
     sampling, network = read(SamplingConfig, "sampling"), open_features(read(Path, "features")).to(device())
-    backbone = open_backbone(TEACHER)
-    teacher = Sampler(open_model(TEACHER, backbone), backbone, sampling)
+    teacher = frozen_sampler(TEACHER, frozen_backbone(TEACHER), sampling)
     measured: dict[tuple[str, int | None], list[Json]] = {}
     for draw in range(draws):
         on, _ = make(config, DATA, teacher, network, read(int, "seed"), draw)
@@ -54,7 +52,7 @@ def records(
 ) -> Iterator[Json]:
     """Every model's figures on one set, then the floor's."""
     for name, steps in models.items():
-        sampler = Sampler(open_model(MODELS / name, teacher.backbone), teacher.backbone, teacher.sampling)
+        sampler = frozen_sampler(MODELS / name, teacher.backbone, teacher.sampling)
         yield measure(sampler, identity(MODELS / name), steps, on, network)[0].model_dump(mode="json")
     if on.reference.floor is not None:
         yield {"model": FLOOR, **on.reference.floor.model_dump(mode="json")}

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fewstep.backbones.model import Model
 from fewstep.config.base import Section
 from fewstep.core.errors import UserError
-from fewstep.diffusion.denoiser import add_noise, branches, expand_like, scale_of
+from fewstep.diffusion.denoiser import add_noise, branches, expand_like, scale_of, within
 from fewstep.diffusion.solvers import at, ddim, ddim_step, trailing
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching, divergence_weight, error_scale
@@ -136,6 +136,8 @@ class DistributionMatching(ScoreDistillation):
             self.teacher.denoiser, self.unconditional, x_cleaner, cleaner, batch.conditions
         )
         beyond = scale_of(batch.conditions, x_tau, self.config.scale) - 1
+        if (applies := within(self.teacher.denoiser, self.context.guidance_interval)) is not None:
+            beyond = beyond * expand_like(applies(cleaner), x_tau)
         matching = (fake - real) / error_scale(x, real, CLAMP)
         return matching - beyond * (with_prompt - without) / error_scale(x, with_prompt, CLAMP)
 

@@ -7,9 +7,7 @@ import torch
 from torchvision.utils import save_image
 
 from fewstep.artifacts.manifest import NAME
-from fewstep.backbones.model import open_model
 from fewstep.backbones.prompts import encode_distinct, gather
-from fewstep.backbones.registry import open_backbone
 from fewstep.config.base import PARAMS, read
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
@@ -19,7 +17,8 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.core.text import normalised
 from fewstep.data.noise import fresh_noise, noise_of
-from fewstep.sampling.draw import Sampler
+from fewstep.sampling.draw import frozen_sampler
+from fewstep.sampling.frozen import frozen_backbone
 
 
 def save_grid(
@@ -41,11 +40,12 @@ def save_grid(
     """
     deterministic()
     teacher = model if read_json(model / NAME).get("kind") == "teacher" else model.parent / TEACHER.name
-    backbone = open_backbone(teacher)
+    backbone = frozen_backbone(teacher)
     sampling = read(SamplingConfig, "sampling") if PARAMS.exists() else SamplingConfig()
     if guidance is not None:
         sampling = sampling.model_copy(update={"guidance": guidance})
-    opened = open_model(model, backbone)
+    sampler = frozen_sampler(model, backbone, sampling, clip)
+    opened = sampler.model
     steps = steps or opened.steps or (sampling.steps if opened.sampling.follows_params else None)
     if steps is None:
         raise UserError(f"{model}: runs at any number of steps; say how many with --steps")
@@ -54,7 +54,7 @@ def save_grid(
     key, columns = Key(seed, "sample"), [*range(count)] * len(prompts)
     noise = noise_of(key, columns, backbone.latent_shape).to(device())
     fresh = fresh_noise(key, columns, backbone.latent_shape, device())
-    images = Sampler(opened, backbone, sampling, clip).images(gather(conditions, row), noise, steps, fresh)
+    images = sampler.images(gather(conditions, row), noise, steps, fresh)
     shown = torch.nn.functional.interpolate(images.cpu(), scale_factor=enlarge, mode="nearest")
     padding = 2 if len(shown) > 1 else 0
     with whole_file(out) as staging:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fewstep.artifacts.manifest import Manifest
 from fewstep.backbones.model import Model, open_model
 from fewstep.backbones.protocol import Backbone
-from fewstep.config.sampling import SamplingConfig
+from fewstep.config.sampling import NoiseRange, SamplingConfig
 from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
@@ -33,7 +33,7 @@ class Context:
     name: of the new model; with `seed` it keys all randomness. start: the model it starts from, frozen.
     student: equal to the start before training; all its weights or its adapter are trained. shards: folders
     of triplets. features: folder or file of the feature network of a perceptual loss. encoded: folder of
-    encoded real images. negative_prompt: of the teacher's guidance, from `sampling`.
+    encoded real images. negative_prompt, guidance_interval: of the teacher's guidance, from `sampling`.
     """
 
     name: str
@@ -45,6 +45,7 @@ class Context:
     features: Path | None
     encoded: Path | None
     negative_prompt: str = ""
+    guidance_interval: NoiseRange | None = None
 
     def key(self, use: str) -> Key:
         """Randomness for one use (`noise`, `times` ...) of this training."""
@@ -97,6 +98,11 @@ class Context:
         return sampler.images(batch.conditions, batch.eps, steps, fresh)
 
     def unconditional(self) -> Conditions:
-        """Conditions of the negative prompt, for classifier-free guidance; batch size 1."""
+        """Conditions of the negative prompt, for classifier-free guidance; batch size 1.
+
+        The text encoders are released: a training encodes no other prompt.
+        """
         with torch.no_grad():
-            return self.backbone.unconditional(self.negative_prompt)
+            conditions = self.backbone.unconditional(self.negative_prompt)
+        self.backbone.release_encoders()
+        return conditions

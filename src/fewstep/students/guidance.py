@@ -8,7 +8,7 @@ from fewstep.backbones.model import Model
 from fewstep.config.sampling import Scale, ScaleRange
 from fewstep.core.hardware import upload
 from fewstep.core.keyed import Key
-from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, guided
+from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Denoise, guided, within
 from fewstep.diffusion.sampling import Guidance
 from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
@@ -37,14 +37,15 @@ class GuidedConfig(MethodConfig):
 
 
 def guided_model(model: Model, context: Context, scale: float, per_sample: bool) -> Denoise:
-    """The model's estimate at a guidance scale, with the negative prompt of `sampling`.
+    """The model's estimate at a guidance scale, with the negative prompt and the interval of `sampling`.
 
     per_sample: samples may have scales of their own in their conditions, where the model is guided by a
     scale. At scale 1 without such conditions, guidance changes nothing: the model is evaluated once per step.
     """
     by_scale = model.sampling.guidance is Guidance.SCALE
     if scale != 1 or (by_scale and per_sample):
-        return guided(model.denoiser, context.unconditional(), scale)
+        applies = within(model.denoiser, context.guidance_interval)
+        return guided(model.denoiser, context.unconditional(), scale, applies)
     return model.denoiser
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from fewstep.artifacts.workspace import Workspace
 from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.registry import open_backbone
+from fewstep.config.sampling import NoiseRange
 from fewstep.core.errors import UserError
 from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
 from fewstep.core.processes import is_main_process
@@ -28,7 +29,8 @@ class Task:
     """One student to be trained.
 
     stage: its name in DVC. name: of the model. method: the file of `methods/`. shards: numbers of the triplet
-    shards to learn from. features: path of the feature network. negative_prompt: of the teacher's guidance.
+    shards to learn from. features: path of the feature network. negative_prompt, guidance_interval: of the
+    teacher's guidance.
     """
 
     stage: str
@@ -39,6 +41,7 @@ class Task:
     seed: int
     features: Path | None = None
     negative_prompt: str = ""
+    guidance_interval: NoiseRange | None = None
 
     @property
     def triplets(self) -> list[Path]:
@@ -61,7 +64,8 @@ class Task:
     @property
     def params(self) -> dict[str, Any]:
         """Everything else that the model depends on, as plain values."""
-        return {
+        limited = {} if self.guidance_interval is None else {"guidance_interval": [*self.guidance_interval]}
+        return limited | {
             "seed": self.seed,
             "name": self.name,
             "method": self.method,
@@ -111,6 +115,7 @@ def learn(task: Task) -> None:
         features=task.features,
         encoded=task.encoded,
         negative_prompt=task.negative_prompt,
+        guidance_interval=task.guidance_interval,
     )
     module = method_module(task.method)
     made: Model = module.student_of(config, context.student)

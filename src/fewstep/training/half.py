@@ -1,7 +1,8 @@
 """Frozen weights in half precision: bit-identical results with half the memory.
 
 Autocast rounds the weights of linear and convolutional layers at every call, and never those of other layers.
-Here the frozen weights of linear and convolutional layers are rounded once instead.
+Here the frozen weights of linear and convolutional layers are rounded once instead. Artifacts are float32:
+before an adapter is merged, `restore_frozen` takes the weights of the start model's artifact.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from fewstep.core.hardware import DTYPES, mixed_precision
+from fewstep.core.switches import switch
 from fewstep.training.sharding import is_wanted as in_shards
 
 LAYERS = (
@@ -41,8 +43,11 @@ def halve_frozen(networks: Iterable[nn.Module]) -> None:
 
 
 def half() -> torch.dtype | None:
-    """The dtype of frozen weights on this machine; None: they stay float32."""
-    return None if in_shards() else DTYPES[mixed_precision()]
+    """The dtype of frozen weights on this machine; None: they stay float32.
+
+    That of autocast, unless FEWSTEP_HALF_FROZEN is 0.
+    """
+    return None if switch("HALF_FROZEN", "") == "0" or in_shards() else DTYPES[mixed_precision()]
 
 
 def rounded_by_autocast(net: nn.Module) -> Iterator[nn.Parameter]:
