@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from fewstep.config.base import read
+from fewstep.config.triplets import read_shard_folders
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
 from fewstep.core.text import normalised
@@ -19,7 +20,7 @@ def main() -> None:
     """
     method = read(str, "students", NAME, "method")
     config = read(method_module(method).Config, "students", NAME)
-    shards, features = read(list[int], "triplets", "shards"), read(Path, "features")
+    shards, features = read_shard_folders(), read(Path, "features")
     negative, seed = normalised(read(str, "sampling", "negative_prompt")), read(int, "seed")
     learn(Task(f"distill@{NAME}", NAME, method, config, shards, seed, features, negative))
 

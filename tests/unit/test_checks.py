@@ -251,7 +251,7 @@ def test_the_plan_counts_a_foreign_teachers_weights_and_latents() -> None:
     weights = sum(p.numel() for p in make("sd", Path("again")).unet.parameters())
     assert disk["reflow"] == disk["import_teacher"] == 4 * weights
     latent, prompt = 4 * 8 * 8, 77 * 16
-    assert disk["generate_triplets@0"] == chain.triplets.shard_size * (latent + prompt) * 4
+    assert disk["generate_triplets@0"] == chain.triplets.count * (latent + prompt) * 4
     assert next(stage.samples for stage in plan(chain) if stage.name == "prepare_data") == 30
 
 
