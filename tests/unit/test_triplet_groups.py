@@ -1,4 +1,4 @@
-"""Groups of triplet shards: the same bytes under any grouping, nothing drawn twice, damaged shards drawn again."""
+"""Groups of triplet shards: the same bytes under any grouping, and nothing drawn twice."""
 
 import os
 import signal

@@ -27,8 +27,8 @@ from fewstep.training.lora import detach
 class Task:
     """One student to be trained.
 
-    stage: its name in DVC. name: of the model. method: the file of `methods/`. shards: folders of the triplets
-    to learn from. features: path of the feature network. negative_prompt: of the teacher's guidance.
+    stage: its name in DVC. name: of the model. method: the file of `methods/`. shards: folders of the
+    triplets to learn from. features: path of the feature network. negative_prompt: of the teacher's guidance.
     """
 
     stage: str
