@@ -3,8 +3,8 @@
     python benchmarks/groups.py [--triplets 1000000] [--shard-size 4000] [--groups 8]
 
 Makes a project in a temporary folder whose stages `generate_triplets@GROUP` write small shards, and runs
-`dvc repro` there. Prints the lines of dvc.lock, and the seconds of `dvc status` and of `dvc repro -s` without a
-change, as JSON.
+`dvc repro` there. Prints the lines of dvc.lock, and the seconds of `dvc status` and of `dvc repro -s`
+without a change, as JSON.
 The hashing of real shards is not part of it.
 """
 
