@@ -23,6 +23,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 from fewstep.core.paths import CHECKPOINTS, DATA, TEACHER, TRIPLETS
 from fewstep.diffusion.denoiser import Conditions
+from fewstep.diffusion.solvers import Fresh
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.groups import write_group
 from tests.miniature import import_miniature, prepare_images
@@ -44,9 +45,11 @@ class Counting(Sampler):
 
     drawn = 0
 
-    def latents(self, conditions: Conditions, noise: Tensor, steps: int, *rest: Tensor) -> Tensor:
+    def latents(
+        self, conditions: Conditions, noise: Tensor, steps: int, fresh: Fresh | None = None
+    ) -> Tensor:
         self.drawn += len(noise)
-        return super().latents(conditions, noise, steps, *rest)
+        return super().latents(conditions, noise, steps, fresh)
 
 
 def settings(shards: int, groups: int) -> dict[str, object]:
