@@ -120,7 +120,8 @@ def make_project(chosen: argparse.Namespace) -> None:
     }
     params["data"]["resolution"] = chosen.pixels
     params["sampling"]["guidance"] = 7.5
-    drawn = {"prompts": "prompts.txt", "shard_size": chosen.batch * chosen.steps, "steps": 1, "shards": [0]}
+    count = chosen.batch * chosen.steps
+    drawn = {"prompts": "prompts.txt", "count": count, "shard_size": count, "steps": 1, "groups": [0]}
     params["triplets"] |= drawn
     PARAMS.write_text(yaml.safe_dump(params))
 

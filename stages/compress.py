@@ -3,6 +3,7 @@
 import sys
 
 from fewstep.config.base import read
+from fewstep.config.triplets import read_shard_folders
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
 from fewstep.core.text import normalised
@@ -17,7 +18,7 @@ def main() -> None:
 
     The negative prompt is the one of `sampling`.
     """
-    config, shards = read(Config, "compress", NAME), read(list[int], "triplets", "shards")
+    config, shards = read(Config, "compress", NAME), read_shard_folders()
     negative = normalised(read(str, "sampling", "negative_prompt"))
     seed = read(int, "seed")
     learn(Task(f"compress@{NAME}", NAME, "compress", config, shards, seed, negative_prompt=negative))

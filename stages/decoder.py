@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from fewstep.config.base import read
+from fewstep.config.triplets import read_shard_folders
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
 from fewstep.methods.decoder import Config
@@ -15,7 +16,7 @@ NAME = sys.argv[1]
 
 def main() -> None:
     """params.yaml `decoder.NAME` + its start model + its data, or `load` -> artifacts/models/NAME."""
-    config, shards = read(Config, "decoder", NAME), read(list[int], "triplets", "shards")
+    config, shards = read(Config, "decoder", NAME), read_shard_folders()
     if config.load is not None:
         add_decoder(NAME, config.from_, Path(config.load))
     else:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
+from fewstep.config.triplets import read_shard_folders
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
 from fewstep.students.learn import Task, learn, method_module
@@ -19,7 +20,7 @@ def main() -> None:
     """
     method = read(str, "students", NAME, "method")
     config = read(method_module(method).Config, "students", NAME)
-    shards, features = read(list[int], "triplets", "shards"), read(Path, "features")
+    shards, features = read_shard_folders(), read(Path, "features")
     sampling, seed = read(SamplingConfig, "sampling"), read(int, "seed")
     negative, interval = sampling.negative_prompt, sampling.guidance_interval
     learn(Task(f"distill@{NAME}", NAME, method, config, shards, seed, features, negative, interval))

@@ -1,4 +1,4 @@
-"""generate_triplets: one shard of (text, noise, image) drawn from the teacher."""
+"""generate_triplets: a group of shards of (text, noise, image) drawn from the teacher."""
 
 import sys
 
@@ -11,27 +11,27 @@ from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.sampling.draw import frozen_sampler
 from fewstep.sampling.frozen import frozen_backbone
-from fewstep.sampling.triplets import write_triplets
+from fewstep.sampling.groups import write_group
 
-SHARD = int(sys.argv[1])
-OUT = TRIPLETS / str(SHARD)
+GROUP = int(sys.argv[1])
+OUT = TRIPLETS / str(GROUP)
 
 
 def main() -> None:
-    """params.yaml `sampling`, `triplets` + prompts + teacher -> artifacts/triplets/SHARD."""
+    """params.yaml `sampling`, `triplets` + prompts + teacher -> artifacts/triplets/GROUP/SHARD."""
     seed, config = read(int, "seed"), read(TripletsConfig, "triplets")
     sampling = config.sampling(read(SamplingConfig, "sampling"))
     inputs = {"prompts": config.prompts, "teacher": TEACHER}
     params = {
         "seed": seed,
-        "triplets": config.model_dump(mode="json", exclude={"shards"}),
+        "triplets": config.model_dump(mode="json", exclude={"count", "groups"}),
         "sampling": sampling.model_dump(mode="json"),
     }
     sampler = frozen_sampler(TEACHER, frozen_backbone(TEACHER), sampling)
-    work = Workspace(f"generate_triplets@{SHARD}", params, inputs)
-    write_triplets(OUT, sampler, config, SHARD, seed, work, inputs)
+    work = Workspace("generate_triplets", params, inputs)
+    write_group(OUT, sampler, config, GROUP, seed, work, inputs)
     if is_main_process():
-        work.finish()
+        work.finish(keep=True)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import sys
 
 from fewstep.config.base import read
 from fewstep.config.sampling import SamplingConfig
+from fewstep.config.triplets import read_shard_folders
 from fewstep.core.paths import MODELS
 from fewstep.core.stage import run
 from fewstep.methods.halve import Config
@@ -18,7 +19,7 @@ def main() -> None:
 
     Negative prompt and guidance interval are those of `sampling`.
     """
-    config, shards = read(Config, "halve", ROUND), read(list[int], "triplets", "shards")
+    config, shards = read(Config, "halve", ROUND), read_shard_folders()
     sampling, seed = read(SamplingConfig, "sampling"), read(int, "seed")
     negative, interval = sampling.negative_prompt, sampling.guidance_interval
     learn(Task(f"halve@{ROUND}", NAME, "halve", config, shards, seed, None, negative, interval))

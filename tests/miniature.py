@@ -71,7 +71,9 @@ def draw_triplets(backbone: Backbone, guidance: float | tuple[float, float] = 1.
     """Shard 0, of eight triplets in two steps each. Returns what drew it."""
     if not isinstance(guidance, float):
         options["guidance"], guidance = guidance, 1.0
-    config = TripletsConfig(**{"prompts": DATA, "shards": (0,), "shard_size": 8, "steps": 2, **options})
+    config = TripletsConfig(
+        **{"prompts": DATA, "count": 8, "groups": (0,), "shard_size": 8, "steps": 2, **options}
+    )
     teacher = Sampler(
         open_model(TEACHER, backbone), backbone, SamplingConfig(steps=config.steps, guidance=guidance)
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from fewstep.config.training import StudentTrainingConfig
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.core.stage import run
 from fewstep.methods import compress, halve, reflow
 from fewstep.students.learn import Task, learn, method_module
@@ -68,7 +68,17 @@ def main() -> None:
         place["ACCELERATE_MIXED_PRECISION"] = "fp16" if name == "half" else "no"
         with patch.dict(os.environ, place), recorded(name):
             features = TEACHER if config.needs_feature_maps else None
-            learn(Task("learn", name, type(config).__module__.split(".")[-1], config, [0], 0, features))
+            learn(
+                Task(
+                    "learn",
+                    name,
+                    type(config).__module__.split(".")[-1],
+                    config,
+                    [TRIPLETS / "0"],
+                    0,
+                    features,
+                )
+            )
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Stages of the miniature chain in two processes, on CPUs, through accelerate's launcher."""
 
+import shutil
 import sys
 
 import pytest
@@ -30,9 +31,10 @@ def remade(project: Project, launch: str, *stages: str) -> str:
 
 def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> None:
     """Triplets to the byte; a network's weights to the rounding of a sum."""
-    classifier, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0"))
+    classifier, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0/0"))
     made = []
     for launch in ("", LAUNCH, SHARDS):
+        shutil.rmtree(copied.folder / ".checkpoints/generate_triplets", ignore_errors=True)  # finished shards
         remade(copied, launch, "train_judge@shapes", "generate_triplets@0")
         weights = load_file(classifier / "model.safetensors")
         made.append((weights, (shard / "triplets.safetensors").read_bytes()))

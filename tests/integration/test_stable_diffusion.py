@@ -57,7 +57,7 @@ def miniature(inputs: dict[str, str]) -> dict[str, Any]:
     params["teacher"]["load"] = ["model"]
     params["data"] |= {"resolution": SIDE, "heldout": 0.6, "filters": {}}
     params["sampling"]["steps"] = 2
-    params["triplets"] |= {"shards": [0], "shard_size": 16, "steps": 2}
+    params["triplets"] |= {"count": 16, "groups": [0], "shard_size": 16, "steps": 2}
     params["evaluation_set"] |= {"pictures": DRAWN, "grid": 4}
     params["evaluate"]["models"] = {"one_step": [1]}
     for entry in (*params["reflow"].values(), *params["halve"].values(), *params["students"].values()):

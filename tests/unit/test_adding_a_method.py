@@ -10,7 +10,7 @@ from fewstep import methods
 from fewstep.backbones.model import open_model
 from fewstep.backbones.registry import open_backbone
 from fewstep.core.errors import UserError
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.students.learn import Task, learn, method_module
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 
@@ -41,7 +41,7 @@ def test_the_pages_method_trains_a_student(lora: dict[str, float] | None) -> Non
     prepare_images()
     draw_triplets(backbone)
     config = method_module("adversarial").Config.model_validate(ENTRY | {"lora": lora})
-    learn(Task("distill@mine", "mine", "adversarial", config, [0], 0))
+    learn(Task("distill@mine", "mine", "adversarial", config, [TRIPLETS / "0"], 0))
     student = open_model(MODELS / "mine", open_backbone(TEACHER))
     assert student.steps == 1
     pairs = zip(student.net.parameters(), backbone.net.parameters(), strict=True)

@@ -21,7 +21,7 @@ from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, write_json
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.sampling import STUDENTS
 from fewstep.diffusion.schedules import Cosine, RectifiedFlow
@@ -100,9 +100,9 @@ def test_the_chain_goes_on_from_a_model_of_another_architecture(
     made = small_model(backbone)
     settings = {"training": TRAINING, "lora": lora}
     rounds = halve.Config.model_validate({"from": "small", "steps": 2, **settings})
-    learn(Task("halve", "halve-2", "halve", rounds, [0], 0))
+    learn(Task("halve", "halve-2", "halve", rounds, [TRIPLETS / "0"], 0))
     last = direct.Config.model_validate({"from": "halve-2", "method": "direct", **settings})
-    learn(Task("distill", "one", "direct", last, [0], 0))
+    learn(Task("distill", "one", "direct", last, [TRIPLETS / "0"], 0))
     one = open_model(MODELS / "one", backbone)
     assert one.parameters == made.parameters and set(one.parts) == {DECODER}
     weights = dict(made.net.named_parameters())

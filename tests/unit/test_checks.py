@@ -260,7 +260,7 @@ def test_the_plan_counts_a_foreign_teachers_weights_and_latents() -> None:
     assert disk["import_teacher"] == 2 * (weights + others)
     assert disk["export@reflow"] == 4 * (2 * weights + others)
     latent, prompt = 4 * 8 * 8, 77 * 16
-    assert disk["generate_triplets@0"] == chain.triplets.shard_size * (latent + prompt) * 4
+    assert disk["generate_triplets@0"] == chain.triplets.count * (latent + prompt) * 4
     assert next(stage.samples for stage in plan(chain) if stage.name == "prepare_data") == 30
 
 

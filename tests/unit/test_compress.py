@@ -17,7 +17,7 @@ from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 from fewstep.core.hardware import attention
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.diffusion.sampling import Guidance
 from fewstep.methods import compress, direct, flow_map, halve
 from fewstep.sampling.draw import Sampler
@@ -69,7 +69,7 @@ def config(**values: Any) -> compress.Config:
 
 def compressed(backbone: Backbone, name: str = "small", **values: Any) -> Model:
     """The trained model."""
-    learn(Task(f"compress@{name}", name, "compress", config(**values), [0], 0))
+    learn(Task(f"compress@{name}", name, "compress", config(**values), [TRIPLETS / "0"], 0))
     return open_model(MODELS / name, backbone)
 
 
@@ -217,7 +217,7 @@ def test_the_loss_falls(deep: Backbone) -> None:
 
 def test_a_one_step_model_is_compressed_on_its_pairs(deep: Backbone) -> None:
     values = {"from": "teacher", "method": "direct", "training": TRAINING}
-    learn(Task("distill", "one_step", "direct", direct.Config.model_validate(values), [0], 0))
+    learn(Task("distill", "one_step", "direct", direct.Config.model_validate(values), [TRIPLETS / "0"], 0))
     with pytest.raises(UserError, match="task_weight: fits a teacher with noise: fresh"):
         compressed(deep, size="base", **{"from": "one_step"})
     made = compressed(deep, size="base", noise="pairs", **{"from": "one_step"})
@@ -237,9 +237,9 @@ def test_a_start_keeps_its_inputs() -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone, guidance=(1.0, 3.0))
     values = {"from": "teacher", "training": TRAINING, "steps": 2, "guidance_embedding": True}
-    learn(Task("halve", "halve-2", "halve", halve.Config.model_validate(values), [0], 0))
+    learn(Task("halve", "halve-2", "halve", halve.Config.model_validate(values), [TRIPLETS / "0"], 0))
     mapped = {"from": "halve-2", "method": "flow_map", "training": TRAINING}
-    learn(Task("distill", "map", "flow_map", flow_map.Config.model_validate(mapped), [0], 0))
+    learn(Task("distill", "map", "flow_map", flow_map.Config.model_validate(mapped), [TRIPLETS / "0"], 0))
     with pytest.raises(UserError, match="task_weight: fits a teacher with noise: fresh"):
         compressed(backbone, size="small", noise="pairs", **{"from": "map"})
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
@@ -263,7 +263,7 @@ def test_an_adapter_is_trained_on_the_result(deep: Backbone) -> None:
         "training": TRAINING,
         "lora": {"rank": 2, "alpha": 2.0},
     }
-    learn(Task("distill", "adapted", "direct", direct.Config.model_validate(values), [0], 0))
+    learn(Task("distill", "adapted", "direct", direct.Config.model_validate(values), [TRIPLETS / "0"], 0))
     adapted = open_model(MODELS / "adapted", deep)
     assert adapted.parameters == small.parameters
     weights = small.net.state_dict()

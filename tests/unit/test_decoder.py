@@ -17,7 +17,7 @@ from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json
 from fewstep.core.keyed import Key
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.export.pipeline import export
 from fewstep.methods import decoder
 from fewstep.sampling.draw import DECODER, Sampler
@@ -44,7 +44,7 @@ def config(**more: Any) -> decoder.Config:
 
 def trained(backbone: Backbone, chosen: decoder.Config) -> dict[str, Tensor]:
     """Weights of the trained small autoencoder."""
-    learn(Task("decoder@tiny", "tiny", "decoder", chosen, [0], 0))
+    learn(Task("decoder@tiny", "tiny", "decoder", chosen, [TRIPLETS / "0"], 0))
     return open_model(MODELS / "tiny", backbone).parts[DECODER].state_dict()
 
 
@@ -83,7 +83,7 @@ def test_interrupted_it_resumes_to_the_same_bytes() -> None:
     prepare_images()
     backbone = import_miniature("sd")
     draw_triplets(backbone)
-    learn(Task("distill", "student", "direct", student_config("direct"), [0], 0))
+    learn(Task("distill", "student", "direct", student_config("direct"), [TRIPLETS / "0"], 0))
     chosen = config(**{"from": "student", "own_share": 0.5, "from_step": 1})
     whole = trained(backbone, chosen)
     rmtree(MODELS / "tiny")
@@ -95,7 +95,7 @@ def test_stock_diffusers_draws_with_it(tmp_path: Path) -> None:
     prepare_images()
     backbone = import_miniature("sd")
     draw_triplets(backbone)
-    learn(Task("distill", "student", "direct", student_config("direct"), [0], 0))
+    learn(Task("distill", "student", "direct", student_config("direct"), [TRIPLETS / "0"], 0))
     trained(backbone, config(**{"from": "student"}))
     model = open_model(MODELS / "tiny", backbone)
     assert model.steps == 1

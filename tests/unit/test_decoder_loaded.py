@@ -23,7 +23,7 @@ from fewstep.checks.plan import plan, trainings
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.export.pipeline import export
 from fewstep.methods import decoder
 from fewstep.methods.decoder import tiny_autoencoder, tiny_geometry
@@ -151,7 +151,7 @@ def test_an_exported_pipeline_has_it() -> None:
     prepare_images()
     backbone = import_miniature("sd")
     draw_triplets(backbone)
-    learn(Task("distill", "student", "direct", config("direct"), [0], 0))
+    learn(Task("distill", "student", "direct", config("direct"), [TRIPLETS / "0"], 0))
     add_decoder("taesd", "student", saved())
     model = open_model(MODELS / "taesd", backbone)
     assert model.steps == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fewstep.backbones.model import open_model
 from fewstep.core.errors import UserError
-from fewstep.core.paths import JUDGE, MODELS
+from fewstep.core.paths import JUDGE, MODELS, TRIPLETS
 from fewstep.features.attribute_classifier import AttributeClassifier
 from fewstep.sources.shapes import LABELS
 from fewstep.students.learn import Task, learn, method_module
@@ -104,7 +104,7 @@ def test_a_student_is_trained(method: str, family: str, lora: dict[str, float] |
     module = method_module(method)
     chosen = config(method, lora)
     features = untrained_classifier() if chosen.needs_feature_maps else None
-    task = Task("distill", "student", method, chosen, [0], 0, features)
+    task = Task("distill", "student", method, chosen, [TRIPLETS / "0"], 0, features)
 
     def weights() -> dict[str, Tensor]:
         learn(task)
@@ -129,7 +129,7 @@ def test_a_family_without_a_place_for_the_methods_input_is_refused(method: str, 
     prepare_images(16 if family == "pixel" else 64)
     draw_triplets(import_miniature(family))
     with pytest.raises(UserError, match="has no place for it; sd's and sdxl's networks have"):
-        learn(Task("distill", "student", method, config(method), [0], 0))
+        learn(Task("distill", "student", method, config(method), [TRIPLETS / "0"], 0))
 
 
 @pytest.mark.parametrize("method", ADDING)
@@ -149,7 +149,7 @@ def test_a_student_takes_guidance_as_an_input(method: str) -> None:
         values["guidance"] = (1.0, 3.0)
     chosen = method_module(method).Config.model_validate(values)
     features = untrained_classifier() if chosen.needs_feature_maps else None
-    learn(Task("distill", "student", method, chosen, [0], 0, features))
+    learn(Task("distill", "student", method, chosen, [TRIPLETS / "0"], 0, features))
     model = open_model(MODELS / "student", backbone)
     assert model.takes_guidance
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from fewstep.backbones.model import open_model
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.files import read_json
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.export.pipeline import export
 from fewstep.sampling.draw import Sampler
 from fewstep.students.learn import Task, learn
@@ -30,7 +30,7 @@ def test_stock_diffusers_draws_its_images(method: str, tmp_path: Path) -> None:
     draw_triplets(backbone)
     chosen = config(method)
     features = untrained_classifier() if chosen.needs_feature_maps else None
-    learn(Task("distill", "student", method, chosen, [0], 0, features))
+    learn(Task("distill", "student", method, chosen, [TRIPLETS / "0"], 0, features))
     model = open_model(MODELS / "student", backbone)
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():

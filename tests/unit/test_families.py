@@ -54,12 +54,12 @@ def test_the_whole_way(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     teacher = draw_triplets(backbone, guidance=2.0)
     first = reflow.Config(training=TWO_STEPS, **{"from": "teacher"})
-    learn(Task("reflow", "reflow", "reflow", first, [0], 0))
+    learn(Task("reflow", "reflow", "reflow", first, [TRIPLETS / "0"], 0))
     second = halve.Config(steps=2, training=TWO_STEPS, **{"from": "reflow"})
-    learn(Task("halve", "halve-2", "halve", second, [0], 0))
+    learn(Task("halve", "halve-2", "halve", second, [TRIPLETS / "0"], 0))
     values = {"method": "direct", "from": "halve-2", "perceptual_weight": 0.1, "pixel_weight": 0.1}
     last = direct.Config.model_validate(values | {"training": LEARNING})
-    learn(Task("distill", "student", "direct", last, [0], 0, features))
+    learn(Task("distill", "student", "direct", last, [TRIPLETS / "0"], 0, features))
     student = open_model(MODELS / "student", backbone)
     assert student.steps == 1 and student.denoiser.path == RectifiedFlow()
     assert student.parameters == open_model(TEACHER, backbone).parameters

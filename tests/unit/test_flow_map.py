@@ -14,7 +14,7 @@ from fewstep.backbones.model import Model, open_model
 from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import autocast
 from fewstep.core.keyed import Key
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.diffusion.denoiser import END_TIME, Conditions, Denoiser, Network, Prediction, expand_like
 from fewstep.diffusion.sampling import STUDENTS, TEACHERS
 from fewstep.diffusion.schedules import DiscreteVP, RectifiedFlow, Schedule
@@ -154,7 +154,7 @@ def test_a_diffusers_network_is_trained_and_measured(derivative: str) -> None:
     draw_triplets(backbone)
     training = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "evaluate_every": 1, "keep": "best"}
     settings = config(training=training, derivative=derivative, warmup_tangent=0)
-    learn(Task("distill", "student", "flow_map", settings, [0], 0))
+    learn(Task("distill", "student", "flow_map", settings, [TRIPLETS / "0"], 0))
     made = open_model(MODELS / "student", backbone)
     assert made.denoiser.inputs == (END_TIME,) and made.steps is None
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))

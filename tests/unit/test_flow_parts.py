@@ -99,12 +99,12 @@ def test_the_last_lines_decide_whether_a_failure_is_transient(
 def test_an_override_is_written_with_the_comments_kept(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text()
     (tmp_path / "params.yaml").write_text(text)
-    chain = override(tmp_path, {"students.one_step.training.steps": 7, "triplets.shards": [0]})
-    assert chain.students["one_step"].training.steps == 7 and chain.triplets.shards == (0,)
+    chain = override(tmp_path, {"students.one_step.training.steps": 7, "triplets.count": 3000})
+    assert chain.students["one_step"].training.steps == 7 and chain.triplets.count == 3000
     written = (tmp_path / "params.yaml").read_text()
     assert "# What is computed." in written
     before, after = yaml.safe_load(text), yaml.safe_load(written)
-    before["students"]["one_step"]["training"]["steps"], before["triplets"]["shards"] = 7, [0]
+    before["students"]["one_step"]["training"]["steps"], before["triplets"]["count"] = 7, 3000
     assert after == before
 
 

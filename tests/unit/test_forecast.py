@@ -70,7 +70,7 @@ def test_times_are_numbers_times_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, config in ((name, model.config) for name, model in chain.models().items()):
         assert seconds[name] == pytest.approx(begun + 2.0 * config.training.steps)
     triplets = chain.triplets
-    assert seconds["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.shard_size)
+    assert seconds["generate_triplets@0"] == pytest.approx(begun + 3.0 * triplets.steps * triplets.count)
     assert seconds["prepare_data"] == begun
     for workers in (1, 3):
         monkeypatch.setenv("FEWSTEP_WORKERS", str(workers))

@@ -91,11 +91,20 @@ def test_a_student_begins_as_its_start_and_learns_to_depend_on_guidance(family: 
     plain = latents(start, backbone, 1.0)
     torch.testing.assert_close(latents(student, backbone, 7.0), plain)
 
-    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0))
+    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [TRIPLETS / "0"], 0))
     after = {"from": "reflow", "training": TRAINING}
-    learn(Task("halve", "halve-2", "halve", halve.Config.model_validate({**after, "steps": 2}), [0], 0))
+    learn(
+        Task(
+            "halve",
+            "halve-2",
+            "halve",
+            halve.Config.model_validate({**after, "steps": 2}),
+            [TRIPLETS / "0"],
+            0,
+        )
+    )
     last = direct.Config.model_validate({**after, "from": "halve-2", "method": "direct"})
-    learn(Task("distill", "student", "direct", last, [0], 0))
+    learn(Task("distill", "student", "direct", last, [TRIPLETS / "0"], 0))
     made = open_model(MODELS / "student", backbone)
     assert made.takes_guidance
     low, high = (latents(made, backbone, scale) for scale in (1.0, 9.0))
@@ -140,7 +149,7 @@ def test_halving_a_teacher_learns_its_steps_at_each_triplets_guidance() -> None:
 
         expected = halving_target(by_hand, batch.x_t, batch.i, 2, text, start.denoiser)
     torch.testing.assert_close(batch.target, expected.float(), atol=1e-4, rtol=1e-4)
-    learn(Task("halve", "halve-2", "halve", config, [0], 0))
+    learn(Task("halve", "halve-2", "halve", config, [TRIPLETS / "0"], 0))
     assert open_model(MODELS / "halve-2", backbone).takes_guidance
 
 
@@ -179,6 +188,9 @@ def test_the_stages_take_the_negative_prompt_of_sampling(
 ) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone)
+    shards = TRIPLETS.rename("shards")
+    TRIPLETS.mkdir()
+    shards.rename(TRIPLETS / "0")
     student = {"from": "teacher", "guidance": 5.0, "training": TRAINING.model_dump(mode="json")} | more
     method = str(more.get("method", stage))
     monkeypatch.setattr("sys.argv", [f"{stage}.py", key])
@@ -191,12 +203,12 @@ def test_the_stages_take_the_negative_prompt_of_sampling(
     trained = []
     for negative in ("", "a small red star"):
         params = {"seed": 0, "features": str(TEACHER), "sampling": {"negative_prompt": negative}}
-        params |= {"triplets": {"shards": [0]}, section: {key: student}}
+        params |= {"triplets": {"count": 8, "shard_size": 8, "groups": [0]}, section: {key: student}}
         Path("params.yaml").write_text(yaml.safe_dump(params))
         runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
         trained.append(weights())
         config = method_module(method).Config.model_validate(student)
-        learn(Task(f"{stage}@{key}", name, method, config, [0], 0, negative_prompt=negative))
+        learn(Task(f"{stage}@{key}", name, method, config, [TRIPLETS / "0/0"], 0, negative_prompt=negative))
         assert torch.equal(trained[-1], weights())
     assert not torch.equal(*trained)
 
@@ -204,7 +216,7 @@ def test_the_stages_take_the_negative_prompt_of_sampling(
 def test_stock_diffusers_draws_at_the_guidance_it_receives(tmp_path: Path) -> None:
     backbone = import_miniature("sd")
     draw_triplets(backbone, guidance=(1.0, 9.0))
-    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [0], 0))
+    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [TRIPLETS / "0"], 0))
     model = open_model(MODELS / "reflow", backbone)
     export(tmp_path / "out", model, MODELS / "reflow", TEACHER, backbone, steps=1)
     stock: Any = DiffusionPipeline.from_pretrained(tmp_path / "out")
@@ -228,7 +240,7 @@ def test_impossible_guidance_is_refused() -> None:
     with pytest.raises(ValidationError, match="not in an adapter"):
         reflow.Config.model_validate({**EMBEDDED, "lora": {"rank": 2, "alpha": 2}})
     with pytest.raises(ValidationError, match="low <= high"):
-        TripletsConfig(prompts=Path("p"), shards=(0,), shard_size=1, steps=1, guidance=(3.0, 1.0))
+        TripletsConfig(prompts=Path("p"), count=1, groups=(0,), shard_size=1, steps=1, guidance=(3.0, 1.0))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +291,7 @@ def test_prompts_come_from_a_file_each_as_often_as_the_others(tmp_path: Path) ->
     backbone = import_miniature("sd")
     lines = ["a red star", "a blue circle", "ein grüner Kreis", ""]
     (tmp_path / "prompts.txt").write_text("\n".join(lines), encoding="utf-8")
-    draw_triplets(backbone, prompts=tmp_path / "prompts.txt", shard_size=6)
+    draw_triplets(backbone, prompts=tmp_path / "prompts.txt", count=6, shard_size=6)
     assert read_json(TRIPLETS / "0" / "prompts.json")["prompts"] == sorted(lines[:3])
     text = drawn().conditions["text"]
     assert sorted(Counter(str(row.tolist()) for row in text).values()) == [2, 2, 2]

@@ -60,7 +60,7 @@ def test_a_student_has_the_same_bytes_as_beside_whole_weights(
 
     def trained(halving: Callable[[Iterable[nn.Module]], None]) -> dict[str, Tensor]:
         monkeypatch.setattr(state, "halve_frozen", halving)
-        learn(Task("halve", "student", "halve", config, [0], 0))
+        learn(Task("halve", "student", "halve", config, [TRIPLETS / "0"], 0))
         weights: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
         rmtree(MODELS / "student")
         return weights

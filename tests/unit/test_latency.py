@@ -14,7 +14,7 @@ from torch import nn
 from fewstep.backbones.model import open_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.export.pipeline import export
 from fewstep.students.learn import Task, learn
 from tests.miniature import draw_triplets, import_miniature, prepare_images
@@ -32,7 +32,7 @@ def backbone() -> Backbone:
     prepare_images()
     opened = import_miniature("sd")
     draw_triplets(opened)
-    learn(Task("distill", "student", "direct", config("direct"), [0], 0))
+    learn(Task("distill", "student", "direct", config("direct"), [TRIPLETS / "0"], 0))
     export(OUT, open_model(MODELS / "student", opened), MODELS / "student", TEACHER, opened)
     Path("params.yaml").write_text(yaml.safe_dump({"sampling": {"steps": 5, "guidance": 2.0}}))
     return opened

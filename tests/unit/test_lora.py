@@ -18,7 +18,7 @@ from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.export.adapter import KOHYA, export_adapter
 from fewstep.methods import halve, reflow
 from fewstep.students.learn import Task, learn
@@ -109,7 +109,7 @@ def test_the_chain_trains_saves_and_opens_one(backbone: Backbone) -> None:
     config = reflow.Config(training=training, lora=SETTINGS, **{"from": "teacher"})
     files = []
     for name in ("one", "one"):
-        learn(Task("reflow", name, "reflow", config, [0], 0))
+        learn(Task("reflow", name, "reflow", config, [TRIPLETS / "0"], 0))
         files.append((MODELS / name / "lora" / FILE).read_bytes())
     assert files[0] == files[1]
     student = open_model(MODELS / "one", backbone)
@@ -220,7 +220,7 @@ def test_teacher_and_student_share_one_copy_and_give_what_two_copies_give(
     config = halve.Config(steps=2, guidance=2.0, training=training, lora=SETTINGS, **{"from": "teacher"})
 
     def trained() -> dict[str, torch.Tensor]:
-        learn(Task("halve", "low", "halve", config, [0], 0))
+        learn(Task("halve", "low", "halve", config, [TRIPLETS / "0"], 0))
         return load_file(MODELS / "low" / "lora" / FILE)
 
     def with_a_copy(start: Model, name: str, backbone: Backbone, *rest: Any) -> tuple[Model, Model]:
@@ -275,7 +275,7 @@ def test_muon_trains_an_adapter(backbone: Backbone) -> None:
     draw_triplets(backbone)
     training = {"steps": 2, "batch_size": 4, "learning_rate": 0.01, "optimizer": "muon"}
     values = {"from": "teacher", "training": training, "lora": {"rank": 2, "alpha": 2.0}}
-    learn(Task("reflow@low", "low", "reflow", reflow.Config.model_validate(values), [0], 0))
+    learn(Task("reflow@low", "low", "reflow", reflow.Config.model_validate(values), [TRIPLETS / "0"], 0))
     weights, start = open_model(MODELS / "low", backbone).net.state_dict(), backbone.net.state_dict()
     changed = {name for name, value in weights.items() if not torch.equal(value, start[name])}
     assert changed and all("attn" in name for name in changed)

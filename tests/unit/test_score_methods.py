@@ -156,7 +156,7 @@ def test_adapters_on_one_base_learn_what_adapters_on_copies_learn(
     config = method_module(method).Config.model_validate(values | {"fake": {"learning_rate": 0.01}})
 
     def weights() -> dict[str, Tensor]:
-        learn(Task("distill", "student", method, config, [0], 0))
+        learn(Task("distill", "student", method, config, [TRIPLETS / "0"], 0))
         state: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
         rmtree(MODELS / "student")
         return state

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fewstep.backbones.model import Model, open_model
 from fewstep.core.keyed import Key
-from fewstep.core.paths import JUDGE, MODELS
+from fewstep.core.paths import JUDGE, MODELS, TRIPLETS
 from fewstep.data.triplets import TripletBatch
 from fewstep.diffusion.denoiser import Conditions, Denoiser, Prediction
 from fewstep.diffusion.sampling import TEACHERS
@@ -281,7 +281,9 @@ def test_a_low_rank_student_with_a_discriminator_starts_from_the_first() -> None
     second = first | {"from": "one_step", "warmup_steps": 0, "lora": {"rank": 1, "alpha": 1.0}}
     for name, values in (("one_step", first), ("sharp", second | {"gan": {"optimizer": rates}})):
         config = sdxs.Config.model_validate(values)
-        learn(Task(f"distill@{name}", name, "sdxs", config, [0], 0, features=classifier_at(JUDGE)))
+        learn(
+            Task(f"distill@{name}", name, "sdxs", config, [TRIPLETS / "0"], 0, features=classifier_at(JUDGE))
+        )
     before, after = (open_model(MODELS / name, backbone).net.state_dict() for name in ("one_step", "sharp"))
     changes = [value - before[name] for name, value in after.items() if not torch.equal(value, before[name])]
     assert changes

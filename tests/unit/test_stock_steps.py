@@ -120,7 +120,7 @@ def test_the_time_power_moves_steps_to_where_there_is_more_noise(monkeypatch: py
         return x
 
     monkeypatch.setattr("fewstep.sampling.draw.solve", solve)
-    triplets = TripletsConfig(prompts=Path("x"), shards=(0,), shard_size=1, steps=4, time_power=0.5)
+    triplets = TripletsConfig(prompts=Path("x"), count=1, groups=(0,), shard_size=1, steps=4, time_power=0.5)
     plain = SamplingConfig(steps=9)
     for sampling in (plain, triplets.sampling(plain)):
         Sampler(open_model(TEACHER, backbone), backbone, sampling).latents(conditions, noise, sampling.steps)

@@ -15,7 +15,7 @@ from fewstep.backbones.registry import open_backbone
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import mixed_precision
-from fewstep.core.paths import MODELS, TEACHER
+from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.methods import reflow
 from fewstep.students.learn import Task, learn
 from fewstep.training.loop import advance, train
@@ -61,7 +61,7 @@ def backbone(place: Path, monkeypatch: pytest.MonkeyPatch) -> Backbone:
 
 def trained(backbone: Backbone) -> dict[str, Tensor]:
     config = reflow.Config(training=TRAINING, **{"from": "teacher"})
-    learn(Task("reflow", "reflow", "reflow", config, [0], 0))
+    learn(Task("reflow", "reflow", "reflow", config, [TRIPLETS / "0"], 0))
     return dict(open_model(MODELS / "reflow", backbone).net.state_dict())
 
 

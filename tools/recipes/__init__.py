@@ -18,14 +18,14 @@ FAMILIES: dict[str, dict[str, str]] = yaml.safe_load((HERE / "families.yaml").re
 ENCODED = "{train: {dtype: float16}}"
 FEW = {
     "encoded": ENCODED,
-    "shards": "[0]         # for comparisons while it trains",
+    "count": "500              # for comparisons while it trains",
     "drawn": "500",
 }
 METHODS: dict[str, dict[str, Any]] = {
     "instaflow": {
         "what": "reflow, halving, one step (InstaFlow), as low-rank adapters",
         "encoded": "{}",
-        "shards": "[0, 1, 2, 3, 4, 5, 6, 7]       # InstaFlow had 3.2 million triplets",
+        "count": "32000            # InstaFlow had 3.2 million triplets",
         "drawn": "4000",
     },
     "flash": {"what": "Flash Diffusion, a low-rank adapter for 1 to 4 steps"} | FEW,

@@ -33,6 +33,8 @@ LATE = "imported after the fingerprint was taken"
 """Warning of code that may change the result although the fingerprint does not cover it."""
 PARTS = (".safetensors", ".zip")
 """Suffixes of finished parts."""
+SHARDS = "shards"
+"""Folder of finished shards of triplets, which are kept for other groupings."""
 UNKNOWN = "made by an earlier version of fewstep"
 
 
@@ -101,7 +103,12 @@ class Workspace:
         self.folder = CHECKPOINTS / stage / self.origin.fingerprint
         barrier()
         if is_main_process():
-            self._claim(stage)
+            self.folder.parent.mkdir(parents=True, exist_ok=True)
+            claim = locked(self.folder.parent, fcntl.LOCK_EX)  # groups of shards share the folder
+            try:
+                self._claim(stage)
+            finally:
+                os.close(claim)
         barrier()
         self.origin = Origin.read(self.folder) or self.origin
         self._lock = locked(self.folder / LOCK, fcntl.LOCK_SH)
@@ -144,13 +151,13 @@ class Workspace:
         """For the artifact's manifest: `resumed`, the differences despite which work was resumed, if any."""
         return {"resumed": list(self.origin.resumed)} if self.origin.resumed else {}
 
-    def finish(self) -> None:
-        """Delete the work once its artifact is written; FEWSTEP_KEEP_STATE keeps it."""
+    def finish(self, keep: bool = False) -> None:
+        """Delete the work once its artifact is written; FEWSTEP_KEEP_STATE or `keep` keeps it."""
         late = loaded_source().keys() - self.origin.source.keys()
         if late and not self.origin.resumed:
             print(f"warning: {LATE}: {', '.join(sorted(late))}")
         self.leave()
-        if not is_on("KEEP_STATE"):
+        if not keep and not is_on("KEEP_STATE"):
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def leave(self) -> None:
@@ -182,8 +189,17 @@ class Unfinished:
         if states:
             newest = states[-1][1]
             return f"{newest.parent.name} at step {int(newest.name.removeprefix('step-'))}"
-        parts = [file for file in self.folder.iterdir() if file.suffix in PARTS and file.name[0] != "."]
-        return f"{len(parts)} finished parts"
+        finished = {"shards": self._shards, "parts": self._parts}
+        counts = [f"{len(files)} finished {name}" for name, files in finished.items() if files]
+        return ", ".join(counts) or "0 finished parts"
+
+    @property
+    def _parts(self) -> list[Path]:
+        return [file for file in self.folder.iterdir() if file.suffix in PARTS and file.name[0] != "."]
+
+    @property
+    def _shards(self) -> list[Path]:
+        return [shard for shard in self.folder.glob(f"{SHARDS}/*") if shard.name[0] != "."]
 
     def refuse_if_used(self) -> None:
         """Raises UserError where a running stage uses it."""
@@ -198,7 +214,8 @@ class Unfinished:
         shutil.rmtree(self.folder)
 
     def __str__(self) -> str:
-        return f"unfinished work ({self.progress}) in {self.folder}"
+        kept = self._shards and not self._parts
+        return f"{'kept' if kept else 'unfinished'} work ({self.progress}) in {self.folder}"
 
 
 def unfinished(stage: str | None = None) -> Iterator[Unfinished]:
@@ -210,9 +227,12 @@ def unfinished(stage: str | None = None) -> Iterator[Unfinished]:
             yield work
 
 
-def locked(file: Path, how: int) -> int:
-    """A descriptor that holds the file's lock until it is closed. Raises BlockingIOError with LOCK_NB."""
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR, 0o666)
+def locked(place: Path, how: int) -> int:
+    """A descriptor that holds the lock of a file or folder until it is closed.
+
+    Raises BlockingIOError with LOCK_NB.
+    """
+    descriptor = os.open(place, os.O_RDONLY if place.is_dir() else os.O_CREAT | os.O_RDWR, 0o666)
     try:
         fcntl.flock(descriptor, how)
     except BaseException:

@@ -114,7 +114,7 @@ def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
 
 
 def triplets(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
-    """Seconds of a shard of triplets: reading captions with images, encoding prompts, teacher steps."""
+    """Seconds of a group of triplet shards: reading captions with images, encoding prompts, teacher steps."""
     if rates.teacher is None:
         return None
     drawn = ceil((stage.samples or 0) / processes())

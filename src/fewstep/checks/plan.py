@@ -52,10 +52,10 @@ def plan(chain: Chain) -> list[PlannedStage]:
         images = round(count * share) if count is not None else None
         latents = encoded(size, images, chain.encode_data[split].dtype)
         stages.append(PlannedStage(f"encode_data@{split}", images, None, latents))
-    drawn = chain.triplets.shard_size
-    for shard in chain.triplets.shards:
+    for group in chain.triplets.groups:
+        drawn = len(chain.triplets.shards(group)) * chain.triplets.shard_size
         latents = encoded(size, drawn, chain.triplets.dtype)
-        stages.append(PlannedStage(f"generate_triplets@{shard}", drawn, chain.triplets.steps, latents))
+        stages.append(PlannedStage(f"generate_triplets@{group}", drawn, chain.triplets.steps, latents))
     for name, made in chain.models().items():
         stages.append(training(name, made.training, disk.get(name)))
     drawn = chain.evaluation_set.pictures

@@ -51,7 +51,7 @@ def write_triplets(
     starts = range(0, count, size)
     with progress(f"triplets {out.name}", count) as report:
         for start in local_slice(starts):
-            part = part_of(work.folder, start)
+            part = part_of(work.folder, first + start)
             if not part.exists():
                 these = slice(start, start + size)
                 noise = noise_of(noise_key(seed), indices[these], backbone.latent_shape).to(device())
@@ -64,7 +64,8 @@ def write_triplets(
     barrier()
     if not is_main_process():
         return
-    parts = [load_file(part_of(work.folder, start))["latents"] for start in starts]
+    files = [part_of(work.folder, first + start) for start in starts]
+    parts = [load_file(file)["latents"] for file in files]
     with whole_folder(out) as staging:
         save_prompted(staging / FILE, torch.cat(parts), row, conditions, config.dtype, scales)
         write_json(staging / "prompts.json", {"prompts": sorted(set(prompts))})
@@ -77,6 +78,8 @@ def write_triplets(
             "dtype": config.dtype,
         }
         Manifest.seal(staging, "triplets", metadata | work.metadata, inputs)
+    for file in files:
+        file.unlink()
 
 
 def prompts_of(where: Path, key: Key, indices: Sequence[int]) -> list[str]:
@@ -105,5 +108,5 @@ def guidance_of(config: TripletsConfig, key: Key, indices: Sequence[int]) -> dic
 
 
 def part_of(folder: Path, start: int) -> Path:
-    """File of the finished batch that begins at `start`."""
+    """File of the finished batch whose first triplet has the index `start`."""
     return folder / f"latents-{start:08d}.safetensors"

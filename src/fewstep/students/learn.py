@@ -11,7 +11,7 @@ from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import NoiseRange
 from fewstep.core.errors import UserError
-from fewstep.core.paths import ENCODED, MODELS, TEACHER, TRIPLETS
+from fewstep.core.paths import ENCODED, MODELS, TEACHER
 from fewstep.core.processes import is_main_process
 from fewstep.features.network import openers
 from fewstep.students.config import MethodConfig
@@ -28,8 +28,8 @@ from fewstep.training.lora import detach
 class Task:
     """One student to be trained.
 
-    stage: its name in DVC. name: of the model. method: the file of `methods/`. shards: numbers of the triplet
-    shards to learn from. features: path of the feature network. negative_prompt, guidance_interval: of the
+    stage: its name in DVC. name: of the model. method: the file of `methods/`. shards: folders of the
+    triplets to learn from. features: path of the feature network. negative_prompt, guidance_interval: of the
     teacher's guidance.
     """
 
@@ -37,16 +37,11 @@ class Task:
     name: str
     method: str
     config: MethodConfig
-    shards: Sequence[int]
+    shards: Sequence[Path]
     seed: int
     features: Path | None = None
     negative_prompt: str = ""
     guidance_interval: NoiseRange | None = None
-
-    @property
-    def triplets(self) -> list[Path]:
-        """Folders of the shards."""
-        return [TRIPLETS / str(shard) for shard in self.shards]
 
     @property
     def encoded(self) -> Path | None:
@@ -57,7 +52,7 @@ class Task:
     def inputs(self) -> dict[str, Path]:
         """Name -> path of every artifact that the model is made from."""
         start = self.config.from_
-        fixed = {start: MODELS / start, "teacher": TEACHER} | {f"triplets {p.name}": p for p in self.triplets}
+        fixed = {start: MODELS / start, "teacher": TEACHER} | {f"triplets {p.name}": p for p in self.shards}
         optional = {"features": self.features, "encoded": self.encoded}
         return fixed | {what: path for what, path in optional.items() if path is not None}
 
@@ -111,7 +106,7 @@ def learn(task: Task) -> None:
         start=start,
         student=student,
         backbone=backbone,
-        shards=task.triplets,
+        shards=task.shards,
         features=task.features,
         encoded=task.encoded,
         negative_prompt=task.negative_prompt,
