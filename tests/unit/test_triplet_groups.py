@@ -109,7 +109,7 @@ def test_shards_of_other_params_are_used_if_asked_for(
 ) -> None:
     draw(backbone, 2, 1, code="before")
     (work,) = unfinished(STAGE)
-    assert work.progress == "2 finished shards, 0 finished parts"
+    assert work.progress == "2 finished shards"
     monkeypatch.setenv("FEWSTEP_RESUME", work.folder.name)
     assert draw(backbone, 2, 1) == 0
     for folder in shard_folders(2 * SIZE, SIZE, [0]):
