@@ -95,11 +95,12 @@ def processes() -> int:
 def disk(chain: Chain) -> Iterator[str]:
     """Whether artifacts and training states fit on the disk.
 
-    DVC keeps a second copy of an artifact where the file system cannot link. States are deleted at the end of
-    their stage.
+    DVC keeps a second copy of an artifact where the file system cannot link. Shards of triplets are kept once
+    more, for other groups. States are deleted at the end of their stage.
     """
-    states = AT_ONCE * largest(chain)
-    needed = 2 * sum(stage.disk or 0 for stage in plan(chain)) + states
+    states, stages = AT_ONCE * largest(chain), plan(chain)
+    kept = sum(stage.disk or 0 for stage in stages if stage.name.startswith("generate_triplets@"))
+    needed = 2 * sum(stage.disk or 0 for stage in stages) + kept + states
     free = shutil.disk_usage(".").free
     if needed > free:
         yield (

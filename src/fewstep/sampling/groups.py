@@ -1,7 +1,7 @@
 """Draws a group of triplet shards. Finished shards are kept, verified and used again under any grouping.
 
 A finished shard is kept in the folder `shards` of the work, which all groups share. The group's artifact
-has hard links to its files, and so has DVC's cache: keeping them takes no disk space.
+has hard links to its files until DVC replaces them by its own copies or links.
 """
 
 import shutil
