@@ -23,7 +23,8 @@ def test_rows_are_what_was_saved(tmp_path: Path, dtype: str) -> None:
     chosen = [7, 0, 11, 7]
     stored = getattr(torch, dtype)
     assert file[7].latent.dtype == file[7].condition["text"].dtype == stored
-    x_0, conditions = collate_rows([file[row] for row in chosen], torch.device("cpu"))
+    with torch.autocast("cpu", torch.bfloat16):  # an evaluation during a training
+        x_0, conditions = collate_rows([file[row] for row in chosen], torch.device("cpu"))
     assert {x_0.dtype, *(value.dtype for value in conditions.values())} == {torch.float32}
     assert torch.equal(x_0, latents[chosen].to(stored).float())
     assert torch.equal(conditions["text"], text[prompt[chosen]].to(stored).float())

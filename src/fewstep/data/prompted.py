@@ -78,7 +78,8 @@ def collate_rows(samples: Sequence[Prompted], device: torch.device) -> tuple[Ten
     """
 
     def stacked(rows: Sequence[Tensor]) -> Tensor:
-        return upload(torch.stack(list(rows)), device).float()
+        with torch.autocast("cpu", enabled=False):  # a bfloat16 one refuses to stack float16
+            return upload(torch.stack(list(rows)), device).float()
 
     names = samples[0].condition
     conditions = {name: stacked([sample.condition[name] for sample in samples]) for name in names}
