@@ -202,12 +202,16 @@ def test_the_stages_take_the_interval_of_sampling(
     monkeypatch.setenv("FEWSTEP_TRACKERS", "")
     prepare_images()
     draw_triplets(import_miniature("sd"))
+    (TRIPLETS / "0").rename("shard")
+    (TRIPLETS / "0").mkdir()
+    Path("shard").rename(TRIPLETS / "0/0")
     student = {"from": "teacher", "guidance": 5.0, "training": TRAINING} | more
     monkeypatch.setattr("sys.argv", [f"{stage}.py", key])
     digests = []
     for interval in (None, [0.0, None], [0.0, 1e-6]):
         params = {"seed": 0, "features": str(TEACHER), "sampling": {"guidance_interval": interval}}
-        params |= {"triplets": {"shards": [0]}, section: {key: student}}
+        triplets = {"count": 8, "shard_size": 8, "groups": [0]}
+        params |= {"triplets": triplets, section: {key: student}}
         Path("params.yaml").write_text(yaml.safe_dump(params))
         runpy.run_path(str(ROOT / f"stages/{stage}.py"))["main"]()
         (file,) = (MODELS / name / "net").glob("*.safetensors")
