@@ -97,6 +97,7 @@ def context_of(mixture: Mixture, teacher: Model, **more: Any) -> Any:
         start=teacher,
         teacher=teacher,
         key=lambda use: Key(0, use),
+        guidance_interval=None,
         clean_batch=lambda positions: (mixture.images(Key(0, "modes"), positions), {}),
         backbone=SimpleNamespace(network=lambda net, inputs: net),
         **more,

@@ -59,6 +59,7 @@ def context(start: Any = None, **more: Any) -> Any:
     return SimpleNamespace(
         start=start,
         key=lambda use: Key(0, f"model/{use}"),
+        guidance_interval=None,
         triplet_batch=lambda positions: pairs,
         clean_batch=lambda positions: (pairs.x_0, pairs.conditions),
         unconditional=lambda: {"scale": torch.full((1, 1), UNCONDITIONAL, dtype=torch.float64)},

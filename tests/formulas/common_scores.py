@@ -76,6 +76,7 @@ def method_of(module: ModuleType, values: dict[str, Any], student: Any = None) -
         teacher=teacher,
         start=teacher,
         key=lambda use: Key(0, f"model/{use}"),
+        guidance_interval=None,
         clean_batch=lambda positions: (
             torch.from_numpy(X_0)[: len(positions)],
             {"scale": torch.from_numpy(SCALE)[: len(positions)]},

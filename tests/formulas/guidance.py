@@ -47,7 +47,7 @@ def check(module: ModuleType) -> None:
 
 MUTATIONS = [
     ("low + (high - low)", "high + (high - low)"),
-    ("context.unconditional(), scale)", "context.unconditional(), 1.0)"),
+    ("context.unconditional(), scale, applies)", "context.unconditional(), 1.0, applies)"),
     ("if scale != 1 or", "if"),
     ("or (by_scale and per_sample)", ""),
     ("(by_scale and per_sample)", "per_sample"),

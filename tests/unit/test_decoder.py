@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import AutoencoderTiny, DiffusionPipeline
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fewstep.backbones.model import open_model
@@ -89,6 +90,20 @@ def test_interrupted_it_resumes_to_the_same_bytes() -> None:
     rmtree(MODELS / "tiny")
     resumed = interrupted_and_resumed(decoder.METHOD, lambda: trained(backbone, chosen))
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+def test_the_denoiser_stays_what_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its frozen weights are rounded while the decoder is trained, and float32 in the artifact."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    backbone = import_miniature("sd")
+    prepare_images()
+    draw_triplets(backbone)
+    learn(Task("distill", "student", "direct", student_config("direct"), [TRIPLETS / "0"], 0))
+    trained(backbone, config(**{"from": "student"}))
+    files = [next((MODELS / name / "net").glob("*.safetensors")) for name in ("student", "tiny")]
+    before, after = map(load_file, files)
+    assert {weight.dtype for weight in after.values()} == {torch.float32}
+    assert all(torch.equal(weight, before[name]) for name, weight in after.items())
 
 
 def test_stock_diffusers_draws_with_it(tmp_path: Path) -> None:

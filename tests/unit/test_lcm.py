@@ -78,6 +78,7 @@ def test_the_student_learns_the_solvers_map_to_the_end_of_each_segment(segments:
     context: Any = SimpleNamespace(
         start=start,
         key=lambda use: Key(0, use),
+        guidance_interval=None,
         clean_batch=clean,
         backbone=SimpleNamespace(network=lambda net, inputs: net),
     )

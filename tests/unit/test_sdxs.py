@@ -92,6 +92,7 @@ def context_of(triplets: Callable[[Any], TripletBatch], teacher: Model) -> Any:
         start=teacher,
         teacher=teacher,
         key=lambda use: Key(0, use),
+        guidance_interval=None,
         triplet_batch=triplets,
         clean_batch=lambda positions: (triplets(positions).x_0, {}),
         backbone=SimpleNamespace(network=lambda net, inputs: net, decode=lambda z: z, decoder=nn.Identity),

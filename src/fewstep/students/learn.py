@@ -122,8 +122,9 @@ def learn(task: Task) -> None:
     made = method.student
     if is_main_process():
         adapter = None
-        if config.lora is not None:
+        if config.lora is not None or not config.trains_denoiser:
             restore_frozen(made.net, open_model(MODELS / config.from_, open_backbone(TEACHER)).net)
+        if config.lora is not None:
             adapter = detach(made.net)
         curve = read_curve(work.folder / name)
         save_model(

@@ -58,7 +58,7 @@ def rounded_by_autocast(net: nn.Module) -> Iterator[nn.Parameter]:
 
 
 def restore_frozen(net: nn.Module, whole: nn.Module) -> None:
-    """Undo `halve_frozen` in place for `net`, which has an adapter; whole: the same network without it."""
+    """Undo `halve_frozen` in place for `net`, with or without an adapter; whole: the network without one."""
     weights = dict(whole.named_parameters())
     for name, weight in net.named_parameters():
         original = weights.get(name.replace(".base_layer", ""))
