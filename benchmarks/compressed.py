@@ -109,7 +109,7 @@ def make_project(chosen: argparse.Namespace) -> None:
     gc.collect()
     Path("prompts.txt").write_text(f"{PROMPT}\n")
     training = {"steps": chosen.steps, "batch_size": chosen.batch, "learning_rate": 5.0e-5}
-    entry = {"from": "teacher", "size": chosen.size, "data": "triplets", "training": training}
+    entry = {"from": "teacher", "unet": chosen.size, "data": "triplets", "training": training}
     params = yaml.safe_load((ROOT / PARAMS).read_text()) | {
         "judge": {"train": []},
         "features": str(TEACHER),

@@ -29,7 +29,7 @@ TRAINING = StudentTrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=
 MUON = TRAINING.model_copy(update={"optimizer": "muon"})
 REFLOW = reflow.Config(training=TRAINING, **{"from": "teacher"})
 HALVE = halve.Config(training=TRAINING, steps=1, **{"from": "teacher"})
-SMALLER = compress.Config(training=TRAINING, size="small", **{"from": "teacher"})
+SMALLER = compress.Config(training=TRAINING, unet="small", **{"from": "teacher"})
 ADAPTER = LoraSettings(rank=3, alpha=4.0)
 STUDENTS: dict[str, tuple[Any, dict[str, str]]] = {
     "micro": (REFLOW.model_copy(update={"training": MUON}), {"MICRO_BATCH": "2", "EMA_ON_HOST": "1"}),

@@ -22,8 +22,9 @@ from fewstep.core.paths import JUDGE, TEACHER
 from fewstep.methods import compress, decoder, halve, reflow
 from fewstep.students.learn import method_module
 
-RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample")
-"""Names that no model may have: they are the prefixes, before the slash, of other random streams' names."""
+RESERVED = ("teacher", "vae", "judge", "evaluation", "triplets", "sample", "size", "nfiles")
+"""Names that no model may have: the prefixes, before the slash, of other random streams' names, and the keys
+that DVC's run cache overlooks."""
 
 MODEL_SECTIONS = ("compress", "reflow", "halve", "students", "decoder")
 """Sections of params.yaml whose entries are models that are made from another one."""

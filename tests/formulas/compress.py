@@ -41,7 +41,7 @@ def nets() -> tuple[Any, Any]:
     config = compress.Config.model_validate(
         {
             "from": "teacher",
-            "size": "tiny",
+            "unet": "tiny",
             "training": {"steps": 1, "batch_size": BATCH, "learning_rate": 1.0},
         }
     )
@@ -121,7 +121,7 @@ def check(module: ModuleType) -> None:
         config = module.Config.model_validate(
             {
                 "from": "teacher",
-                "size": "tiny",
+                "unet": "tiny",
                 "training": {"steps": 1, "batch_size": BATCH, "learning_rate": 1.0},
             }
             | values

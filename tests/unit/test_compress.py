@@ -34,8 +34,8 @@ from tests.pipelines import CAPTIONS, MAKERS
 
 TRAINING = {"steps": 3, "batch_size": 4, "learning_rate": 0.01, "ema": 0.5}
 CUTS: dict[str, dict[str, Any]] = {
-    "sd": {"size": "small"},
-    "sdxl": {"size": "small"},
+    "sd": {"unet": "small"},
+    "sdxl": {"unet": "small"},
     "pixart": {"blocks": {"transformer_blocks": [1]}},
     "pixart_sigma": {"blocks": {"transformer_blocks": [0]}},
     "sd3": {"blocks": {"transformer_blocks": [1]}},
@@ -118,8 +118,8 @@ def test_every_family_of_the_tests_has_a_rule_or_an_error() -> None:
     assert MAKERS.keys() - CUTS.keys() == {"pixel"}
     prepare_images(16)
     draw_triplets(import_miniature("pixel"))
-    with pytest.raises(UserError, match="size: no rule to make a UNet2DModel smaller"):
-        compressed(open_backbone(TEACHER), size="base")
+    with pytest.raises(UserError, match="unet: no rule to make a UNet2DModel smaller"):
+        compressed(open_backbone(TEACHER), unet="base")
 
 
 def test_the_size_full_draws_what_its_start_draws(deep: Backbone) -> None:
@@ -129,16 +129,16 @@ def test_the_size_full_draws_what_its_start_draws(deep: Backbone) -> None:
     def drawn(model: Model) -> Tensor:
         return Sampler(model, deep, SamplingConfig(steps=3, guidance=2.0)).latents(conditions, noise, 3)
 
-    start, student = start_and_student(open_model(TEACHER, deep), "small", deep, config(size="full"), 0)
+    start, student = start_and_student(open_model(TEACHER, deep), "small", deep, config(unet="full"), 0)
     assert student.net is not start.net and student.sampling == start.sampling
     assert torch.equal(drawn(start), drawn(student))
-    smaller = start_and_student(start, "small", deep, config(size="base"), 0)[1]
+    smaller = start_and_student(start, "small", deep, config(unet="base"), 0)[1]
     assert not torch.equal(drawn(start), drawn(smaller))
 
 
 @pytest.mark.parametrize(("size", "count"), [("base", 7), ("small", 6), ("tiny", 4), ("sdxs", 4)])
 def test_a_size_is_written_with_its_own_configuration(size: str, count: int, deep: Backbone) -> None:
-    made = compressed(deep, size=size)
+    made = compressed(deep, unet=size)
     described = read_json(MODELS / "small" / "net" / "config.json")
     assert described["layers_per_block"] == 1
     assert (described["mid_block_type"] is None) == (size != "base")
@@ -151,7 +151,7 @@ def test_a_size_is_written_with_its_own_configuration(size: str, count: int, dee
 
 
 def test_the_average_has_the_students_size(deep: Backbone) -> None:
-    method = method_of(deep, config(size="tiny"))
+    method = method_of(deep, config(unet="tiny"))
     state = State(method, Path("work"))
     shapes = {name: weight.shape for name, weight in method.student.net.named_parameters()}
     tensors, prefix = state.tensors(), "student/average/ema/weights/net/"
@@ -168,7 +168,7 @@ def test_every_feature_has_its_gradient_under_gradient_checkpointing(
     size: str, deep: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def gradients() -> dict[str, list[Tensor]]:
-        method = method_of(deep, config(size=size))
+        method = method_of(deep, config(unet=size))
         State(method, Path("work"))
         with torch.no_grad():
             for (
@@ -200,16 +200,16 @@ def test_the_loss_falls(deep: Backbone) -> None:
     """Without the task term a student of size full stays where it starts: all other errors are 0."""
 
     def loss(model: Model) -> float:
-        method = method_of(deep, config(size="base", unconditional=0.0))
+        method = method_of(deep, config(unet="base", unconditional=0.0))
         method.student.net.load_state_dict(model.net.state_dict())
         with torch.no_grad():
             terms = method.losses("student", method.batch(Rows(0, range(8))), 0)
         return float(sum(terms.values()))
 
-    before = loss(start_and_student(open_model(TEACHER, deep), "small", deep, config(size="base"), 0)[1])
+    before = loss(start_and_student(open_model(TEACHER, deep), "small", deep, config(unet="base"), 0)[1])
     training = {"steps": 20, "batch_size": 8, "learning_rate": 0.004}
-    assert loss(compressed(deep, size="base", training=training)) < 0.7 * before
-    full = compressed(deep, "same", size="full", task_weight=0, training=training | {"steps": 2})
+    assert loss(compressed(deep, unet="base", training=training)) < 0.7 * before
+    full = compressed(deep, "same", unet="full", task_weight=0, training=training | {"steps": 2})
     assert all(
         torch.equal(value, deep.net.state_dict()[name]) for name, value in full.net.state_dict().items()
     )
@@ -219,12 +219,12 @@ def test_a_one_step_model_is_compressed_on_its_pairs(deep: Backbone) -> None:
     values = {"from": "teacher", "method": "direct", "training": TRAINING}
     learn(Task("distill", "one_step", "direct", direct.Config.model_validate(values), [TRIPLETS / "0"], 0))
     with pytest.raises(UserError, match="task_weight: fits a teacher with noise: fresh"):
-        compressed(deep, size="base", **{"from": "one_step"})
-    made = compressed(deep, size="base", noise="pairs", **{"from": "one_step"})
+        compressed(deep, unet="base", **{"from": "one_step"})
+    made = compressed(deep, unet="base", noise="pairs", **{"from": "one_step"})
     start = open_model(MODELS / "one_step", deep)
     assert (made.steps, made.sampling, made.denoiser.path) == (1, start.sampling, start.denoiser.path)
     assert made.sampling.guidance is Guidance.BUILT_IN
-    chosen = config(size="base", noise="pairs", **{"from": "one_step"})
+    chosen = config(unet="base", noise="pairs", **{"from": "one_step"})
     student = start_and_student(start, "small", deep, chosen, 0)[1]
     context = Context("small", 0, start, student, deep, [Path("artifacts/triplets/0")], None, None)
     batch = compress.METHOD(chosen, context, student).batch(Rows(0, range(4)))
@@ -241,11 +241,11 @@ def test_a_start_keeps_its_inputs() -> None:
     mapped = {"from": "halve-2", "method": "flow_map", "training": TRAINING}
     learn(Task("distill", "map", "flow_map", flow_map.Config.model_validate(mapped), [TRIPLETS / "0"], 0))
     with pytest.raises(UserError, match="task_weight: fits a teacher with noise: fresh"):
-        compressed(backbone, size="small", noise="pairs", **{"from": "map"})
+        compressed(backbone, unet="small", noise="pairs", **{"from": "map"})
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     t, text = torch.ones(2), backbone.encode_prompts(CAPTIONS)
     for start, inputs in (("halve-2", ("guidance",)), ("map", ("guidance", "end_time"))):
-        made = compressed(backbone, start + "-small", size="small", task_weight=0, **{"from": start})
+        made = compressed(backbone, start + "-small", unet="small", task_weight=0, **{"from": start})
         assert made.denoiser.inputs == inputs and made.takes_guidance
         for name, other in zip(inputs, (3.0, 0.5), strict=False):
             usual = text | {"guidance": torch.ones(2), "end_time": torch.zeros(2)}
@@ -254,7 +254,7 @@ def test_a_start_keeps_its_inputs() -> None:
 
 
 def test_an_adapter_is_trained_on_the_result(deep: Backbone) -> None:
-    small = compressed(deep, size="tiny", training=TRAINING | {"evaluate_every": 2})
+    small = compressed(deep, unet="tiny", training=TRAINING | {"evaluate_every": 2})
     curve = read_json(MODELS / "small" / "evaluations.json")["curve"]
     assert [measured["step"] for measured in curve][-1] == 3
     values = {

@@ -25,7 +25,7 @@ from fewstep.methods import compress
 from tests.pipelines import make
 
 TRAINING = {"steps": 2, "batch_size": 16, "learning_rate": 1.0e-4}
-SMALL = {"from": "teacher", "size": "small", "data": "triplets", "training": TRAINING}
+SMALL = {"from": "teacher", "unet": "small", "data": "triplets", "training": TRAINING}
 DIRECT = {"from": "small", "method": "direct", "training": TRAINING}
 
 
@@ -120,22 +120,22 @@ def test_a_compressed_teacher_is_guided_as_it_was() -> None:
     ("dotted", "expected"),
     [
         ({"compress.small": SMALL}, []),
-        ({"compress.small": SMALL | {"size": "tiny"}, "students.tail": DIRECT}, []),
+        ({"compress.small": SMALL | {"unet": "tiny"}, "students.tail": DIRECT}, []),
         (
-            {"compress.small": SMALL | {"size": "sdxs"}, "students.tail": DIRECT},
-            ["compress.small: size = 'sdxs': no block with attention to the text would be left"],
+            {"compress.small": SMALL | {"unet": "sdxs"}, "students.tail": DIRECT},
+            ["compress.small: unet = 'sdxs': no block with attention to the text would be left"],
         ),
         (
-            {"compress.small": SMALL | {"size": "base"}},
-            ["compress.small: size = 'base': every block has one layer already; possible sizes of this "],
+            {"compress.small": SMALL | {"unet": "base"}},
+            ["compress.small: unet = 'base': every block has one layer already; possible sizes of this "],
         ),
         (
             {"compress.small": SMALL, "compress.smaller": SMALL | {"from": "small"}},
-            ["compress.smaller: size = 'small': there is no middle block to be removed"],
+            ["compress.smaller: unet = 'small': there is no middle block to be removed"],
         ),
         (
-            {"compress.small": {**SMALL, "size": None, "blocks": {"transformer_blocks": 2}}},
-            ["compress.small: blocks: a UNet2DConditionModel is made smaller by `size`"],
+            {"compress.small": {**SMALL, "unet": None, "blocks": {"transformer_blocks": 2}}},
+            ["compress.small: blocks: a UNet2DConditionModel is made smaller by `unet`"],
         ),
         (
             {"compress.small": SMALL | {"from": "one_step"}, "students.tail": DIRECT},
@@ -177,7 +177,7 @@ def test_a_foreign_teacher_without_a_rule_is_reported_before_anything_runs() -> 
     make("pixel", Path("pixels"))
     own = {"backbone": "pixel", "train": [], "load": ["pixels"], "adopt": []}
     dotted = {"teacher": own, "features": "x.pt", "data.resolution": 16, "export": {}}
-    message = "params.yaml: compress.small: size: no rule to make a UNet2DModel smaller"
+    message = "params.yaml: compress.small: unet: no rule to make a UNet2DModel smaller"
     assert any(fault.startswith(message) for fault in faults({**dotted, "compress.small": SMALL}))
 
 
@@ -202,15 +202,16 @@ def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "give either size"),
-        ({"size": "tiny", "blocks": {}}, "give either size"),
-        ({"size": "medium"}, "size"),
-        ({"size": "tiny", "lora": {"rank": 2, "alpha": 2}}, "for a later model"),
-        ({"size": "tiny", "guidance_embedding": True}, "for a later model"),
-        ({"size": "tiny", "noise": "pairs", "data": "encoded"}, "real images have no noise of their own"),
-        ({"size": "tiny", "task_weight": 0, "output_weight": 0, "feature_weight": 0}, "there is no loss"),
-        ({"size": "tiny", "output_weight": -1}, "greater than or equal to 0"),
-        ({"size": "tiny", "unconditional": 1}, "less than 1"),
+        ({}, "give either unet"),
+        ({"unet": "tiny", "blocks": {}}, "give either unet"),
+        ({"unet": "medium"}, "unet"),
+        ({"size": "tiny"}, "is named `unet`, because DVC does not see changes of a key named `size`"),
+        ({"unet": "tiny", "lora": {"rank": 2, "alpha": 2}}, "for a later model"),
+        ({"unet": "tiny", "guidance_embedding": True}, "for a later model"),
+        ({"unet": "tiny", "noise": "pairs", "data": "encoded"}, "real images have no noise of their own"),
+        ({"unet": "tiny", "task_weight": 0, "output_weight": 0, "feature_weight": 0}, "there is no loss"),
+        ({"unet": "tiny", "output_weight": -1}, "greater than or equal to 0"),
+        ({"unet": "tiny", "unconditional": 1}, "less than 1"),
     ],
 )
 def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -> None:
@@ -219,8 +220,8 @@ def test_impossible_settings_are_refused(values: dict[str, Any], message: str) -
 
 
 def test_the_plan_of_a_size_that_is_not_possible_names_its_place() -> None:
-    chain = chain_of({"compress.small": SMALL | {"size": "sdxs"}})
-    with pytest.raises(UserError, match=r"params\.yaml: compress\.small: size = 'sdxs': no block .* left"):
+    chain = chain_of({"compress.small": SMALL | {"unet": "sdxs"}})
+    with pytest.raises(UserError, match=r"params\.yaml: compress\.small: unet = 'sdxs': no block .* left"):
         plan(chain)
 
 

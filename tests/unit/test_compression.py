@@ -155,7 +155,7 @@ def test_a_lost_setting_is_an_error_that_names_its_weight() -> None:
     ],
 )
 def test_a_size_without_a_meaning_is_refused(changes: dict[str, Any], size: str, message: str) -> None:
-    with pytest.raises(UserError, match=f"size = '{size}': {message}"):
+    with pytest.raises(UserError, match=f"unet = '{size}': {message}"):
         cut(unet(**changes), size)
 
 
@@ -187,10 +187,10 @@ def test_a_network_without_a_rule_is_refused() -> None:
             MAKERS["sana"]().transformer,
             "tiny",
             None,
-            "size = 'tiny': a SanaTransformer2DModel is made smaller by `blocks`",
+            "unet = 'tiny': a SanaTransformer2DModel is made smaller by `blocks`",
         ),
-        (unet(), None, {"transformer_blocks": 2}, "blocks: a UNet2DConditionModel is made smaller by `size`"),
-        (MAKERS["pixel"]().unet, "full", None, "size: no rule to make a UNet2DModel smaller"),
+        (unet(), None, {"transformer_blocks": 2}, "blocks: a UNet2DConditionModel is made smaller by `unet`"),
+        (MAKERS["pixel"]().unet, "full", None, "unet: no rule to make a UNet2DModel smaller"),
         (nn.Linear(1, 1), None, {}, "blocks: no rule to make a Linear smaller"),
     ):
         with pytest.raises(UserError, match=message):

@@ -162,7 +162,7 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
     params["teacher"] = {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []}
     params["data"]["resolution"] = 64
     training = {"steps": 4, "batch_size": 4, "learning_rate": 1e-4}
-    params["compress"] = {"small": {"from": "teacher", "size": "small", "training": training}}
+    params["compress"] = {"small": {"from": "teacher", "unet": "small", "training": training}}
     Path("params.yaml").write_text(yaml.safe_dump(params))
     chain = load_chain()
     config, rows = chain.models()[name].config, 4

@@ -30,7 +30,7 @@ from tests.pipelines import CAPTIONS, vae
 from tests.unit.test_every_method import METHODS, untrained_classifier
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
-SECTIONS: dict[str, dict[str, Any]] = {"compress": {"size": "small"}, "halve": {"steps": 2}, "reflow": {}}
+SECTIONS: dict[str, dict[str, Any]] = {"compress": {"unet": "small"}, "halve": {"steps": 2}, "reflow": {}}
 """Methods that a section of their own describes -> their parameters."""
 
 

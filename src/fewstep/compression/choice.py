@@ -27,10 +27,10 @@ def reduction_of(
     if kind in STACKS and (blocks is not None or size == FULL):
         return transformer_reduction(kind, config, blocks or {})
     if kind == UNET:
-        raise UserError(f"blocks: a {kind} is made smaller by `size`")
+        raise UserError(f"blocks: a {kind} is made smaller by `unet`")
     if kind in STACKS:
-        raise UserError(f"size = {size!r}: a {kind} is made smaller by `blocks`")
-    key = "blocks" if size is None else "size"
+        raise UserError(f"unet = {size!r}: a {kind} is made smaller by `blocks`")
+    key = "blocks" if size is None else "unet"
     raise UserError(
         f"{key}: no rule to make a {kind} smaller; there are rules for {', '.join([UNET, *STACKS])}"
     )

@@ -46,7 +46,7 @@ def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
     size = ALIASES.get(size, size)
     if why := fault(config, size):
         possible = ", ".join(each for each in SIZES if not fault(config, each))
-        raise UserError(f"size = {size!r}: {why}; possible sizes of this network: {possible}")
+        raise UserError(f"unet = {size!r}: {why}; possible sizes of this network: {possible}")
     removed = int(size in LOWEST_REMOVED)
     kept = len(config["block_out_channels"]) - removed
     layers = layers_of(config)

@@ -13,7 +13,7 @@ of whole blocks. The student keeps its start's path, number of steps and samplin
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -44,7 +44,7 @@ class Config(MethodConfig):
     """Parameters of a `compress` entry."""
 
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
-    size: Literal["full", "base", "small", "tiny", "sdxs", "sd_small", "sd_tiny"] | None = None
+    unet: Literal["full", "base", "small", "tiny", "sdxs", "sd_small", "sd_tiny"] | None = None
     """Size of a U-Net, see `compression/unet.py`; `sd_small` and `sd_tiny` are base and tiny."""
     blocks: dict[str, int | tuple[int, ...]] | None = None
     """Stack of a transformer -> how many of its blocks stay, or which; see `compression/transformer.py`."""
@@ -59,10 +59,17 @@ class Config(MethodConfig):
     unconditional: float = Field(0.1, ge=0, lt=1)
     """Share of prompts replaced by the negative prompt, where the start model is guided by a scale."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "size" in values:
+            raise ValueError("size: is named `unet`, because DVC does not see changes of a key named `size`")
+        return values
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if (self.size is None) == (self.blocks is None):
-            raise ValueError("give either size (of a U-Net) or blocks (of a transformer)")
+        if (self.unet is None) == (self.blocks is None):
+            raise ValueError("give either unet (its size) or blocks (of a transformer)")
         if self.lora is not None or self.guidance_embedding:
             raise ValueError("lora, guidance_embedding: for a later model that starts from this one")
         if self.noise == "pairs" and self.data != "triplets":
@@ -76,7 +83,7 @@ class Config(MethodConfig):
         return False
 
     def network(self, start: nn.Module) -> nn.Module:
-        return reduced(start, reduction_of(start, self.size, self.blocks))
+        return reduced(start, reduction_of(start, self.unet, self.blocks))
 
     def sampling(self, start: Sampling, inputs: Sequence[str]) -> Sampling:
         return start
@@ -117,7 +124,7 @@ class Compress(StudentMethod):
         self.config, self.start = config, context.start
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (self.start.net,)
-        self.blocks = reduction_of(self.start.net, config.size, config.blocks).features
+        self.blocks = reduction_of(self.start.net, config.unet, config.blocks).features
         guided = self.start.sampling.guidance is Guidance.SCALE
         self.free = context.unconditional() if guided and config.unconditional > 0 else None
 
