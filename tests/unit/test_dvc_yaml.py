@@ -176,7 +176,10 @@ def test_no_key_has_a_name_that_dvcs_run_cache_overlooks() -> None:
     sections = [Section]
     for section in sections:
         sections += section.__subclasses__()
-    assert len(sections) > 40
-    for section in sections:
+    # Others describe files, such as a feature network's preprocessor_config.json.
+    ours = ("fewstep.chain", "fewstep.config", "fewstep.methods", "fewstep.students")
+    of_params = [section for section in sections if section.__module__.startswith(ours)]
+    assert len(of_params) > 40
+    for section in of_params:
         names = {field.alias or name for name, field in section.model_fields.items()}
         assert not names & {Meta.PARAM_SIZE, Meta.PARAM_NFILES}, section
