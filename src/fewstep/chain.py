@@ -151,7 +151,7 @@ def inconsistencies(chain: Chain) -> Iterator[str]:
     for model in entries:
         name, reserved = model.name, model.section != "halve" and model.name.startswith("halve-")
         if name in RESERVED or reserved or names.count(name) > 1:
-            yield f"{model.place}: this name is taken; choose another"
+            yield f"{model.place}: this name is taken or reserved; choose another"
     for name, model in made.items():
         start = f"{model.place}.from = {model.config.from_!r}"
         if model.config.from_ not in known:

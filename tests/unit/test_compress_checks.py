@@ -187,7 +187,7 @@ def test_a_name_is_taken_once() -> None:
         ("teacher", "compress.teacher"),
         ("halve-4", "compress."),
     ):
-        with pytest.raises(UserError, match=rf"{where}.*: this name is taken"):
+        with pytest.raises(UserError, match=rf"{where}.*: this name is taken or reserved"):
             chain_of({"compress": {name: SMALL}})
 
 
