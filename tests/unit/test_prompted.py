@@ -2,10 +2,12 @@
 
 import gc
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from fewstep.data.prompted import PromptedFile, collate_rows, save_prompted
 from tests.peak import status
@@ -29,6 +31,27 @@ def test_rows_are_what_was_saved(tmp_path: Path, dtype: str) -> None:
     assert torch.equal(x_0, latents[chosen].to(stored).float())
     assert torch.equal(conditions["text"], text[prompt[chosen]].to(stored).float())
     assert torch.equal(conditions["scale"], scale[chosen].to(stored).float())
+
+
+def test_a_batch_prepared_in_a_thread_leaves_the_steps_cast_weights_cached(tmp_path: Path) -> None:
+    """Both calls of a layer in one step share one half-precision copy of its weight."""
+    save_prompted(tmp_path / "rows", torch.randn(2, 4), torch.tensor([0, 0]), {}, "float16", {})
+    file, layer, x = PromptedFile(tmp_path / "rows"), nn.Linear(4, 4, bias=False), torch.randn(3, 4)
+    with torch.autocast("cpu", torch.bfloat16), ThreadPoolExecutor(1) as thread:
+        first = layer(x)
+        thread.submit(collate_rows, [file[0], file[1]], torch.device("cpu")).result()
+        second = layer(x)
+
+    def copies(output: torch.Tensor) -> set[object]:
+        """Nodes of the autograd graph that cast to half precision."""
+        nodes, casts = [output.grad_fn], set[object]()
+        for node in nodes:
+            if node is not None:
+                nodes += [before for before, _ in node.next_functions]
+                casts |= {node} if "Copy" in node.name() else set()
+        return casts
+
+    assert len(copies(first)) == 1 and copies(first) == copies(second)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc/self/status")

@@ -78,8 +78,12 @@ def collate_rows(samples: Sequence[Prompted], device: torch.device) -> tuple[Ten
     """
 
     def stacked(rows: Sequence[Tensor]) -> Tensor:
-        with torch.autocast("cpu", enabled=False):  # a bfloat16 one refuses to stack float16
-            return upload(torch.stack(list(rows)), device).float()
+        # Under a bfloat16 autocast, torch.stack refuses float16. A thread that prepares batches cannot
+        # disable autocast either: leaving it clears a cache that all threads share.
+        batch = rows[0].new_empty(len(rows), *rows[0].shape)
+        for i, row in enumerate(rows):
+            batch[i] = row
+        return upload(batch, device).float()
 
     names = samples[0].condition
     conditions = {name: stacked([sample.condition[name] for sample in samples]) for name in names}
