@@ -1,6 +1,6 @@
 """Latency of a pipeline by part: text encoders, denoiser, decoder.
 
-    python -m benchmarks.latency FOLDER ... [--compile] [--dtype float16] [--runs 20]
+    python -m benchmarks.latency FOLDER[:STEPS] ... [--compile] [--dtype float16] [--runs 20]
     python -m benchmarks.latency --sd15 sdxs [--decoder kl] [--steps 4] [--guidance 7.5]
 
 FOLDER: an exported pipeline, any other diffusers folder, or in the project a model, artifacts/models/NAME.
@@ -8,10 +8,11 @@ FOLDER: an exported pipeline, any other diffusers folder, or in the project a mo
 
 A run is one call of the stock pipeline, after a warm-up. Around each call of a part the device's queue is
 waited for. A part's time is the sum of its calls in a run: a denoiser is called at every step, and with
-guidance on twice as many samples. Steps and guidance are those of the export's fewstep.json, of the model or
-of the section `sampling`, else the pipeline's defaults. The sum leaves out tokenizer and scheduler, as
-published figures do. --cpu: CPU time instead of wall-clock time, for a machine on which other work runs (with
-OMP_NUM_THREADS=1).
+guidance on twice as many samples. Pipelines take turns, run by run, so that a machine that becomes slower
+does so for all of them; the last table has the ratios of each turn to the first pipeline. Steps and guidance
+are those of the export's fewstep.json, of the model or of the section `sampling`, else the pipeline's
+defaults. The sum leaves out tokenizer and scheduler, as published figures do. --cpu: CPU time instead of
+wall-clock time, for a machine on which other work runs (with OMP_NUM_THREADS=1).
 """
 
 import argparse
@@ -73,7 +74,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("folders", nargs="*", type=Path, metavar="FOLDER")
+    add("folders", nargs="*", metavar="FOLDER[:STEPS]")
     add("--sd15", action="append", default=[], choices=SIZES, help="may be repeated")
     add("--decoder", choices=DECODERS, default="tiny", help="of --sd15")
     add("--steps", type=int)
@@ -95,20 +96,27 @@ def main() -> None:
     clock = time.process_time if chosen.cpu else time.perf_counter
     kind, measure = ("compiled" if chosen.compile else "eager"), ("CPU" if chosen.cpu else "wall-clock")
     how = f"{dtype}, {kind}, {measure} time, {chosen.images} at once, {chosen.runs} runs"
+    called: dict[str, tuple[Any, Call]] = {}
     try:
         for name, stock, call in pipelines(chosen):
             stock.to(device(), getattr(torch, dtype))
             call = changed(call, changes) | images(stock, chosen.images)
-            parts = measured(stock, call, chosen.runs, chosen.warmup, chosen.compile, clock)
-            console.print(table(f"{name}: {in_words(call)}, {how}", parts))
+            called[f"{name}: {in_words(call)}"] = stock, call
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
+    timings = measured(called, chosen.runs, chosen.warmup, chosen.compile, clock)
+    for name, parts in timings.items():
+        console.print(table(f"{name}, {how}", parts))
+    if len(timings) > 1:
+        console.print(ratios(timings))
 
 
 def pipelines(chosen: argparse.Namespace) -> Iterator[tuple[str, Any, Call]]:
-    """Name, pipeline and call of everything that is to be measured, one after the other."""
-    for folder in chosen.folders:
-        yield str(folder), *opened(folder)
+    """Name, pipeline and call of everything that is to be measured. Raises UserError."""
+    for wanted in chosen.folders:
+        folder, _, steps = wanted.rpartition(":") if wanted.rpartition(":")[2].isdigit() else (wanted, "", "")
+        stock, call = opened(Path(folder))
+        yield folder, stock, changed(call, {"num_inference_steps": int(steps) if steps else None})
     for size in chosen.sd15:
         kind = f"SD 1.5, {size}, decoder {chosen.decoder}"
         yield kind, pipeline(size, chosen.decoder), {"num_inference_steps": 1, "guidance_scale": 1.0}
@@ -152,32 +160,41 @@ def images(pipeline: Any, count: int) -> dict[str, Any]:
 
 
 def measured(
-    pipeline: Any,
-    call: Call,
+    called: Mapping[str, tuple[Any, Call]],
     runs: int,
     warmup: int = 1,
     compiled: bool = False,
     clock: Clock = time.perf_counter,
-) -> dict[str, Latency]:
-    """Name -> latency of each part that a call uses, in the order of first use."""
-    pipeline.set_progress_bar_config(disable=True)
-    modules = {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
-    seconds: dict[str, list[float]] = defaultdict(list)
-    records = []
+) -> dict[str, dict[str, Latency]]:
+    """Name -> latency of each part that the call uses, in the order of first use. The pipelines take turns.
+
+    called: name -> (pipeline, call).
+    """
+    parts: dict[str, dict[str, nn.Module]] = {}
+    seconds: dict[str, dict[str, list[float]]] = {name: defaultdict(list) for name in called}
+    records: dict[str, list[dict[str, list[float]]]] = {name: [] for name in called}
     with ExitStack() as stack:
-        for name, module in modules.items():
-            stack.enter_context(timed(module, compiled, clock, seconds, name))
+        for name, (pipeline, _) in called.items():
+            pipeline.set_progress_bar_config(disable=True)
+            components = pipeline.components.items()
+            parts[name] = {part: module for part, module in components if isinstance(module, nn.Module)}
+            for part, module in parts[name].items():
+                stack.enter_context(timed(module, compiled, clock, seconds[name], part))
         for _ in range(warmup + runs):
-            seconds.clear()
-            pipeline(**call)
-            records.append(dict(seconds))
+            for name, (pipeline, call) in called.items():
+                seconds[name].clear()
+                pipeline(**call)
+                records[name].append(dict(seconds[name]))
     return {
-        name: Latency(
-            parameters=sum(weight.numel() for weight in run_by(modules[name]).parameters()),
-            calls=len(calls),
-            seconds=np.array([sum(record[name]) for record in records[warmup:]]),
-        )
-        for name, calls in records[-1].items()
+        name: {
+            part: Latency(
+                parameters=sum(weight.numel() for weight in run_by(parts[name][part]).parameters()),
+                calls=len(calls),
+                seconds=np.array([sum(record[part]) for record in turns[warmup:]]),
+            )
+            for part, calls in turns[-1].items()
+        }
+        for name, turns in records.items()
     }
 
 
@@ -228,9 +245,25 @@ def table(title: str, parts: Mapping[str, Latency]) -> Table:
     columns.title = title
     for name, part in parts.items():
         columns.add_row(name, f"{part.parameters:,}", str(part.calls), *milliseconds(part.seconds))
-    total = sum(part.seconds for part in parts.values())
-    columns.add_row("sum", "", "", *milliseconds(np.asarray(total)))
+    columns.add_row("sum", "", "", *milliseconds(total(parts)))
     return columns
+
+
+def ratios(timings: Mapping[str, Mapping[str, Latency]]) -> Table:
+    """How many times as fast as the first pipeline each other one is, by turns."""
+    low, _, high = AROUND
+    columns = Table("pipeline", "times as fast, median", f"{low} to {high} % of the turns")
+    (first, base), *others = timings.items()
+    columns.title = f"against {first}"
+    for name, parts in others:
+        least, median, most = np.percentile(total(base) / total(parts), AROUND)
+        columns.add_row(name, f"{median:.1f}", f"{least:.1f} - {most:.1f}")
+    return columns
+
+
+def total(parts: Mapping[str, Latency]) -> np.ndarray:
+    """Seconds of all parts in each run, `[runs]`."""
+    return np.sum([part.seconds for part in parts.values()], axis=0)
 
 
 def milliseconds(seconds: np.ndarray) -> tuple[str, str]:

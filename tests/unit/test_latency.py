@@ -42,7 +42,7 @@ def measured(folder: Path, **changes: Any) -> dict[str, latency.Latency]:
     """Two runs of a folder's pipeline."""
     pipeline, call = latency.opened(folder)
     call = latency.changed(call, changes) | latency.images(pipeline, 1)
-    return latency.measured(pipeline, call, 2)
+    return latency.measured({"": (pipeline, call)}, 2)[""]
 
 
 def calls(parts: dict[str, latency.Latency]) -> dict[str, int]:
@@ -77,7 +77,7 @@ def test_time_is_counted_for_the_part_that_takes_it(backbone: Any) -> None:
     call = latency.changed(call, {"num_inference_steps": 3}) | latency.images(pipeline, 1)
     before = pipeline(**call, generator=torch.manual_seed(0)).images
     hook = pipeline.unet.conv_in.register_forward_hook(lambda *_: time.sleep(PAUSE))
-    parts = latency.measured(pipeline, call, 4)
+    parts = latency.measured({"": (pipeline, call)}, 4)[""]
     hook.remove()
     assert parts["unet"].seconds.min() >= 3 * PAUSE > parts["text_encoder"].seconds.min()
     assert "forward" not in vars(pipeline.unet) and "decode" not in vars(pipeline.vae)
@@ -101,6 +101,7 @@ def test_the_table_names_the_machine_and_sums_up(
     monkeypatch.setattr(sys, "argv", ["latency", str(OUT), "--runs", "3", "--warmup", "0"])
     latency.main()
     printed = capsys.readouterr().out
+    assert "times as fast" not in printed
     assert (
         f"torch {torch.__version__}" in printed
         and "float32, eager, wall-clock time, 1 at once, 3 runs" in printed
@@ -108,6 +109,33 @@ def test_the_table_names_the_machine_and_sums_up(
     medians = {row.split("│")[1].strip(): row.split("│")[4] for row in printed.splitlines() if "│" in row}
     assert list(medians) == ["text_encoder", "unet", "vae", "sum"]
     assert float(medians["sum"]) > max(float(medians[name]) for name in ("text_encoder", "unet", "vae"))
+
+    monkeypatch.setattr(sys, "argv", ["latency", str(OUT), f"{OUT}:12", "--runs", "3"])
+    latency.main()
+    printed = capsys.readouterr().out
+    assert "out: 12 steps" in printed and "against out: 1 step" in printed
+    assert printed.count("out: 12 steps") == 2, "its own table, and its ratio to the first"
+
+
+def test_pipelines_take_turns_and_are_compared_with_the_first(backbone: Any) -> None:
+    """One that becomes slower with every turn, and one that takes exactly three times as long in each."""
+    turns: list[str] = []
+
+    def turn(name: str) -> Any:
+        pipeline, call = latency.opened(OUT)
+
+        def wait(*_: Any) -> None:
+            turns.append(name)
+            time.sleep(PAUSE * (1 + turns.count("one")) * (3 if name == "two" else 1))
+
+        pipeline.unet.conv_in.register_forward_hook(wait)
+        return pipeline, latency.changed(call, {"num_inference_steps": 1}) | latency.images(pipeline, 1)
+
+    timings = latency.measured({name: turn(name) for name in ("one", "two")}, 4)
+    assert turns == ["one", "two"] * 5
+    column = latency.ratios(timings).columns[1]
+    (ratio,) = column.cells
+    assert 0.2 < float(str(ratio)) < 0.5
 
 
 def test_a_folder_that_holds_nothing_says_so() -> None:
