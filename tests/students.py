@@ -19,10 +19,12 @@ from torch.distributed.tensor import DTensor
 
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
+from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.methods import compress, halve, reflow
 from fewstep.students.learn import Task, learn, method_module
 from fewstep.training.lora import LoraSettings
+from fewstep.training.sharding import full_tensor
 from fewstep.training.state import State
 
 TRAINING = StudentTrainingConfig(steps=4, batch_size=5, learning_rate=1e-3, ema=0.9, clip=0.1)
@@ -55,6 +57,8 @@ SHORT = TRAINING.model_copy(update={"steps": 3})
 for method, values in METHODS.items():
     settings = {"method": method, "from": "teacher", "training": SHORT, "guidance": 2.0} | values
     STUDENTS[method] = (method_module(method).Config.model_validate(settings), {})
+COMPARED = ("micro", "adapter")
+"""Students whose last saved state is compared, tensor by tensor."""
 SCALE = 2.0**8
 """Of half precision: small enough for no gradient to overflow, which in parts of a batch it does less."""
 
@@ -92,6 +96,11 @@ def recorded(name: str) -> Iterator[None]:
         share = sum(map(held, tensors)) / sum(tensor.numel() for tensor in tensors)
         known = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(known | {name: share}))
+        if name in COMPARED:
+            full = {key: full_tensor(tensor.detach()) for key, tensor in state.tensors().items()}
+            saved = state.snapshot()
+            assert saved.keys() == (full.keys() if is_main_process() else set())
+            assert all(torch.equal(full[key].cpu(), copy) for key, copy in saved.items())
         finish(state, chosen)
 
     with patch.object(State, "finish", noted):

@@ -10,7 +10,8 @@ from torch import Tensor
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.files import read_json, whole_folder, write_json
 from fewstep.core.processes import barrier, is_main_process
-from fewstep.training.sharding import full_tensor
+from fewstep.training.group_state import named
+from fewstep.training.sharding import host_copies
 from fewstep.training.state import State
 
 CURVE = "evaluations.json"
@@ -72,12 +73,10 @@ class Evaluations:
 
     def save_best(self) -> None:
         """Save the current weights as the best ones."""
-        weights = {}
-        for label, group in self.state.groups.items():
-            for name, weight in group.weights.items():
-                whole = full_tensor(weight.detach())
-                if is_main_process():
-                    weights[f"{label}/{name}"] = whole.cpu().contiguous()
+        groups = self.state.groups.items()
+        weights = host_copies(
+            {k: w for label, group in groups for k, w in named(label, group.weights).items()}
+        )
         if is_main_process():
             with whole_folder(self.best) as staging:
                 save_file(weights, staging / "weights.safetensors")

@@ -7,17 +7,19 @@ is a DTensor. All functions here leave other tensors unchanged, so training code
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import torch
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed import all_gather_into_tensor
 from torch.utils import swap_tensors
 
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import device, process
+from fewstep.core.processes import is_main_process
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -30,6 +32,9 @@ REFUSED = {
     "ACCELERATE_USE_PARALLELISM_CONFIG": "answer no to the parallelism config in `accelerate config`",
 }
 """Environment variable that FSDP-sharded networks do not support -> what to do instead."""
+
+COLLECTIVE = 64e6
+"""Bytes of the full tensors that one collective gathers; a larger tensor has one of its own."""
 
 
 def is_wanted() -> bool:
@@ -121,6 +126,70 @@ def full_tensor(tensor: Tensor) -> Tensor:
     here = tensor.to(device())
     assert is_sharded(here)
     return here.full_tensor()
+
+
+@torch.no_grad()
+def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of each full tensor in host memory, contiguous; all processes call this together.
+
+    Empty in all processes but the main one.
+    """
+    copies = gathered({name: tensor for name, tensor in tensors.items() if is_sharded(tensor)})
+    if is_main_process():
+        for name, tensor in tensors.items():
+            if name not in copies:
+                copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    return copies
+
+
+def gathered(sharded: "Mapping[str, DTensor]") -> dict[str, Tensor]:
+    """The full tensors in the main process's host memory; nothing in the other processes.
+
+    Many tensors share a collective: of small ones, each would take longer than the copy.
+    """
+    copies: dict[str, Tensor] = {}
+    for names in chunks({name: tensor.numel() * tensor.itemsize for name, tensor in sharded.items()}):
+        shards = [padded(sharded[name]) for name in names]
+        here = torch.cat(shards)
+        everywhere = here.new_empty(process().num_processes * len(here))
+        all_gather_into_tensor(everywhere, here)
+        if is_main_process():
+            of_tensor = torch.split(
+                everywhere.cpu().view(-1, len(here)), [len(shard) for shard in shards], dim=1
+            )
+            for name, rows in zip(names, of_tensor, strict=True):
+                tensor = sharded[name]
+                full = rows.flatten().view(tensor.dtype).view(-1, *tensor.shape[1:])
+                copies[name] = full[: len(tensor)].clone()
+    return copies
+
+
+def chunks(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in their order, as many at a time as take at most `COLLECTIVE` bytes, but at least one."""
+    names: list[str] = []
+    total = 0
+    for name, size in sizes.items():
+        if names and total + size > COLLECTIVE:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size
+    if names:
+        yield names
+
+
+def padded(tensor: "DTensor") -> Tensor:
+    """This process's rows of a tensor as bytes, on its device, padded to the size of the largest shard.
+
+    The first processes have `ceil(rows / processes)` rows each, as torch.chunk divides them; what is missing
+    is missing at the end.
+    """
+    (placement,) = tensor.placements
+    assert placement.is_shard(0), placement
+    rows = tensor.to_local().to(device())
+    largest = -(-len(tensor) // process().num_processes)
+    missing = rows.new_zeros(largest - len(rows), *rows.shape[1:])
+    return torch.cat([rows, missing]).flatten().view(torch.uint8)
 
 
 def reshard(tensor: Tensor, like: Tensor) -> Tensor:

@@ -7,13 +7,12 @@ from pathlib import Path
 from torch import Tensor
 
 from fewstep.core.hardware import device
-from fewstep.core.processes import is_main_process
 from fewstep.training.checkpoint import load_state
 from fewstep.training.group_state import GroupState, named, within
 from fewstep.training.half import halve_frozen
 from fewstep.training.method import Method
 from fewstep.training.records import Records
-from fewstep.training.sharding import full_tensor, is_sharded, shard
+from fewstep.training.sharding import host_copies, shard
 
 
 class State:
@@ -60,14 +59,7 @@ class State:
 
         Empty in all processes but the main one.
         """
-        copies: dict[str, Tensor] = {}
-        for name, value in self.tensors().items():
-            gathered = full_tensor(value.detach())
-            if is_main_process():
-                # A gathered tensor is a copy already.
-                copied = gathered.to("cpu", copy=not is_sharded(value))
-                copies[name] = copied.contiguous()
-        return copies
+        return host_copies(self.tensors())
 
     def resume(self) -> None:
         """Restore the newest state on disk, if there is one."""
