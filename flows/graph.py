@@ -74,7 +74,8 @@ def unchanged(root: Path, stages: Iterable[Stage]) -> set[str]:
     """
     ordered = list(stages)
     with Repo(str(root)) as repo:
-        status = repo.status(targets=[stage.name for stage in ordered])
+        # Of the whole workspace: with targets, DVC would parse dvc.yaml and dvc.lock once for each.
+        status = repo.status()
     changed = {name for name, changes in status.items() if changes != ["always changed"]}
     idle: set[str] = set()
     for stage in ordered:

@@ -1,6 +1,8 @@
 """Imports point down: the layers of the package, and what each may import."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,13 @@ def test_nobody_but_the_chain_imports_a_method() -> None:
     """Methods are found by name; sections of their own (`reflow`, `compress` ...) have a type each."""
     importers = {package_of(file) for file in FILES if "methods" in imported_modules(file)}
     assert importers <= {"methods", "chain"}
+
+
+def test_reading_the_chains_parameters_loads_no_library_of_models() -> None:
+    """Flows and `fewstep check` do it; such a library takes longer to load than everything else they do."""
+    heavy = ("diffusers", "transformers", "peft", "torchvision")
+    code = f"import sys, flows.cluster, fewstep.chain; print([m for m in {heavy} if m in sys.modules])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=SRC.parent, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.strip() == "[]"

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from fewstep.core.errors import UserError
@@ -74,6 +73,9 @@ def embedded(inputs: Sequence[str], conditions: Conditions) -> Tensor | None:
 
 def embedded_number(name: str, value: Tensor) -> Tensor:
     """Sinusoidal embedding `[B, INPUT_WIDTH]` of a condition `[B]`."""
+    # Imported only here: every process that reads the chain's parameters imports this module.
+    from diffusers.models.embeddings import get_timestep_embedding
+
     if name == GUIDANCE:
         return get_timestep_embedding(1000 * (value - 1), INPUT_WIDTH, downscale_freq_shift=1)
     return get_timestep_embedding(value, INPUT_WIDTH, downscale_freq_shift=0)

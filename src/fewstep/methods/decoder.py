@@ -16,10 +16,9 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
-from diffusers import AutoencoderTiny
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, mse_loss
@@ -42,6 +41,9 @@ from fewstep.students.config import MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderTiny
 
 LOADED = "inputs"
 """Value of `data` where the decoder is not trained: its folder is an input."""
@@ -197,7 +199,7 @@ class TinyDecoder(StudentMethod):
 METHOD = TinyDecoder
 
 
-def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> tuple[AutoencoderTiny, int]:
+def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> "tuple[AutoencoderTiny, int]":
     """A small autoencoder for the latents of this family, its weights drawn from `key`; the images' side.
 
     Raises UserError where the family has no autoencoder of diffusers.
@@ -212,8 +214,11 @@ def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> tuple[Autoenco
     return tiny_geometry(channels, pixels // side, width), pixels
 
 
-def tiny_geometry(channels: int, factor: int, width: int) -> AutoencoderTiny:
+def tiny_geometry(channels: int, factor: int, width: int) -> "AutoencoderTiny":
     """TAESD's for latents of `channels` whose side is `factor` times smaller; untrained."""
+    # Imported only here: every process that reads the chain's parameters imports this module.
+    from diffusers import AutoencoderTiny
+
     stages = int(math.log2(factor))
     return AutoencoderTiny(
         latent_channels=channels,
