@@ -209,12 +209,21 @@ def test_several_networks_reach_their_equilibrium(adversaries: Path) -> None:
         assert far < 0.03 and (weights["base"] - weights["real"]).abs().max() > 1, name
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Several networks, trained in one process without interruption."""
+    folder = tmp_path_factory.mktemp("alone")
+    result = started(folder, "", script=ADVERSARIES)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
 @pytest.mark.parametrize("launch", ["", COPIES, SHARDS], ids=["one process", "copies", "shards"])
-def test_several_networks_killed_and_resumed_end_alike(launch: str, tmp_path: Path) -> None:
+def test_several_networks_killed_and_resumed_end_alike(launch: str, alone: Path, tmp_path: Path) -> None:
     """To the same bytes where the processes are as many; to rounding, where they are more than one."""
-    alone, whole, torn = (tmp_path / name for name in ("alone", "whole", "torn"))
-    for folder, how in ((alone, ""), (whole, launch)):
-        result = started(folder, how, script=ADVERSARIES)
+    whole, torn = tmp_path / "whole" if launch else alone, tmp_path / "torn"
+    if launch:
+        result = started(whole, launch, script=ADVERSARIES)
         assert result.returncode == 0, result.stderr
     killed = started(torn, launch, "kill=7", script=ADVERSARIES)
     assert killed.returncode != 0 and not (torn / "weights.safetensors").exists()

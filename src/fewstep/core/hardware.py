@@ -15,6 +15,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fewstep.core.compiling import compile_blocks
 from fewstep.core.errors import UserError
 from fewstep.core.precision import bfloat16_pays
 from fewstep.core.switches import count_of, is_on, switch
@@ -97,7 +98,7 @@ def to_device(net: M) -> M:
     if is_on("CHANNELS_LAST"):
         net = net.to(memory_format=torch.channels_last)
     if backend := switch("COMPILE", ""):
-        net.compile(backend=backend)
+        compile_blocks(net, backend)
     return net
 
 
