@@ -260,6 +260,28 @@ def test_a_loss_that_is_no_number_in_one_process_stops_both(launch: str, tmp_pat
     )
 
 
+EDITED = """
+import os
+from pathlib import Path
+from fewstep.artifacts.workspace import Workspace
+from fewstep.core.stage import run
+def main():
+    Workspace("train", {"training": {"steps": int(os.environ["RANK"])}}, {})
+run(main, writes=Path("model"), several=True)
+"""
+
+
+def test_processes_that_read_different_files_stop_before_they_write(tmp_path: Path) -> None:
+    script = tmp_path / "edited.py"
+    script.write_text(EDITED)
+    result = started(tmp_path, COPIES, script=script)
+    assert result.returncode != 0
+    message = "error: train: its processes read different files, because one was edited while they started"
+    assert result.stderr.count(message) == 2, result.stderr
+    assert f"{message} (training.steps = 1, then 0): run it again" in result.stderr
+    assert not (tmp_path / ".checkpoints").exists()
+
+
 @pytest.mark.parametrize("processes", [1, 2, 3])
 @pytest.mark.parametrize("most", ["", "1", "2", "3"])
 def test_processes_have_equally_many_micro_batches_and_each_row_counts_once(

@@ -22,7 +22,7 @@ from fewstep.artifacts.manifest import identity, sha256
 from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, write_json
 from fewstep.core.paths import CHECKPOINTS
-from fewstep.core.processes import barrier, is_main_process
+from fewstep.core.processes import any_rank, barrier, from_main, is_main_process
 from fewstep.core.switches import is_on, switch
 
 ORIGIN = "origin.json"
@@ -97,11 +97,16 @@ class Workspace:
         """Find or make the folder. Every process of the stage calls this after it has opened all its inputs.
 
         Modules imported later are not part of the fingerprint. Raises UserError where another process uses
-        the work that FEWSTEP_RESUME names.
+        the work that FEWSTEP_RESUME names, and in every process where the stage's processes differ.
         """
         self.origin = Origin.of(params, inputs)
+        differences = self.origin.differences(from_main(self.origin))
+        if any(any_rank(bool(differences))):
+            raise UserError(
+                f"{stage}: its processes read different files, because one was edited while they started"
+                f"{''.join(f' ({line})' for line in differences[:1])}: run it again"
+            )
         self.folder = CHECKPOINTS / stage / self.origin.fingerprint
-        barrier()
         if is_main_process():
             self.folder.parent.mkdir(parents=True, exist_ok=True)
             claim = locked(self.folder.parent, fcntl.LOCK_EX)  # groups of shards share the folder

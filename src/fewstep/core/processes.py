@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor
 from torch.distributed import all_reduce, new_group
 
@@ -78,6 +78,15 @@ def any_rank(*here: bool) -> list[bool]:
     flags = torch.tensor(here, dtype=torch.float32)
     all_reduce(flags, group=on_hosts())
     return [bool(flag) for flag in flags.tolist()]
+
+
+def from_main(value: T) -> T:
+    """The main process's value, in every process; it is pickled. All processes call this together."""
+    if process().num_processes == 1:
+        return value
+    values = [value]
+    broadcast_object_list(values)
+    return values[0]
 
 
 @cache
