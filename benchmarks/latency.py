@@ -255,6 +255,7 @@ def ratios(timings: Mapping[str, Mapping[str, Latency]]) -> Table:
     columns = Table("pipeline", "times as fast, median", f"{low} to {high} % of the turns")
     (first, base), *others = timings.items()
     columns.title = f"against {first}"
+    columns.columns[0].overflow = "fold"
     for name, parts in others:
         least, median, most = np.percentile(total(base) / total(parts), AROUND)
         columns.add_row(name, f"{median:.1f}", f"{least:.1f} - {most:.1f}")
