@@ -70,6 +70,20 @@ def test_sizes_are_the_published_ones(name: str, size: str, expected: int) -> No
     assert weights(cut(on_meta(name), size)) == expected
 
 
+# SSD-1B's and Segmind-Vega's cards have 1.3 and 0.74 billion; KOALA's table 2 has 1,161 and 782 million.
+@pytest.mark.parametrize(
+    ("size", "least", "most"),
+    [
+        ("ssd_1b", 1_300_000_000, 1_350_000_000),
+        ("vega", 740_000_000, 750_000_000),
+        ("koala_1b", 1_161_000_000, 1_162_000_000),
+        ("koala_700m", 782_000_000, 783_000_000),
+    ],
+)
+def test_sizes_of_sdxl_are_the_published_ones(size: str, least: int, most: int) -> None:
+    assert least <= weights(cut(on_meta("SDXL"), size)) < most
+
+
 def linear(a: int, b: int, bias: bool = True) -> int:
     return a * b + bias * b
 

@@ -27,13 +27,15 @@ class Reduction:
     a weight in the small network -> its name in the large one. features: block of the small network -> layer
     of the large one whose output it learns; both outputs have one shape. channels: weight of a layer whose
     input differs -> how many of its last input channels are those of the large one's layer; the weights of
-    the other channels start at 0, the scales of a normalisation at 1.
+    the other channels start at 0, the scales of a normalisation at 1. part: what stays or is removed as a
+    whole matches it.
     """
 
     changes: Mapping[str, Any]
     source: Callable[[str], str]
     features: Mapping[str, str]
     channels: Mapping[str, int] = field(default_factory=dict)
+    part: re.Pattern[str] = LAYER
 
 
 def configuration(net: nn.Module, changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,11 +64,11 @@ def copied(
 ) -> dict[str, Tensor]:
     """Name -> initial value of every weight of the small network; see `reduced`."""
     used = {reduction.source(name) for name in small}
-    kept = {layer_of(name) for name in used}
+    kept = {layer_of(name, reduction.part) for name in used}
     faults = [
         f"{name}: a weight of the start model without a place in a layer that stays"
         for name in large
-        if name not in used and layer_of(name) in kept
+        if name not in used and layer_of(name, reduction.part) in kept
     ]
     weights = {}
     for name, wanted in small.items():
@@ -86,9 +88,9 @@ def copied(
     return weights
 
 
-def layer_of(name: str) -> str:
+def layer_of(name: str, part: re.Pattern[str] = LAYER) -> str:
     """The part of a network that stays or is removed as a whole, to which a weight belongs."""
-    match = LAYER.match(name)
+    match = part.match(name)
     assert match is not None
     return match.group()
 

@@ -14,15 +14,18 @@ All weights of these sizes are in the larger network, with one exception. Where 
 removed and was wider than the next (SDXL; not SD 1 and 2), the first layer of the first up block takes the
 output of the last down block in the place of a wider one. Its weights for these channels start at 0, so that
 before training it uses the skip connection alone. Nothing is drawn at random.
+
+The published smaller U-Nets of SDXL are in compression/published.py.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fewstep.compression import published
 from fewstep.compression.reduction import FULL, Reduction
 from fewstep.core.errors import UserError
 
-SIZES = (FULL, "base", "small", "tiny", "sdxs")
+SIZES = (FULL, "base", "small", "tiny", "sdxs", *published.PUBLISHED)
 ALIASES = {"sd_small": "base", "sd_tiny": "tiny"}
 """Names of segmind's distill-sd -> those of BK-SDM."""
 LOWEST_REMOVED = ("tiny", "sdxs")
@@ -34,8 +37,6 @@ PER_LEVEL = (
     "transformer_layers_per_block",
 )
 """Settings that may be a list with an entry per level, from the highest resolution down."""
-REVERSED = "reverse_transformer_layers_per_block"
-"""The same for the up blocks, from the lowest resolution up."""
 
 
 def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
@@ -47,6 +48,8 @@ def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
     if why := fault(config, size):
         possible = ", ".join(each for each in SIZES if not fault(config, each))
         raise UserError(f"unet = {size!r}: {why}; possible sizes of this network: {possible}")
+    if size in published.PUBLISHED:
+        return published.published_reduction(config, size)
     removed = int(size in LOWEST_REMOVED)
     kept = len(config["block_out_channels"]) - removed
     layers = layers_of(config)
@@ -85,8 +88,9 @@ def changes_of(config: Mapping[str, Any], size: str, kept: int) -> dict[str, Any
     for key in PER_LEVEL:
         if isinstance(config.get(key), Sequence):
             changes[key] = tuple(first_layer(value) for value in config[key][:kept])
-    if config.get(REVERSED) is not None:
-        changes[REVERSED] = tuple(outer_layers(value) for value in config[REVERSED][removed:])
+    if config.get(published.REVERSED) is not None:
+        up = config[published.REVERSED][removed:]
+        changes[published.REVERSED] = tuple(outer_layers(value) for value in up)
     if size != "base":
         changes["mid_block_type"] = None
     if size == "sdxs":
@@ -137,6 +141,8 @@ def fault(config: Mapping[str, Any], size: str) -> str | None:
     levels = len(down)
     if size == FULL:
         return None
+    if size in published.PUBLISHED:
+        return published.fault(config, size)
     if size == "base":
         return None if max(layers_of(config)) > 1 else "every block has one layer already"
     if size == "small":

@@ -40,11 +40,15 @@ GRID = 1000
 Weight = Annotated[float, Field(ge=0)]
 
 
+SdxlSize = Literal["ssd_1b", "vega", "koala_1b", "koala_700m"]
+"""Sizes of SDXL, see `compression/published.py`."""
+
+
 class Config(MethodConfig):
     """Parameters of a `compress` entry."""
 
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
-    unet: Literal["full", "base", "small", "tiny", "sdxs", "sd_small", "sd_tiny"] | None = None
+    unet: Literal["full", "base", "small", "tiny", "sdxs", "sd_small", "sd_tiny"] | SdxlSize | None = None
     """Size of a U-Net, see `compression/unet.py`; `sd_small` and `sd_tiny` are base and tiny."""
     blocks: dict[str, int | tuple[int, ...]] | None = None
     """Stack of a transformer -> how many of its blocks stay, or which; see `compression/transformer.py`."""
