@@ -1,9 +1,10 @@
 """Triplets per second against a plain diffusers loop: same weights, solver, steps, guidance and batch.
 
-    python benchmarks/triplets.py [--images 256] [--batch 64] [--rounds 3]
+    python -m benchmarks.triplets [--images 256] [--batch 64] [--rounds 3]
 
 Both sides draw the same prompts from the chain's teacher, alternating, each after a warm-up; the plain loop
-does what a script would: `pipe(prompts)`, images out. Prints one JSON object.
+does what a script would: `pipe(prompts)`, images out. Prints one JSON object, with the share of the time that
+the ops of our side would need at this device's roofline (benchmarks/roofline.py).
 """
 
 import argparse
@@ -13,13 +14,14 @@ import time
 from collections.abc import Callable
 
 import torch
+from benchmarks.roofline import Roofline, bytes_per_second, operations_per_second
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
 
 from fewstep.backbones.model import open_model
 from fewstep.backbones.prompts import encode_distinct, gather
 from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import SamplingConfig
-from fewstep.core.hardware import autocast, device, mixed_precision
+from fewstep.core.hardware import DTYPES, autocast, device, mixed_precision
 from fewstep.core.paths import DATA, TEACHER
 from fewstep.data.noise import noise_key, noise_of
 from fewstep.data.shards import captions
@@ -73,6 +75,12 @@ def main() -> None:
 
     sides = {"ours": ours, "plain": plain, "plain, latents only": plain_without_images}
     seconds = alternate(sides, chosen.rounds)
+    roofline = Roofline()
+    dtypes = {torch.float32, DTYPES[mixed_precision()] or torch.float32}
+    rates = {str(dtype): operations_per_second(dtype) / 1e9 for dtype in dtypes}
+    copied = bytes_per_second() / 1e9
+    with roofline:
+        ours()
     print(
         json.dumps(
             {
@@ -81,6 +89,12 @@ def main() -> None:
                 "batch": chosen.batch,
                 "steps": STEPS,
                 "triplets_per_second": {name: len(prompts) / s for name, s in seconds.items()},
+                "roofline": {
+                    "share": roofline.seconds / seconds["ours"],
+                    "share of matrix products and convolutions": roofline.matrix_seconds / seconds["ours"],
+                    "GFLOP_per_second": rates,
+                    "GB_per_second": copied,
+                },
                 "ratio": seconds["plain"] / seconds["ours"],
                 "ratio, latents only": seconds["plain, latents only"] / seconds["ours"],
             },
