@@ -10,6 +10,7 @@ import yaml
 from tools.imports import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
+from fewstep.backbones.registry import open_backbone
 from fewstep.chain import Chain, load_chain
 from fewstep.checks import forecast as forecasting
 from fewstep.checks import measuring
@@ -19,7 +20,7 @@ from fewstep.checks.plan import plan
 from fewstep.checks.rehearsal import rehearsal, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.teacher import design
-from fewstep.core.paths import TRIPLETS
+from fewstep.core.paths import TEACHER, TRIPLETS
 from fewstep.core.units import duration
 from fewstep.students.context import Context
 from fewstep.students.learn import method_module
@@ -61,6 +62,47 @@ def rates_of(chain: Chain, **changes: Any) -> Rates:
 
 def times(chain: Chain, rates: Rates) -> dict[str, float]:
     return {stage.name: seconds_of(chain, stage, rates) or 0.0 for stage in plan(chain)}
+
+
+def foreign(family: str, **sampling: Any) -> Chain:
+    """The miniature chain of a family, whose pipeline is in the folder `stock`."""
+    import_miniature(family)
+    values = yaml.safe_load(MINIATURE.read_text())
+    values["teacher"] = {"backbone": family, "train": [], "load": ["stock"], "adopt": []}
+    values["sampling"] |= {"solver": "ddim", **sampling}
+    for section in ("compress", "decoder", "export"):
+        values[section] = {}
+    Path("params.yaml").write_text(yaml.safe_dump(values))
+    return load_chain()
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "pixart", "sana", "pixel"])
+def test_a_foreign_teachers_solver_step_is_timed(family: str) -> None:
+    """Some families take their times from the scheduler of the pipeline."""
+    chain = foreign(family)
+    here = rehearsal(chain, design(chain), Path(), 2**40)
+    assert here.backbone is not None
+    drawn = here.drawing("teacher")(2)
+    assert isinstance(drawn, torch.Tensor) and drawn.shape == (2, *here.backbone.latent_shape)
+
+
+def test_steps_outside_of_the_guidance_interval_count_once() -> None:
+    """Of rectified flow the noise level is t / (1 - t)."""
+    chain = foreign("sd3", guidance=3.0, guidance_interval=[0.5, 2.0])
+    sampling = chain.sampling.model_copy(update={"steps": 12, "time_power": 1.0})
+    here = rehearsal(chain, design(chain), Path(), 2**40)
+    share = Measuring(chain, design(chain), Stopwatch(), here).share
+    levels = [t / (1 - t) for t in open_backbone(TEACHER).times(12)[1:-1]]  # the first is infinite
+    inside = sum(0.5 <= level <= 2 for level in levels)
+    assert 0 < inside < 11
+    assert share("teacher", sampling) == pytest.approx((12 + inside) / 24)
+    assert share("teacher", sampling.model_copy(update={"guidance_interval": None})) == 1
+    assert share("teacher", sampling.model_copy(update={"guidance": 1.0})) == 1
+    limited, whole = (
+        times(chain, rates)["generate_triplets@0"] - 1.0 - AROUND
+        for rates in (rates_of(chain, share=lambda model, sampling: 0.75), rates_of(chain))
+    )
+    assert limited == pytest.approx(0.75 * whole)
 
 
 def test_times_are_numbers_times_rates(monkeypatch: pytest.MonkeyPatch) -> None:

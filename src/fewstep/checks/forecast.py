@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
+from fewstep.checks.designs import TEACHER
 from fewstep.checks.machine import processes
 from fewstep.checks.measuring import Measuring, Rates
 from fewstep.checks.memory import Design
@@ -17,6 +18,7 @@ from fewstep.checks.plan import PlannedStage, plan
 from fewstep.checks.rehearsal import rehearsal, uncompiled
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.config.evaluate import EvaluationSetConfig
+from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import deterministic
 from fewstep.core.pool import workers
 from fewstep.core.units import duration
@@ -98,8 +100,8 @@ def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
     if each is None or stage.steps is None:
         return None
     images, steps = PREVIEW
-    drawing = rates.student.get(stage.name, rates.teacher) or 0.0
-    preview = images * (steps * drawing + rates.decode)
+    model = stage.name if stage.name in rates.student else TEACHER
+    preview = images * ((solving(model, in_steps(chain, steps), rates) or 0.0) + rates.decode)
     seconds = stage.steps * each + PREVIEWS * preview
     if stage.name in ("train_judge", "train_teacher, autoencoder"):
         # A shard is decoded anew in each epoch.
@@ -115,35 +117,49 @@ def training(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
 
 def triplets(chain: Chain, stage: PlannedStage, rates: Rates) -> float | None:
     """Seconds of a group of triplet shards: reading captions with images, encoding prompts, teacher steps."""
-    if rates.teacher is None:
+    each = solving(TEACHER, chain.triplets.sampling(chain.sampling), rates)
+    if each is None:
         return None
     drawn = ceil((stage.samples or 0) / processes())
-    return (stage.samples or 0) * (rates.read + rates.prompt) + drawn * chain.triplets.steps * rates.teacher
+    return (stage.samples or 0) * (rates.read + rates.prompt) + drawn * each
 
 
 def evaluation_set(config: EvaluationSetConfig, chain: Chain, rates: Rates) -> float | None:
     """Seconds of real images and their features, and of the teacher's images at its full step count."""
-    if rates.teacher is None:
+    each = solving(TEACHER, chain.sampling, rates)
+    if each is None:
         return None
     read = max(config.pictures, config.reference) + config.training
     real = read * rates.read + config.reference * FEATURE_PASSES * rates.features
-    return real + drawing(drawn(config), chain.sampling.steps * rates.teacher, rates) + FIGURES
+    return real + drawing(drawn(config), each, rates) + FIGURES
 
 
 def evaluation(chain: Chain, name: str, rates: Rates) -> float | None:
     """Seconds of images at every step count, their metrics, the straightness and the speed log."""
-    each = rates.teacher if name == "teacher" else rates.student[name]
-    if each is None:
-        return None
     images, steps = STRAIGHTNESS
-    seconds = images * steps * each
+    straightness = solving(name, in_steps(chain, steps), rates)
+    if straightness is None:
+        return None
+    seconds = images * straightness
     timing, more = SPEED
     for count in chain.evaluate.models[name]:
-        seconds += FIGURES + timing + more * (count * each + rates.decode)
-        if not (name == "teacher" and count == chain.sampling.steps):
+        each = solving(name, in_steps(chain, count), rates) or 0.0
+        seconds += FIGURES + timing + more * (each + rates.decode)
+        if not (name == TEACHER and count == chain.sampling.steps):
             # The evaluation set holds the teacher's images at its full step count.
-            seconds += drawing(drawn(chain.evaluation_set), count * each, rates)
+            seconds += drawing(drawn(chain.evaluation_set), each, rates)
     return seconds
+
+
+def in_steps(chain: Chain, steps: int) -> SamplingConfig:
+    """The chain's sampling settings with another number of steps."""
+    return chain.sampling.model_copy(update={"steps": steps})
+
+
+def solving(model: str, sampling: SamplingConfig, rates: Rates) -> float | None:
+    """Seconds of one image's solver steps; outside of the guidance interval a step is shorter."""
+    each = rates.teacher if model == TEACHER else rates.student[model]
+    return None if each is None else sampling.steps * each * rates.share(model, sampling)
 
 
 def drawn(config: EvaluationSetConfig) -> int:

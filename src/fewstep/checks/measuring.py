@@ -7,7 +7,7 @@ the number of floating-point operations.
 import io
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -28,10 +28,12 @@ from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
 from fewstep.checks.states import saved
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.tracing import Kind, trace
+from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device, images_at_once
 from fewstep.data.shards import image_of
 from fewstep.preparation.examine import Prepared, examine
+from fewstep.sampling.draw import Sampler
 from fewstep.sources.sample import Sample
 from fewstep.students.config import MethodConfig
 from fewstep.training.checkpoint import save_state
@@ -60,7 +62,8 @@ class Rates:
     start, open: to start a stage's process, without and with the teacher's pipeline. prepare, read: per
     image. step: per step of a training, by its name in the plan. save: to write its state to disk. teacher,
     student: per solver step of an image, with the model's guidance; student by the model's name. prompt: to
-    encode a prompt. encode, decode, features: per image.
+    encode a prompt. encode, decode, features: per image. share: of the evaluations that a model would have if
+    guidance applied in each step, those that it has in the guidance interval.
     """
 
     start: float
@@ -75,6 +78,7 @@ class Rates:
     encode: float
     decode: float
     features: float
+    share: Callable[[str, SamplingConfig], float] = lambda model, sampling: 1.0
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,17 @@ class Measuring:
             encode=encode,
             decode=decode,
             features=features,
+            share=self.share,
         )
+
+    def share(self, model: str, sampling: SamplingConfig) -> float:
+        """`Rates.share`; 1 where the teacher is unknown."""
+        backbone = self.here.backbone
+        if backbone is None or sampling.guidance_interval is None:
+            return 1.0
+        sampler = Sampler(self.here.model(model), backbone, sampling)
+        most = 2 * sampling.steps if sampler.doubled else sampling.steps
+        return sampler.evaluations(sampling.steps) / most
 
     def started(self, imports: str) -> float:
         """Seconds of a process that imports this."""

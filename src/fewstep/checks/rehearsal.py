@@ -211,7 +211,7 @@ class Rehearsal:
     def drawing(self, name: str) -> Run:
         """One solver step of a model, drawing the noise included, as a function of the number of samples.
 
-        With guidance, if the model has it, also where `sampling.guidance_interval` leaves it out.
+        With guidance, if the model has it; `Measuring.share` counts the steps that the interval leaves out.
         """
         assert self.backbone is not None
         backbone = self.backbone

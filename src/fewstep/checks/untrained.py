@@ -60,7 +60,12 @@ def foreign(chain: Chain, denoiser: Design | None, memory: int) -> Backbone | No
 
         return filled(lambda: getattr(diffusers, kind.vae_class).from_config(known.vae))
 
-    parts = {kind.net_part: lambda: filled(denoiser.make), "vae": vae}
+    def scheduler() -> Any:
+        import diffusers
+
+        return getattr(diffusers, known.scheduler["_class_name"]).from_config(known.scheduler)
+
+    parts = {kind.net_part: lambda: filled(denoiser.make), "vae": vae, "scheduler": scheduler}
     return cast(Backbone, Untrained(parts, *schedule_of(known.scheduler)))
 
 
