@@ -322,6 +322,15 @@ def test_what_shards_cannot_do_is_refused(setting: str, monkeypatch: pytest.Monk
         sharding.shard(nn.Linear(1, 1))
 
 
+def test_small_tensors_share_a_collective_and_a_large_one_has_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharding, "COLLECTIVE", 10)
+    sizes = {"a": 4, "b": 6, "c": 1, "d": 20, "e": 2}
+    assert [*sharding.chunks(sizes)] == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert [*sharding.chunks({})] == []
+
+
 def test_averages_of_a_byte_are_not_for_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimization, "is_wanted", lambda: True)
     training = TrainingConfig(steps=1, batch_size=2, learning_rate=1e-3, optimizer="adamw_8bit")
