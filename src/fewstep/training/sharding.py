@@ -75,7 +75,7 @@ def shard(net: nn.Module) -> Callable[[], None]:
             module.set_force_sum_reduction_for_comms(True)
 
     def unshard() -> None:
-        weights = {name: full_tensor(weight.detach()) for name, weight in net.named_parameters()}
+        weights = {name: full.clone() for name, full in full_tensors(dict(net.named_parameters()))}
         for name, empty in [*ordinary.named_parameters()]:
             swap_tensors(empty, nn.Parameter(weights[name], empty.requires_grad))  # type: ignore[no-untyped-call]
         net.__class__, net.__dict__ = type(ordinary), vars(ordinary)
@@ -134,34 +134,30 @@ def host_copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Empty in all processes but the main one.
     """
-    copies = gathered({name: tensor for name, tensor in tensors.items() if is_sharded(tensor)})
-    if is_main_process():
-        for name, tensor in tensors.items():
-            if name not in copies:
-                copies[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    copies: dict[str, Tensor] = {}
+    for name, full in full_tensors(tensors):
+        if is_main_process():
+            copies[name] = full.to("cpu", copy=True).contiguous()
     return copies
 
 
-def gathered(sharded: "Mapping[str, DTensor]") -> dict[str, Tensor]:
-    """The full tensors in the main process's host memory; nothing in the other processes.
+@torch.no_grad()
+def full_tensors(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """Name and full tensor, on the device where it was sharded; all processes call this together.
 
-    Many tensors share a collective: of small ones, each would take longer than the copy.
+    Many tensors share a collective: of small ones, each would take longer than its copy.
     """
-    copies: dict[str, Tensor] = {}
+    sharded = {name: tensor for name, tensor in tensors.items() if is_sharded(tensor)}
+    yield from ((name, tensor.detach()) for name, tensor in tensors.items() if name not in sharded)
     for names in chunks({name: tensor.numel() * tensor.itemsize for name, tensor in sharded.items()}):
         shards = [padded(sharded[name]) for name in names]
         here = torch.cat(shards)
         everywhere = here.new_empty(process().num_processes * len(here))
         all_gather_into_tensor(everywhere, here)
-        if is_main_process():
-            of_tensor = torch.split(
-                everywhere.cpu().view(-1, len(here)), [len(shard) for shard in shards], dim=1
-            )
-            for name, rows in zip(names, of_tensor, strict=True):
-                tensor = sharded[name]
-                full = rows.flatten().view(tensor.dtype).view(-1, *tensor.shape[1:])
-                copies[name] = full[: len(tensor)].clone()
-    return copies
+        of_tensor = torch.split(everywhere.view(-1, len(here)), [len(shard) for shard in shards], dim=1)
+        for name, rows in zip(names, of_tensor, strict=True):
+            tensor = sharded[name]
+            yield name, rows.flatten().view(tensor.dtype).view(-1, *tensor.shape[1:])[: len(tensor)]
 
 
 def chunks(sizes: Mapping[str, int]) -> Iterator[list[str]]:
