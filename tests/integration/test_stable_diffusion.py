@@ -103,5 +103,8 @@ def test_the_file_for_stable_diffusion_leads_from_check_to_report(
     image = student("a red star", num_inference_steps=1, guidance_scale=0).images[0]
     assert image.size == (SIDE, SIDE)
     assert (project.folder / "artifacts/exports/one_step/lora").is_dir()
+    artifact = project.folder / "artifacts/models/one_step"
+    assert {path.name for path in (artifact / "lora/before").iterdir()} == {"1", "2", "3"}
+    assert not (artifact / "net").exists(), "four adapters of the teacher, one on the other"
     assert "one_step" in (project.folder / "reports/index.html").read_text()
     assert str(tmp_path) not in (project.folder / "dvc.lock").read_text()

@@ -264,6 +264,30 @@ def test_the_plan_counts_a_foreign_teachers_weights_and_latents() -> None:
     assert next(stage.samples for stage in plan(chain) if stage.name == "prepare_data") == 30
 
 
+def test_the_plan_counts_adapters_where_they_are_stored_alone() -> None:
+    """reflow and halve-4 are adapters since the teacher; halve-2 is trained whole, and one_step after it."""
+    second = {"rank": 2, "alpha": 1.0, "targets": ["to_q"]}
+    chain = of_stable_diffusion(
+        {"reflow.reflow.lora": LORA, "halve.4.lora": second, "students.one_step.lora": second}
+    )
+    disk = {stage.name: stage.disk for stage in plan(chain)}
+    net = make("sd", Path("again")).unet
+    whole = sum(weight.numel() for weight in net.parameters())
+
+    def adapter(rank: int, *targets: str) -> int:
+        layers = [layer for name, layer in net.named_modules() if name.endswith(targets)]
+        return rank * sum(sum(layer.weight.shape) for layer in layers)
+
+    first, small = adapter(4, "to_q", "to_k", "to_v", "to_out.0"), adapter(2, "to_q")
+    assert 0 < small < first < whole / 4
+    assert disk["reflow"] == 4 * first
+    assert disk["halve-4"] == 4 * (first + small)
+    assert disk["halve-2"] == 4 * whole
+    assert disk["one_step"] == 4 * (whole + small)
+    others = disk["import_teacher"] - 4 * whole
+    assert disk["export@one_step"] == 8 * (whole + small) + others
+
+
 def test_a_vae_of_other_widths_has_other_features() -> None:
     chain = of_stable_diffusion({"evaluation_set.pictures": 10})
     check(chain)

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.low_rank import FILE
 from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.protocol import Backbone
 from fewstep.config.training import StudentTrainingConfig
@@ -23,7 +24,7 @@ from fewstep.export.adapter import KOHYA, export_adapter
 from fewstep.methods import halve, reflow
 from fewstep.students.learn import Task, learn
 from fewstep.students.start import start_and_student, with_net
-from fewstep.training.lora import FILE, LoraSettings, attach, detach
+from fewstep.training.lora import LoraSettings, attach, detach
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 SETTINGS = LoraSettings(rank=2, alpha=4.0)

@@ -85,6 +85,10 @@ class CustomModel:
         """A copy of a network that also takes the condition `name [B]`; an error by default."""
         raise UserError(f"{name}: this custom model has no `with_input` of its own")
 
+    def base_net(self, teacher: Path) -> nn.Module:
+        """The network of a teacher written by `adopt`, with weights of its own."""
+        return self.load_net(teacher / "net")
+
     def load_net(self, folder: Path) -> nn.Module:
         """A network saved by `save_net`; strict. Without `config`, it has the teacher's architecture."""
         described = (folder / ARCHITECTURE).exists()

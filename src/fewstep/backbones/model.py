@@ -9,7 +9,9 @@ from torch import nn
 
 from fewstep.artifacts.manifest import NAME, Manifest
 from fewstep.backbones.architecture import open_network, save_network
-from fewstep.backbones.protocol import Backbone, LowRankAdapter
+from fewstep.backbones.low_rank import LowRank
+from fewstep.backbones.protocol import Backbone
+from fewstep.backbones.stored import open_denoiser, save_denoiser
 from fewstep.core.files import read_json, whole_folder, write_json
 from fewstep.diffusion.denoiser import Denoiser, Prediction
 from fewstep.diffusion.sampling import TEACHERS, Guidance, Sampling
@@ -64,7 +66,11 @@ class Model:
 
 
 def open_model(folder: Path, backbone: Backbone) -> Model:
-    """Any model of the chain, the teacher too. Raises UserError when the artifact is incomplete."""
+    """Any model of the chain, the teacher too.
+
+    Raises UserError when the artifact is incomplete, or when it is stored as adapters of another teacher than
+    the one beside it.
+    """
     kind = read_json(folder / NAME).get("kind")
     if kind == "teacher":
         sampling = Sampling.from_metadata(Manifest.open(folder, "teacher").facts["sampling"])
@@ -72,8 +78,8 @@ def open_model(folder: Path, backbone: Backbone) -> Model:
             backbone.network(backbone.net), backbone.schedule, backbone.prediction, backbone.schedule
         )
         return Model(folder.name, backbone.net, denoiser, None, sampling)
-    metadata = Manifest.open(folder, "model").facts
-    net = backbone.load_net(folder / "net")
+    manifest = Manifest.open(folder, "model")
+    metadata, net = manifest.facts, open_denoiser(folder, manifest, backbone)
     denoiser = Denoiser(
         backbone.network(net, metadata["inputs"]),
         schedule_from_metadata(metadata["schedule"]),
@@ -93,18 +99,20 @@ def save_model(
     backbone: Backbone,
     method: str,
     inputs: Mapping[str, Path],
-    adapter: LowRankAdapter | None = None,
+    adapter: LowRank | None = None,
+    start: Path | None = None,
     curve: Sequence[Mapping[str, Any]] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a model of the chain as an artifact: `net/` in diffusers' format, its parts and a manifest.
+    """Write a model of the chain as an artifact: its network, its parts and a manifest.
 
     method: the file of `methods/` that made it. inputs: name -> folder of every input artifact. adapter: the
-    low-rank adapter, if only that was trained. It is already merged into the network, and is also written to
-    `lora/`. curve: measurements during training. metadata: further entries of the manifest.
+    low-rank adapter, if only that was trained, which is already merged into the network. start: the artifact
+    of the model that it was trained on, if all other weights are those of that model; see `save_denoiser`.
+    curve: measurements during training. metadata: further entries of the manifest.
     """
     with whole_folder(folder) as staging:
-        backbone.save_net(model.net, staging / "net")
+        stored = save_denoiser(staging, model.net, backbone, adapter, start)
         for name, part in model.parts.items():
             save_network(part, staging / name)
         entries = {
@@ -117,10 +125,7 @@ def save_model(
             "sampling": model.sampling.metadata,
             "parameters": model.parameters,
             "parts": sorted(model.parts),
-        }
-        if adapter is not None:
-            adapter.save(staging / "lora", backbone.net_part)
-            entries["lora"] = adapter.metadata
+        } | stored
         if curve:
             write_json(staging / "evaluations.json", {"curve": list(curve)})
         Manifest.seal(staging, "model", entries | dict(metadata or {}), inputs)

@@ -233,6 +233,9 @@ class DiffusersBackbone:
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
         return widened(net, name)
 
+    def base_net(self, teacher: Path) -> Any:
+        return self.load_net(teacher / self.net_part)
+
     def load_net(self, folder: Path) -> Any:
         return to_device(load_part("diffusers", self.net_class, folder)).eval()
 

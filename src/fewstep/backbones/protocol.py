@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -67,6 +67,12 @@ class Backbone(Protocol):
         Raises UserError when networks of this family have no place for it.
         """
 
+    def base_net(self, teacher: Path) -> nn.Module:
+        """The denoising network of a teacher's artifact, read from the disk.
+
+        Unlike `net` it belongs to the caller, and its weights are never rounded (training/half.py).
+        """
+
     def load_net(self, folder: Path) -> nn.Module:
         """A network saved by `save_net`; strict."""
 
@@ -75,14 +81,3 @@ class Backbone(Protocol):
 
     def decoder(self) -> nn.Module:
         """The module that `decode` runs, for a loss that differentiates through it."""
-
-
-class LowRankAdapter(Protocol):
-    """A low-rank adapter; see training/lora.py."""
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Metadata for a manifest: rank, alpha, targets, number of trained parameters."""
-
-    def save(self, folder: Path, part: str) -> None:
-        """Write it in diffusers' format; part: name of the network in its pipeline."""

@@ -6,8 +6,8 @@ from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.designs import TEACHER, designs
 from fewstep.checks.memory import FLOAT, Setup, setup_of, student_setup
+from fewstep.checks.stored import own_adapter, stored, whole
 from fewstep.checks.teacher import Sizes, companions, design, in_cache, is_local, sizes
-from fewstep.checks.tracing import parameters
 from fewstep.config.training import TrainingConfig
 
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
@@ -35,7 +35,7 @@ def plan(chain: Chain) -> list[PlannedStage]:
     denoiser = design(chain)
     size = sizes(denoiser) if denoiser else None
     nets = designs(chain, denoiser) if denoiser else {}
-    disk = {name: FLOAT * parameters(net) for name, net in nets.items()}
+    disk, written = whole(nets), stored(chain, nets)
     value = BYTES[chain.import_teacher.dtype]
     others = companions(chain)
     if chain.teacher.train and chain.train_teacher:
@@ -57,13 +57,14 @@ def plan(chain: Chain) -> list[PlannedStage]:
         latents = encoded(size, drawn, chain.triplets.dtype)
         stages.append(PlannedStage(f"generate_triplets@{group}", drawn, chain.triplets.steps, latents))
     for name, made in chain.models().items():
-        stages.append(training(name, made.training, disk.get(name)))
+        stages.append(training(name, made.training, written.get(name)))
     drawn = chain.evaluation_set.pictures
     stages.append(PlannedStage("evaluation_set", drawn, chain.sampling.steps, drawn * pixels))
     for name, counts in chain.evaluate.models.items():
         stages.append(PlannedStage(f"evaluate@{name}", drawn * len(counts), sum(counts), None))
     for name in chain.export:
-        twice = 2 * disk[name] if name in disk else None  # in the pipeline, and alone
+        # The network in the pipeline, and alone; the adapter with two kinds of names.
+        twice = 2 * (disk[name] + own_adapter(chain, nets, name)) if name in disk else None
         stages.append(PlannedStage(f"export@{name}", None, None, plus(twice, FLOAT * others)))
     return [*stages, PlannedStage("report", None, None, None)]
 

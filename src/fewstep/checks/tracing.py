@@ -151,6 +151,15 @@ def parameters(design: Design) -> int:
 
 
 @cache
+def adapter_parameters(design: Design, lora: LoraSettings) -> int:
+    """Number of weights of an adapter of the denoiser. Raises UserError on a target without a layer."""
+    with torch.device("meta"):
+        net = design.make()
+        attach(net, lora, design.kind.lora_targets, 0)
+    return sum(weight.numel() for weight in net.parameters() if weight.requires_grad)
+
+
+@cache
 def trace(design: Design, kind: Kind) -> Trace:
     """Build the denoiser without weights and train it for one step on ROWS samples."""
     with torch.device("meta"):

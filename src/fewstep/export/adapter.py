@@ -9,9 +9,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from fewstep.artifacts.manifest import NAME
+from fewstep.backbones.low_rank import FILE, METADATA
+from fewstep.backbones.stored import LORA
 from fewstep.core.files import read_json
 
-DIFFUSERS, KOHYA = "pytorch_lora_weights.safetensors", "kohya.safetensors"
+KOHYA = "kohya.safetensors"
 HALVES = {"lora_A": "lora_down", "lora_B": "lora_up"}
 """The two factors of a low-rank update: name in PEFT -> name in kohya's format."""
 
@@ -23,13 +25,13 @@ def export_adapter(model: Path, out: Path) -> bool:
     ComfyUI reads both (the first for SD and SDXL, the second for SD3 and Flux), AUTOMATIC1111 only the first.
     Returns False, and writes nothing, for a model without an adapter.
     """
-    source = model / "lora" / DIFFUSERS
+    source = model / LORA / FILE
     if not source.is_file():
         return False
     out.mkdir()
-    shutil.copyfile(source, out / DIFFUSERS)
+    shutil.copyfile(source, out / FILE)
     with safe_open(source, "pt") as file:
-        header = json.loads(file.metadata()["lora_adapter_metadata"])
+        header = json.loads(file.metadata()[METADATA])
     (alpha,) = {value for name, value in header.items() if name.endswith(".lora_alpha")}
     renamed: dict[str, torch.Tensor] = {}
     for name, weight in load_file(source).items():

@@ -133,7 +133,7 @@ def demand_stock_pipeline(name: str, pipeline: str, call: Mapping[str, Any], net
     if pipeline == "DDPMPipeline" and ("sigmas" in call or net.get("num_class_embeds")):
         raise UserError(
             f"export.{name}: the stock DDIMPipeline knows no classes, and only steps that divide its "
-            "table, on its own path; export the model at one step, or load its network from artifacts/models"
+            "table, on its own path; export the model at one step, or draw with it by `fewstep sample`"
         )
 
 

@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from fewstep.artifacts.workspace import Workspace
+from fewstep.backbones.low_rank import LowRank
 from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.registry import open_backbone
 from fewstep.config.sampling import NoiseRange
@@ -121,11 +124,7 @@ def learn(task: Task) -> None:
     train(method, name, task.seed, work.folder)
     made = method.student
     if is_main_process():
-        adapter = None
-        if config.lora is not None or not config.trains_denoiser:
-            restore_frozen(made.net, open_model(MODELS / config.from_, open_backbone(TEACHER)).net)
-        if config.lora is not None:
-            adapter = detach(made.net)
+        adapter, base = separated(made.net, config)
         curve = read_curve(work.folder / name)
         save_model(
             MODELS / name,
@@ -134,7 +133,25 @@ def learn(task: Task) -> None:
             task.method,
             task.inputs,
             adapter=adapter,
+            start=base,
             curve=curve,
             metadata=work.metadata,
         )
         work.finish()
+
+
+def separated(net: nn.Module, config: MethodConfig) -> tuple[LowRank | None, Path | None]:
+    """Merge the adapter into the trained network, in place, and return it; None if all weights were trained.
+
+    Frozen weights that were rounded become those of the start model again. The second value is the artifact
+    of the start model, if it has all weights of the network that are not in the adapter.
+    """
+    if config.lora is None and config.trains_denoiser:
+        return None, None
+    start = MODELS / config.from_
+    before = open_model(start, open_backbone(TEACHER)).net
+    restore_frozen(net, before)
+    if config.lora is None:
+        return None, None
+    adapter = detach(net)
+    return adapter, start if adapter.is_the_only_change(net, before) else None

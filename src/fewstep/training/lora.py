@@ -2,31 +2,23 @@
 
 Networks with adapters of their own (student, fake score, averages) and the one without share one copy of the
 base weights. They are separate modules on the same parameters, so adapters are never switched on or off.
-The adapter is saved in diffusers' format, for `load_lora_weights` on the network it started from. The network
-that later stages use has the adapter merged, so they need no code for it.
+The adapter is saved in diffusers' format, for `load_lora_weights` on the network it started from. A model is
+opened with its adapters merged (backbones/model.py), so later stages need no code for them.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from fewstep.backbones.low_rank import LowRank, fold
 from fewstep.config.base import Section
 from fewstep.core.errors import UserError
 
 M = TypeVar("M", bound=nn.Module)
-FILE = "pytorch_lora_weights.safetensors"
-METADATA = "lora_adapter_metadata"
-"""Key of the file's header under which diffusers looks for rank and alpha."""
-SETTINGS = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
-"""Name of a setting in `LoraSettings` -> its name in PEFT."""
 
 
 class LoraSettings(Section):
@@ -37,27 +29,6 @@ class LoraSettings(Section):
     """The update is scaled by alpha / rank."""
     targets: tuple[str, ...] | None = Field(None, min_length=1)
     """Ends of the names of the adapted layers; null: the family's usual ones."""
-
-
-@dataclass(frozen=True)
-class LowRank:
-    """A trained adapter. weights: as PEFT names them. config: PEFT's, as plain values."""
-
-    weights: dict[str, Tensor]
-    config: dict[str, Any]
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Its metadata in a manifest."""
-        settings = {name: self.config[key] for name, key in SETTINGS.items()}
-        return settings | {"parameters": sum(weight.numel() for weight in self.weights.values())}
-
-    def save(self, folder: Path, part: str) -> None:
-        """Write `folder / FILE`; part: component of the pipeline that the adapter is for, such as `unet`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        header = {f"{part}.{name}": value for name, value in self.config.items()}
-        named = {f"{part}.{name}": value.contiguous().cpu() for name, value in self.weights.items()}
-        save_file(named, folder / FILE, metadata={METADATA: json.dumps(header, sort_keys=True)})
 
 
 def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: int) -> None:
@@ -95,22 +66,11 @@ def twin(net: M) -> M:
 
 
 def detach(net: nn.Module) -> LowRank:
-    """Merge the adapter into the network, in place, and return it.
-
-    The adapted layers get copies of their weights first, so that a twin on the same base does not change.
-    """
-    from peft.tuners.tuners_utils import BaseTunerLayer
+    """Merge the adapter into the network, in place, and return it. Twins on the same base do not change."""
     from peft.utils import get_peft_model_state_dict
 
     weights = {name: value.detach().clone() for name, value in get_peft_model_state_dict(net).items()}
     values = net.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
-    for name, layer in list(net.named_modules()):
-        if isinstance(layer, BaseTunerLayer):
-            base: Any = layer.get_base_layer()
-            base.weight = nn.Parameter(base.weight.detach().clone(), base.weight.requires_grad)
-            layer.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(net.get_submodule(parent), child, layer.get_base_layer())
-    del net.peft_config
+    fold(net, ["default"])
     return LowRank(weights, config)
