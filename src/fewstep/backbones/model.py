@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.artifacts.manifest import NAME, Manifest
@@ -101,6 +102,7 @@ def save_model(
     inputs: Mapping[str, Path],
     adapter: LowRank | None = None,
     start: Path | None = None,
+    dtype: str = "float32",
     curve: Sequence[Mapping[str, Any]] = (),
     metadata: Mapping[str, Any] | None = None,
 ) -> None:
@@ -109,10 +111,11 @@ def save_model(
     method: the file of `methods/` that made it. inputs: name -> folder of every input artifact. adapter: the
     low-rank adapter, if only that was trained, which is already merged into the network. start: the artifact
     of the model that it was trained on, if all other weights are those of that model; see `save_denoiser`.
-    curve: measurements during training. metadata: further entries of the manifest.
+    dtype: of a network that is stored whole, on disk; it is opened as float32. curve: measurements during
+    training. metadata: further entries of the manifest.
     """
     with whole_folder(folder) as staging:
-        stored = save_denoiser(staging, model.net, backbone, adapter, start)
+        stored = save_denoiser(staging, model.net, backbone, adapter, start, getattr(torch, dtype))
         for name, part in model.parts.items():
             save_network(part, staging / name)
         entries = {

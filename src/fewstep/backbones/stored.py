@@ -6,9 +6,11 @@ The manifest lists them all. Every other network is stored whole, in `net/`.
 """
 
 import shutil
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from fewstep.artifacts.manifest import NAME, Manifest, identity
@@ -24,18 +26,23 @@ ADAPTERS = "adapters"
 
 
 def save_denoiser(
-    folder: Path, net: nn.Module, backbone: Backbone, adapter: LowRank | None, start: Path | None
+    folder: Path,
+    net: nn.Module,
+    backbone: Backbone,
+    adapter: LowRank | None,
+    start: Path | None,
+    dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
     """Write the network into a model's folder; returns the entries of its manifest.
 
     adapter: the low-rank adapter, if only that was trained, which is already merged into `net`. start: the
     artifact of the model that it was trained on, if all other weights are those of that model; None: the
-    network is stored whole, beside its adapter.
+    network is stored whole, beside its adapter. dtype: of a network that is stored whole, on disk.
     """
     entries: dict[str, Any] = {}
     before = None if adapter is None or start is None else adapters_of(start)
     if before is None:
-        backbone.save_net(net, folder / NET)
+        backbone.save_net(net if dtype == torch.float32 else deepcopy(net).to(dtype), folder / NET)
     else:
         names = [f"{BEFORE}/{number}" for number in range(1, 1 + len(before))]
         for source, name in zip(before, names, strict=True):

@@ -6,11 +6,9 @@ from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.designs import TEACHER, designs
 from fewstep.checks.memory import FLOAT, Setup, setup_of, student_setup
-from fewstep.checks.stored import own_adapter, stored, whole
+from fewstep.checks.stored import BYTES, own_adapter, stored, whole
 from fewstep.checks.teacher import Sizes, companions, design, in_cache, is_local, sizes
 from fewstep.config.training import TrainingConfig
-
-BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class PlannedStage(NamedTuple):

@@ -6,6 +6,9 @@ from fewstep.checks.memory import FLOAT
 from fewstep.checks.tracing import Design, adapter_parameters, parameters
 from fewstep.core.errors import UserError
 
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Of a number on disk."""
+
 
 def whole(nets: dict[str, Design]) -> dict[str, int]:
     """Model -> bytes of its network. nets: `designs`."""
@@ -37,6 +40,9 @@ def stored(chain: Chain, nets: dict[str, Design]) -> dict[str, int]:
 
     def of(name: str) -> int:
         alone = adapters(name)
-        return size[name] + own_adapter(chain, nets, name) if alone is None else alone
+        if alone is not None:
+            return alone
+        net = size[name] * BYTES[models[name].config.dtype] // FLOAT
+        return net + own_adapter(chain, nets, name)
 
     return {name: of(name) for name in models if name in nets}

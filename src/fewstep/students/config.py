@@ -26,6 +26,8 @@ class MethodConfig(Section):
     """Train a low-rank adapter instead of all weights; null: all."""
     guidance_embedding: bool = False
     """The student takes guidance as a condition; it learns from triplets whose `guidance` varies."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the network's weights on disk, to which they are rounded; adapters are always float32."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Inputs beside its time that the method adds to the student's network: see `Denoiser.inputs`."""
     learns_from: ClassVar[tuple[str, ...]] = ("triplets",)

@@ -134,6 +134,7 @@ def learn(task: Task) -> None:
             task.inputs,
             adapter=adapter,
             start=base,
+            dtype=config.dtype,
             curve=curve,
             metadata=work.metadata,
         )
