@@ -17,22 +17,16 @@ import argparse
 import gc
 import json
 import os
-import resource
-import runpy
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
-import psutil
 import torch
 import yaml
 from benchmarks.sd15 import PROMPT, pipeline
+from benchmarks.staged import measured
 from rich.console import Console
 from rich.table import Table
 from tools.imports import ROOT
@@ -48,12 +42,9 @@ from fewstep.core.hardware import mixed_precision
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.core.precision import processor
 from fewstep.core.quiet import quiet
-from fewstep.training import loop
 
 NAME = "compressed"
 MEASURED = Path("measured.json")
-EVERY = 0.05
-"""Seconds between two looks at the memory."""
 ENVIRONMENT = {
     "FEWSTEP_CHECKPOINT_ACTIVATIONS": "1",
     "FEWSTEP_TRACKERS": "",
@@ -87,7 +78,7 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.update(ENVIRONMENT)
     if chosen.measure:
-        measure()
+        MEASURED.write_text(json.dumps(measured("compress", NAME)))
         return
     quiet()
     with tempfile.TemporaryDirectory() as folder:
@@ -140,63 +131,18 @@ def run(*command: str) -> None:
     subprocess.run([sys.executable, *command], check=True)
 
 
-def measure() -> None:
-    """Run the stage, and write what its steps and its end take into MEASURED."""
-    steps: list[tuple[float, float]] = []
-    memory: dict[str, int] = {"of the process alone": private()}
-    step = loop.update
-
-    def with_clock(*args: Any) -> None:
-        memory.setdefault("before the first step", private())
-        begun = time.perf_counter(), time.process_time()
-        with peak(memory, "in the steps"):
-            step(*args)
-        steps.append((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-
-    loop.update = with_clock  # type: ignore[assignment]
-    sys.argv = ["compress.py", NAME]
-    with peak(memory, "in the stage"):
-        runpy.run_path(str(ROOT / "stages/compress.py"), run_name="__main__")
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    MEASURED.write_text(json.dumps({"steps": steps, "memory": memory, "resident": resident}))
-
-
-def private() -> int:
-    """Resident bytes of this process that are no pages of files."""
-    memory = psutil.Process().memory_info()
-    return int(memory.rss - memory.shared)
-
-
-@contextmanager
-def peak(memory: dict[str, int], what: str) -> Iterator[None]:
-    """Keeps the highest `private()` inside of the context in `memory[what]`."""
-    ended = Event()
-
-    def watch() -> None:
-        while not ended.wait(EVERY):
-            memory[what] = max(memory.get(what, 0), private())
-
-    thread = Thread(target=watch)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def table(title: str, measured: dict[str, Any], estimate: Need) -> Table:
+def table(title: str, figures: dict[str, Any], estimate: Need) -> Table:
     """Steps, and measured beside estimated memory."""
     rows = Table("", "measured", "estimated", title=title)
     rows.add_row("parameters", "", f"{estimate.parameters:,}")
-    for number, (wall, cpu) in enumerate(measured["steps"], 1):
+    for number, (wall, cpu) in enumerate(figures["steps"], 1):
         rows.add_row(f"step {number}, s (CPU time)", f"{wall:.1f} ({cpu:.1f})", "")
     rows.add_row("weights, optimizer, GB", "", f"{estimate.state / 1e9:.2f}")
     rows.add_row("a step at its peak, GB", "", f"{(estimate.step or 0) / 1e9:.2f}")
-    for what, value in measured["memory"].items():
+    for what, value in figures["memory"].items():
         total = f"{estimate.total / 1e9:.2f}" if what == "in the steps" else ""
         rows.add_row(f"private memory {what}, GB", f"{value / 1e9:.2f}", total)
-    rows.add_row("resident with pages of files, GB", f"{measured['resident'] / 1e9:.2f}", "")
+    rows.add_row("resident with pages of files, GB", f"{figures['resident'] / 1e9:.2f}", "")
     return rows
 
 
