@@ -66,6 +66,8 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT))),
 }
 MEASURED = Path("measured.json")
+WIDTH = 140
+"""Columns of the table."""
 
 
 def main() -> None:
@@ -103,7 +105,7 @@ def main() -> None:
             command = ["-m", "benchmarks.rehearsal", "--stage", stage, *arguments]
             subprocess.run([sys.executable, *command], check=True)
             rows.add_row(*row(" ".join([stage, *arguments]), made, chain))
-            Console().print(rows)
+            Console(width=WIDTH).print(rows)
         os.chdir("/")
 
 
