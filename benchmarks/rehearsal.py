@@ -103,8 +103,9 @@ def main() -> None:
             *(stage_of(method) for method in chosen.methods),
         ):
             command = ["-m", "benchmarks.rehearsal", "--stage", stage, *arguments]
-            subprocess.run([sys.executable, *command], check=True)
-            rows.add_row(*row(" ".join([stage, *arguments]), made, chain))
+            status = subprocess.run([sys.executable, *command], check=False).returncode
+            name = " ".join([stage, *arguments])
+            rows.add_row(*(row(name, made, chain) if status == 0 else (name, f"ended with {status}")))
             Console(width=WIDTH).print(rows)
         os.chdir("/")
 
