@@ -176,7 +176,8 @@ def test_what_nobody_measured_is_a_dash(root: Path) -> None:
 
 
 def test_times_are_shown_once_measured(root: Path) -> None:
-    speed = Speed(latency_s=0.0123, pictures_per_second=456.0, peak_memory_bytes=789_000_000)
+    parts = {"text_s": 0.0011, "denoiser_s": 0.0097, "decoder_s": 0.0015}
+    speed = Speed(latency_s=0.0123, pictures_per_second=456.0, peak_memory_bytes=789_000_000, **parts)
     log = SpeedLog(
         model="tiny",
         machine="a fast one",
@@ -188,6 +189,7 @@ def test_times_are_shown_once_measured(root: Path) -> None:
     write_record(root / LOGS / "speed/tiny.json", log)
     shown = " ".join(Reader(page(root)).text.split())
     assert all(figure in shown for figure in ("12.3 ms", "456", "789 MB", "Timed on a fast one"))
+    assert all(figure in shown for figure in ("1.10 ms", "9.70 ms", "1.50 ms"))
 
 
 def test_ratios_need_no_teacher_among_the_models(root: Path) -> None:

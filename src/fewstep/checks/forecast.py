@@ -31,7 +31,7 @@ FEATURE_PASSES = 2
 """Passes of the feature network per drawn image: one for its features, one to classify its attributes."""
 STRAIGHTNESS = (64, 16)
 """Images and steps of the straightness measurement."""
-SPEED = (0.6, 66)
+SPEED = (0.9, 70)
 """Speed log, per step count: seconds of timing, and images drawn besides (warm-up, a call in progress)."""
 FIGURES = 2.0
 """Seconds to compute the metrics, per step count."""

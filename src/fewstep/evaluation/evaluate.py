@@ -1,6 +1,6 @@
 """Measures one model at its step counts, on the evaluation set."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,8 +13,9 @@ from fewstep.core.keyed import Key
 from fewstep.core.paths import TEACHER
 from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.data.pixels import from_uint8
+from fewstep.diffusion.denoiser import Conditions
 from fewstep.diffusion.schedules import RectifiedFlow
-from fewstep.diffusion.solvers import straightness
+from fewstep.diffusion.solvers import Fresh, straightness
 from fewstep.evaluation.agreement import teacher_rmse, teacher_similarity
 from fewstep.evaluation.evaluation_set import EvaluationSet, draw
 from fewstep.evaluation.figures import figures
@@ -23,7 +24,7 @@ from fewstep.evaluation.frechet import frechet_distance
 from fewstep.evaluation.kernel import compare
 from fewstep.evaluation.observations import Observations, observe
 from fewstep.evaluation.schema import Metrics, Speed, SpeedLog, StepMetrics
-from fewstep.evaluation.speed import machine, measure_speed, memory_counter
+from fewstep.evaluation.speed import machine, measure_speed, median_seconds, memory_counter
 from fewstep.features.network import FeatureNetwork
 from fewstep.sampling.draw import Sampler
 
@@ -117,11 +118,32 @@ def flops(sampler: Sampler, steps: int, prompt: str) -> float:
 
 def draw_plain(sampler: Sampler, images: int, steps: int, prompt: str) -> Tensor:
     """Images of one prompt, drawn only to measure their cost."""
+    noise, fresh = noise_for_speed(sampler, images)
+    return sampler.images(encode_plain(sampler, images, prompt), noise, steps, fresh)
+
+
+def parts_of_an_image(sampler: Sampler, steps: int, prompt: str) -> dict[str, Callable[[int], object]]:
+    """Field of `Speed` -> the part of `draw_plain` whose seconds it has, as a function of the images."""
+    noise, fresh = noise_for_speed(sampler, 1)
+    conditions = encode_plain(sampler, 1, prompt)
+    latents = sampler.latents(conditions, noise, steps, fresh)
+    return {
+        "text_s": lambda images: encode_plain(sampler, images, prompt),
+        "denoiser_s": lambda images: sampler.latents(conditions, noise, steps, fresh),
+        "decoder_s": lambda images: sampler.decode(latents),
+    }
+
+
+def noise_for_speed(sampler: Sampler, images: int) -> tuple[Tensor, Fresh]:
+    """Noise of these images, and the noise that their steps add."""
     key, indices, shape = Key(0, "speed"), range(images), sampler.backbone.latent_shape
-    noise = noise_of(key, indices, shape).to(device())
+    return noise_of(key, indices, shape).to(device()), fresh_noise(key, indices, shape, device())
+
+
+def encode_plain(sampler: Sampler, images: int, prompt: str) -> Conditions:
+    """The prompt's conditions, encoded once per image."""
     with torch.no_grad(), autocast():
-        conditions = sampler.backbone.encode_prompts([prompt] * images)
-    return sampler.images(conditions, noise, steps, fresh_noise(key, indices, shape, device()))
+        return sampler.backbone.encode_prompts([prompt] * images)
 
 
 def speed_log(
@@ -130,9 +152,12 @@ def speed_log(
     """Sampling speed of the model on this machine."""
 
     def speed(n: int) -> Speed:
-        return measure_speed(
+        whole = measure_speed(
             lambda images: draw_plain(sampler, images, n, prompt), batch_size, device(), seconds
         )
+        parts = parts_of_an_image(sampler, n, prompt)
+        each = {name: median_seconds(part, 1, seconds / len(parts)) for name, part in parts.items()}
+        return whole.model_copy(update=each)
 
     return SpeedLog(
         model=sampler.model.name,

@@ -120,6 +120,12 @@ class Speed(Record):
     """Median throughput at the log's batch size."""
     peak_memory_bytes: int = Field(gt=0)
     """Peak memory so far, measured by the log's `memory_counter`."""
+    text_s: float | None = Field(None, gt=0)
+    """Median seconds to encode a single prompt; None in older logs, as the next two."""
+    denoiser_s: float | None = Field(None, gt=0)
+    """Median seconds of all solver steps of a single image."""
+    decoder_s: float | None = Field(None, gt=0)
+    """Median seconds to decode a single image."""
 
 
 class SpeedLog(Record):
