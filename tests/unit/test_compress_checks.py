@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -20,8 +20,11 @@ from fewstep.checks.memory import Setup, advice, need
 from fewstep.checks.plan import plan, trainings
 from fewstep.checks.teacher import design
 from fewstep.checks.tracing import Design, parameters
+from fewstep.compression.unet import ALIASES, SIZES
+from fewstep.config.base import validate
 from fewstep.core.errors import UserError
 from fewstep.methods import compress
+from fewstep.methods.compress import Config, Size
 from tests.pipelines import make
 
 TRAINING = {"steps": 2, "batch_size": 16, "learning_rate": 1.0e-4}
@@ -229,3 +232,11 @@ def test_a_decoder_of_a_start_without_steps_names_it() -> None:
     entry = {"from": "reflow", "data": "triplets", "training": TRAINING}
     (fault,) = faults({"decoder.fast": entry})
     assert "decoder.fast: own_share: reflow was not made for a number of steps" in fault
+
+
+def test_an_unknown_size_is_one_line_with_all_known_ones() -> None:
+    assert {*get_args(Size)} == {*SIZES, *ALIASES}
+    with pytest.raises(UserError) as error:
+        validate(Config, {"from": "teacher", "unet": "ssd"}, "compress.small", Path("params.yaml"))
+    (line,) = [line for line in str(error.value).splitlines() if "unet" in line]
+    assert "compress.small.unet = 'ssd'" in line and all(repr(size) in line for size in SIZES)

@@ -15,8 +15,9 @@ from fewstep.chain import Chain, load_chain
 from fewstep.checks import forecast as forecasting
 from fewstep.checks import measuring
 from fewstep.checks.forecast import AROUND, forecast, in_words, seconds_of
-from fewstep.checks.measuring import Measuring, Rates, distinct
+from fewstep.checks.measuring import Measuring, distinct
 from fewstep.checks.plan import plan
+from fewstep.checks.rates import Rates
 from fewstep.checks.rehearsal import rehearsal, training_step
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.checks.teacher import design

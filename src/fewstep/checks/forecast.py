@@ -12,9 +12,10 @@ from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.designs import TEACHER
 from fewstep.checks.machine import processes
-from fewstep.checks.measuring import Measuring, Rates
+from fewstep.checks.measuring import Measuring
 from fewstep.checks.memory import Design
 from fewstep.checks.plan import PlannedStage, plan
+from fewstep.checks.rates import Rates
 from fewstep.checks.rehearsal import rehearsal, uncompiled
 from fewstep.checks.stopwatch import ROOM, Stopwatch
 from fewstep.config.evaluate import EvaluationSetConfig

@@ -7,7 +7,7 @@ the number of floating-point operations.
 import io
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
@@ -24,6 +24,7 @@ from fewstep.checks.designs import TEACHER, Networks, designs, is_guided, networ
 from fewstep.checks.machine import processes
 from fewstep.checks.memory import Design, need, operations, powers_below, speed
 from fewstep.checks.plan import trainings
+from fewstep.checks.rates import Rates
 from fewstep.checks.rehearsal import CAPTION, Rehearsal, Run, training_step
 from fewstep.checks.states import saved
 from fewstep.checks.stopwatch import ROOM, Stopwatch
@@ -53,32 +54,6 @@ SLOW = 1e10
 """Operations per second that any device reaches."""
 FORWARD = 1 / 3
 """Share of the forward pass in a training step's operations."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Seconds of every operation that a chain repeats. None: unknown.
-
-    start, open: to start a stage's process, without and with the teacher's pipeline. prepare, read: per
-    image. step: per step of a training, by its name in the plan. save: to write its state to disk. teacher,
-    student: per solver step of an image, with the model's guidance; student by the model's name. prompt: to
-    encode a prompt. encode, decode, features: per image. share: of the evaluations that a model would have if
-    guidance applied in each step, those that it has in the guidance interval.
-    """
-
-    start: float
-    open: float
-    prepare: float
-    read: float
-    step: dict[str, float | None]
-    save: dict[str, float]
-    teacher: float | None
-    student: dict[str, float | None]
-    prompt: float
-    encode: float
-    decode: float
-    features: float
-    share: Callable[[str, SamplingConfig], float] = lambda model, sampling: 1.0
 
 
 @dataclass(frozen=True)

@@ -38,18 +38,18 @@ from fewstep.training.taps import tapped
 GRID = 1000
 """Number of times of a start model that was made for any number of steps: those of Stable Diffusion."""
 Weight = Annotated[float, Field(ge=0)]
-
-
-SdxlSize = Literal["ssd_1b", "vega", "koala_1b", "koala_700m"]
-"""Sizes of SDXL, see `compression/published.py`."""
+Size = Literal[
+    "full", "base", "small", "tiny", "sdxs", "sd_small", "sd_tiny", "ssd_1b", "vega", "koala_1b", "koala_700m"
+]
+"""Sizes of a U-Net, and their other names: `compression/unet.py`, for SDXL `compression/published.py`."""
 
 
 class Config(MethodConfig):
     """Parameters of a `compress` entry."""
 
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
-    unet: Literal["full", "base", "small", "tiny", "sdxs", "sd_small", "sd_tiny"] | SdxlSize | None = None
-    """Size of a U-Net, see `compression/unet.py`; `sd_small` and `sd_tiny` are base and tiny."""
+    unet: Size | None = None
+    """Size of a U-Net; `sd_small` and `sd_tiny` are base and tiny."""
     blocks: dict[str, int | tuple[int, ...]] | None = None
     """Stack of a transformer -> how many of its blocks stay, or which; see `compression/transformer.py`."""
     noise: Literal["fresh", "pairs"] = "fresh"
