@@ -225,6 +225,24 @@ def test_what_is_timed_is_the_trainings_step(name: str, monkeypatch: pytest.Monk
     assert again.get_total_flops() == counter.get_total_flops() > 0
 
 
+def test_a_training_begins_in_float32_after_another_has_rounded_the_teacher(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`flash` evaluates the teacher before its training begins."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    params = yaml.safe_load(MINIATURE.read_text())
+    training = {"steps": 4, "batch_size": 4, "learning_rate": 1e-4}
+    params["students"] |= {
+        name: {"method": name, "from": "teacher", "training": training} for name in ("lcm", "flash")
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    chain = load_chain()
+    here = rehearsal(chain, design(chain), Path("rehearsed"), 10**9)
+    for name in ("lcm", "flash"):
+        training_step(here.student_training(name), chain.students[name].training, Path(name))(4)
+        assert {weight.dtype for weight in here.teacher.net.parameters()} > {torch.float32}, "it is rounded"
+
+
 def test_trainings_of_one_design_are_measured_once() -> None:
     chain = load_chain(ROOT / "params.yaml")
     assert distinct(chain.students["one_step"]) == distinct(chain.students["no_halving"])

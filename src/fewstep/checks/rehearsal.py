@@ -96,6 +96,8 @@ class Rehearsal:
     """The networks and trainings of a chain whose teacher has random weights.
 
     folder: where artifacts that a loss opens are written. backbone: None while a foreign teacher is unknown.
+    Trainings and samplers round frozen weights in place (`training/half.py`). The next training begins in
+    float32 again, as in a stage of its own.
     """
 
     chain: Chain
@@ -185,18 +187,21 @@ class Rehearsal:
     def vae_training(self) -> Method:
         """The training of the autoencoder of `train_teacher`."""
         assert self.chain.train_teacher is not None
-        return Vae(cast(Any, self.backbone).vae, self.chain.train_teacher.vae, self.images, self.chain.seed)
+        vae = cast(Any, self.backbone).vae.float()
+        return Vae(vae, self.chain.train_teacher.vae, self.images, self.chain.seed)
 
     def teacher_training(self) -> Method:
         """The training of the denoiser of `train_teacher`."""
         assert isinstance(self.backbone, NewStableDiffusion) and self.chain.train_teacher is not None
         rows = self.images.rows(range(SAMPLES))
         latents = [Latent(torch.randn(self.backbone.latent_shape), row.caption) for row in rows]
+        self.backbone.net.float()
         return Teacher(self.backbone, self.chain.train_teacher, invented(latents), self.chain.seed)
 
     def student_training(self, name: str) -> Method:
         """A student's training from its start model, which is not modified."""
         assert self.backbone is not None
+        self.backbone.net.float()
         chain, made = self.chain, self.chain.models()[name]
         config = made.config
         start, student = start_and_student(self.model(config.from_), name, self.backbone, config, chain.seed)
