@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from fewstep.cli import check, clean, evaluate, init, report, sample
 from fewstep.core.errors import UserError
+from fewstep.core.garbage import collect_rarely
 from fewstep.core.quiet import quiet
 
 COMMANDS = (init, check, sample, evaluate, report, clean)
@@ -14,6 +15,7 @@ COMMANDS = (init, check, sample, evaluate, report, clean)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit status 1, and one readable message, on a UserError."""
     quiet()
+    collect_rarely()
     chosen = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = chosen.command
     try:

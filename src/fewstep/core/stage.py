@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fewstep.core.errors import UserError
+from fewstep.core.garbage import collect_rarely
 from fewstep.core.quiet import quiet
 from fewstep.core.switches import switch
 
@@ -26,6 +27,7 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
     quiet()
+    collect_rarely()
     for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
         # Otherwise the libraries read weights in rank 0 only, and leave them empty in the other ranks.
         os.environ[name] = "false"
