@@ -9,12 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
 from fewstep.core.errors import UserError
 from fewstep.training.checkpoint import load_state, states
-from fewstep.training.loop import train
+from fewstep.training.loop import advance, train
 from fewstep.training.saving import SPEED, Saver, interval
 from fewstep.training.state import State
 from tests.unit.test_training_parts import Fit
@@ -140,6 +141,29 @@ def test_an_error_of_the_writer_does_not_hide_the_trainings_own(
         saver.save()
         raise KeyboardInterrupt
     assert "warning: the last state was not saved" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_without_room_for_a_copy_the_state_itself_is_written_before_the_next_step(
+    optimizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEWSTEP_SAVE_EVERY_SECONDS", "3600")
+    memory = psutil.virtual_memory()._replace(available=0)
+    for folder in ("copied", "in place"):
+        state = State(Fit(optimizer), tmp_path / folder)
+        for _ in range(2):
+            advance(state, "fit", 0, 4)
+        with Saver(state) as saver:
+            saver.save()
+            if folder == "in place":
+                assert load_state(tmp_path / folder), "it is written when the call returns"
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: memory)
+        monkeypatch.setattr(State, "snapshot", None)
+    (step, copied), (again, written) = (
+        load_state(tmp_path / folder) or (0, {}) for folder in ("copied", "in place")
+    )
+    assert step == again == 2 and copied.keys() == written.keys()
+    assert all(torch.equal(value, written[name]) for name, value in copied.items())
 
 
 def test_the_interval_follows_the_duration_of_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """When a training's state is saved, and its writing in the background.
 
-A save copies the state to host memory, which holds up the training, and writes the copy in a thread. From its
-beginning to the beginning of the next one, at most a share of the time is spent saving: FEWSTEP_SAVE_SHARE.
+A save copies the state to host memory, which holds up the training, and writes the copy in a thread. Where a
+training on a CPU leaves no room for a copy, it waits until its state is written. From the beginning of a save
+to the beginning of the next one, at most a share of the time is spent saving: FEWSTEP_SAVE_SHARE.
 """
 
 import sys
@@ -11,17 +12,22 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+import psutil
 from rich.filesize import decimal
 from torch import Tensor
 
+from fewstep.core.hardware import device
 from fewstep.core.processes import is_main_process
 from fewstep.core.switches import number_of
 from fewstep.core.units import duration
 from fewstep.training.checkpoint import save_state
+from fewstep.training.sharding import is_sharded
 from fewstep.training.state import State
 
 SPEED = 400e6
 """Bytes per second that saving is assumed to reach until a save has been measured."""
+ROOM = 0.8
+"""Largest share of the free host memory that a copy of the state takes."""
 
 
 def share() -> float:
@@ -37,6 +43,24 @@ def least() -> float:
 def interval(seconds: float) -> float:
     """Seconds from the beginning of a save that takes `seconds` to the beginning of the next one."""
     return max(least(), seconds / share()) if least() else 0.0
+
+
+def in_place(state: State) -> dict[str, Tensor] | None:
+    """The state itself, where it is in host memory and a copy of it has no room there; else None.
+
+    Tensors that share memory, which no file of safetensors may hold, are copied all the same.
+    """
+    tensors = state.tensors()
+    if device().type != "cpu" or any(is_sharded(tensor) for tensor in tensors.values()):
+        return None
+    if state.size <= ROOM * psutil.virtual_memory().available:
+        return None
+    return {name: alone(tensor.detach()) for name, tensor in tensors.items()}
+
+
+def alone(tensor: Tensor) -> Tensor:
+    """The tensor if nothing else is in its memory, else a copy."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 class Saver:
@@ -81,10 +105,11 @@ class Saver:
         """
         self.wait()
         self.begun = time.monotonic()
-        tensors = self.state.snapshot()
+        tensors = in_place(self.state)
+        copies = self.state.snapshot() if tensors is None else tensors
         if is_main_process():
-            self._writing = self._thread.submit(self._write, self.state.step, tensors, self.begun)
-        if self.every_step:
+            self._writing = self._thread.submit(self._write, self.state.step, copies, self.begun)
+        if self.every_step or tensors is not None:
             self.wait()
 
     def wait(self) -> None:
