@@ -1,6 +1,7 @@
-"""The chain at the size of Stable Diffusion 1.5: every method for two steps, with its time, memory and disk.
+"""The chain at the size of Stable Diffusion: every method for two steps, with its time, memory and disk.
 
-    python -m benchmarks.rehearsal [--methods reflow halve direct ...] [--pixels 512] [--batch 1] [--steps 2]
+    python -m benchmarks.rehearsal [--teacher sd15 | sdxl] [--methods reflow halve direct ...]
+                                   [--pixels 512] [--batch 1] [--steps 2] [--dtype float32]
 
 Weights are random, so nothing is downloaded. In a temporary project `import_teacher` imports a stock
 pipeline, `generate_triplets` draws as many triplets as are trained on, and every method trains a LoRA student
@@ -9,7 +10,8 @@ weights are trained. Each stage runs in a process of its own.
 
 Prints the seconds of each stage and of its last step; the highest private memory in the steps beside what
 `fewstep check` estimates, which leaves out the process's own libraries (first column of memory); the bytes of
-the artifact, and of the state with which it could be continued. Takes 25 GB of disk.
+the artifact, and of the state with which it could be continued. dtype: of the imported teacher on the disk.
+Takes 25 GB of disk, for SDXL in float16 30 GB.
 """
 
 import argparse
@@ -19,12 +21,13 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from benchmarks.sd15 import PROMPT, pipeline
+from benchmarks import sd15, sdxl
 from benchmarks.staged import bytes_in, measured
 from rich.console import Console
 from rich.table import Table
@@ -65,6 +68,11 @@ ENVIRONMENT = {
     "FEWSTEP_TRACKERS": "",
     "PYTHONPATH": os.pathsep.join(map(str, (ROOT / "src", ROOT))),
 }
+TEACHERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "sd15": ("sd", sd15.pipeline),
+    "sdxl": ("sdxl", sdxl.pipeline),
+}
+"""Teacher -> its backbone, and what makes its pipeline."""
 MEASURED = Path("measured.json")
 WIDTH = 140
 """Columns of the table."""
@@ -76,10 +84,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
+    add("--teacher", choices=TEACHERS, default="sd15")
     add("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     add("--pixels", type=int, default=512)
     add("--batch", type=int, default=1)
     add("--steps", type=int, default=2)
+    add("--dtype", default="float32")
     add("--stage", nargs="+", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     os.environ.update(ENVIRONMENT)
@@ -95,7 +105,7 @@ def main() -> None:
         rows = Table(
             *("stage", "seconds", "last step, s", "libraries, GB", "in the steps, GB", "estimated, GB"),
             *("artifact, MB", "state, MB"),
-            title=f"{processor()}, {how}: {chosen.pixels} px, batch {chosen.batch}",
+            title=f"{processor()}, {how}: {chosen.teacher}, {chosen.pixels} px, batch {chosen.batch}",
         )
         for stage, arguments, made in (
             ("import_teacher", (), TEACHER),
@@ -120,14 +130,15 @@ def stage_of(method: str) -> tuple[str, tuple[str, ...], Path]:
 
 def make_project(chosen: argparse.Namespace) -> None:
     """Write the teacher's pipeline, its prompts and params.yaml into the working folder."""
+    backbone, pipeline = TEACHERS[chosen.teacher]
     pipeline(side=chosen.pixels // 8).save_pretrained("stock")
     gc.collect()
-    Path("prompts.txt").write_text(f"{PROMPT}\n")
+    Path("prompts.txt").write_text(f"{sd15.PROMPT}\n")
     training = {"steps": chosen.steps, "batch_size": chosen.batch, **RATE}
     params = yaml.safe_load((ROOT / PARAMS).read_text()) | {
         "judge": {"train": []},
         "features": str(TEACHER),
-        "teacher": {"backbone": "sd", "train": [], "load": ["stock"], "adopt": []},
+        "teacher": {"backbone": backbone, "train": [], "load": ["stock"], "adopt": []},
         **{section: {} for section in ("compress", "reflow", "halve", "students", "decoder", "export")},
     }
     for method in chosen.methods:
@@ -138,6 +149,7 @@ def make_project(chosen: argparse.Namespace) -> None:
     params["triplets"] |= {"prompts": "prompts.txt", "count": count, "shard_size": count, "groups": [0]}
     params["triplets"] |= {"steps": 1}
     params["data"]["resolution"] = chosen.pixels
+    params["import_teacher"]["dtype"] = chosen.dtype
     params["sampling"]["guidance"] = 7.5
     params["evaluate"] = {"models": {"teacher": [1]}}
     PARAMS.write_text(yaml.safe_dump(params))

@@ -48,9 +48,9 @@ def autoencoder(kind: str = "kl") -> nn.Module:
     return net
 
 
-def pipeline(size: str = FULL, decoder: str = "kl", side: int = 64) -> Any:
-    """The stock pipeline on the device; its images have 8 `side` pixels a side."""
-    scheduler = d.DDIMScheduler(
+def scheduler() -> Any:
+    """Stable Diffusion's noise schedule."""
+    return d.DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
@@ -59,12 +59,16 @@ def pipeline(size: str = FULL, decoder: str = "kl", side: int = 64) -> Any:
         set_alpha_to_one=False,
         timestep_spacing="trailing",
     )
+
+
+def pipeline(size: str = FULL, decoder: str = "kl", side: int = 64) -> Any:
+    """The stock pipeline on the device; its images have 8 `side` pixels a side."""
     return d.StableDiffusionPipeline(
         vae=filled(lambda: autoencoder(decoder)),
         text_encoder=filled(text_encoder),
         tokenizer=new_tokenizer([PROMPT], TOKENS, CLIP_LENGTH),
         unet=filled(lambda: unet(size, side)),
-        scheduler=scheduler,
+        scheduler=scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
