@@ -30,8 +30,13 @@ def remade(project: Project, launch: str, *stages: str) -> str:
 
 
 def test_two_processes_make_the_artifacts_that_one_makes(copied: Project) -> None:
-    """Triplets to the byte; a network's weights to the rounding of a sum."""
+    """Encoded images and triplets to the byte; a network's weights to the rounding of a sum."""
     classifier, shard = (copied.folder / "artifacts" / name for name in ("judge", "triplets/0/0"))
+    encoded = {}
+    for launch in ("", LAUNCH):
+        remade(copied, launch, "encode_data@train")
+        encoded[launch] = copied.lock()["encode_data@train"]["outs"]
+    assert encoded[""] == encoded[LAUNCH]
     made = []
     for launch in ("", LAUNCH, SHARDS):
         shutil.rmtree(copied.folder / ".checkpoints/generate_triplets", ignore_errors=True)  # finished shards
