@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from fewstep.backbones.configurations import INDEX as INDEX
-from fewstep.backbones.configurations import Configurations, channels, square
+from fewstep.backbones.configurations import SCHEDULER_CONFIG, Configurations, channels, square
 from fewstep.backbones.inputs import widened
 from fewstep.backbones.parts import (
     LEFT_OUT,
@@ -88,7 +88,8 @@ class DiffusersBackbone:
     def open(cls, folder: Path) -> Self:
         """Open a teacher's folder, which is a diffusers pipeline folder."""
         parts = parts_of(folder)
-        opened = cls.of(class_in(folder))(parts, *schedule_of(parts["scheduler"]().config))
+        scheduler = read_json(folder / "scheduler" / SCHEDULER_CONFIG)
+        opened = cls.of(class_in(folder))(parts, *schedule_of(scheduler))
         opened.settings = {k: v for k, v in read_json(folder / INDEX).items() if not isinstance(v, list)}
         return opened
 

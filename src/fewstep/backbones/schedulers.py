@@ -36,6 +36,8 @@ FLOW_SOLVERS = ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISM
 VP_PREDICTIONS = (Prediction.EPSILON, Prediction.SAMPLE, Prediction.V)
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Beta schedules that every scheduler of diffusers computes alike."""
+DEFAULTS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
+"""Settings of a table of betas whose defaults depend on the class."""
 OBSOLETE = ("tensor_format", "timestep_values", "predict_epsilon")
 """Keys of old files that no scheduler reads any more."""
 OTHER_MODELS = {
@@ -50,20 +52,37 @@ OTHER_MODELS = {
 
 def is_flow(scheduler: Mapping[str, Any]) -> bool:
     """Whether a diffusers scheduler is for rectified flows."""
-    return "FlowMatch" in scheduler["_class_name"] or bool(scheduler.get("use_flow_sigmas"))
+    return "FlowMatch" in str(scheduler.get("_class_name")) or bool(scheduler.get("use_flow_sigmas"))
 
 
 def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
     """The noise schedule and prediction type in a diffusers scheduler's configuration.
 
-    Raises ValueError for one that `scheduler_faults` refuses.
+    Settings that it leaves out have the defaults of its class. Raises ValueError for one that
+    `scheduler_faults` refuses.
     """
     if is_flow(scheduler):
         return RectifiedFlow(), Prediction.FLOW
     from diffusers import DDIMScheduler
 
-    known = DDIMScheduler.from_config(dict(scheduler))
+    written = {key: value for key, value in scheduler.items() if not key.startswith("_")}
+    known = DDIMScheduler.from_config({**defaults(scheduler), **written})
     return DiscreteVP(tuple(known.alphas_cumprod.double().tolist())), Prediction(known.config.prediction_type)
+
+
+def defaults(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    """What the scheduler's class takes for the settings in `DEFAULTS` that its configuration leaves out.
+
+    The class is imported only where something is left out: some import scipy.stats, which takes a second.
+    """
+    missing = [key for key in DEFAULTS if key not in scheduler]
+    if not missing:
+        return {}
+    import diffusers
+
+    kind = getattr(diffusers, str(scheduler.get("_class_name")), diffusers.DDIMScheduler)
+    parameters = signature(kind.__init__).parameters
+    return {key: parameters[key].default for key in missing if key in parameters}
 
 
 def flow_times(scheduler: Any, steps: int, shift: float | None = None) -> list[float]:
