@@ -38,6 +38,8 @@ BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 """Beta schedules that every scheduler of diffusers computes alike."""
 DEFAULTS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type")
 """Settings of a table of betas whose defaults depend on the class."""
+TABLE = (*DEFAULTS, "trained_betas", "rescale_betas_zero_snr")
+"""All settings of a table of betas and of its network's prediction."""
 OBSOLETE = ("tensor_format", "timestep_values", "predict_epsilon")
 """Keys of old files that no scheduler reads any more."""
 OTHER_MODELS = {
@@ -65,16 +67,13 @@ def schedule_of(scheduler: Mapping[str, Any]) -> tuple[Schedule, Prediction]:
         return RectifiedFlow(), Prediction.FLOW
     from diffusers import DDIMScheduler
 
-    written = {key: value for key, value in scheduler.items() if not key.startswith("_")}
-    known = DDIMScheduler.from_config({**defaults(scheduler), **written})
+    written = {key: scheduler[key] for key in TABLE if key in scheduler}
+    known = DDIMScheduler(**{**defaults(scheduler), **written})
     return DiscreteVP(tuple(known.alphas_cumprod.double().tolist())), Prediction(known.config.prediction_type)
 
 
 def defaults(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    """What the scheduler's class takes for the settings in `DEFAULTS` that its configuration leaves out.
-
-    The class is imported only where something is left out: some import scipy.stats, which takes a second.
-    """
+    """What the scheduler's class takes for the settings in `DEFAULTS` that its configuration leaves out."""
     missing = [key for key in DEFAULTS if key not in scheduler]
     if not missing:
         return {}
