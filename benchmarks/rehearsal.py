@@ -15,13 +15,13 @@ Takes 25 GB of disk, for SDXL in float16 30 GB.
 """
 
 import argparse
-import gc
 import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +99,10 @@ def main() -> None:
     quiet()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        make_project(chosen)
+        # In a process of its own: the memory of the teacher's networks would stay with this one.
+        making = get_context("spawn").Process(target=make_project, args=(chosen,))
+        making.start()
+        making.join()
         chain = load_chain()
         how = f"{mixed_precision()}, threads: {torch.get_num_threads()}"
         rows = Table(
@@ -132,7 +135,6 @@ def make_project(chosen: argparse.Namespace) -> None:
     """Write the teacher's pipeline, its prompts and params.yaml into the working folder."""
     backbone, pipeline = TEACHERS[chosen.teacher]
     pipeline(side=chosen.pixels // 8).save_pretrained("stock")
-    gc.collect()
     Path("prompts.txt").write_text(f"{sd15.PROMPT}\n")
     training = {"steps": chosen.steps, "batch_size": chosen.batch, **RATE}
     params = yaml.safe_load((ROOT / PARAMS).read_text()) | {
