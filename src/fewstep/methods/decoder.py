@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 LOADED = "inputs"
 """Value of `data` where the decoder is not trained: its folder is an input."""
 BLOCKS = 3
-"""Residual blocks at each resolution; one at the resolution of the images."""
+"""TAESD's residual blocks at each resolution; one at the resolution of the images."""
 PATCH, GROUPS = (32, 64, 64), 8
 """Channels of the discriminator's convolutions, each of which halves the resolution; normalized groups."""
 Weight = Annotated[float, Field(ge=0)]
@@ -66,6 +66,8 @@ class Config(MethodConfig):
     """A folder of diffusers' `AutoencoderTiny`, or its name in `inputs`: this decoder is taken as it is."""
     width: int = Field(64, ge=1)
     """Channels of the decoder and of the encoder."""
+    blocks: int = Field(BLOCKS, ge=1)
+    """Residual blocks at each resolution but that of the images, which has one."""
     own_share: float = Field(0.5, ge=0, le=1)
     """Share of latents that the start model samples itself. The others are the triplets' end points, or with
     `data: encoded` the encoder's latents of real images."""
@@ -141,7 +143,7 @@ class TinyDecoder(StudentMethod):
     """The small decoder and encoder, and a discriminator on images."""
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
-        tiny, side = tiny_autoencoder(context.backbone, config.width, context.key("weights"))
+        tiny, side = tiny_autoencoder(context.backbone, config.width, context.key("weights"), config.blocks)
         if side % config.downscale:
             raise UserError(f"downscale = {config.downscale}: has to divide the images' side, {side} pixels")
         super().__init__(config, context, replace(student, parts={**student.parts, DECODER: tiny}))
@@ -199,7 +201,9 @@ class TinyDecoder(StudentMethod):
 METHOD = TinyDecoder
 
 
-def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> "tuple[AutoencoderTiny, int]":
+def tiny_autoencoder(
+    backbone: Backbone, width: int, key: Key, blocks: int = BLOCKS
+) -> "tuple[AutoencoderTiny, int]":
     """A small autoencoder for the latents of this family, its weights drawn from `key`; the images' side.
 
     Raises UserError where the family has no autoencoder of diffusers.
@@ -211,11 +215,14 @@ def tiny_autoencoder(backbone: Backbone, width: int, key: Key) -> "tuple[Autoenc
     if not isinstance(backbone, DiffusersBackbone) or pixels == side:
         raise UserError("decoder: this teacher has no autoencoder, or one that is not of diffusers")
     torch.manual_seed(key.seed32(0))
-    return tiny_geometry(channels, pixels // side, width), pixels
+    return tiny_geometry(channels, pixels // side, width, blocks), pixels
 
 
-def tiny_geometry(channels: int, factor: int, width: int) -> "AutoencoderTiny":
-    """TAESD's for latents of `channels` whose side is `factor` times smaller; untrained."""
+def tiny_geometry(channels: int, factor: int, width: int, blocks: int = BLOCKS) -> "AutoencoderTiny":
+    """TAESD's for latents of `channels` whose side is `factor` times smaller; untrained.
+
+    blocks: residual blocks at each resolution but that of the images.
+    """
     # Imported only here: every process that reads the chain's parameters imports this module.
     from diffusers import AutoencoderTiny
 
@@ -224,8 +231,8 @@ def tiny_geometry(channels: int, factor: int, width: int) -> "AutoencoderTiny":
         latent_channels=channels,
         encoder_block_out_channels=(width,) * (stages + 1),
         decoder_block_out_channels=(width,) * (stages + 1),
-        num_encoder_blocks=(1, *[BLOCKS] * stages),
-        num_decoder_blocks=(*[BLOCKS] * stages, 1),
+        num_encoder_blocks=(1, *[blocks] * stages),
+        num_decoder_blocks=(*[blocks] * stages, 1),
     )
 
 
