@@ -74,14 +74,22 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
 
     memory = available()
     title = f"estimated memory of the trainings; available: {decimal(memory)}"
-    columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "sum")
+    columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "saving", "sum")
     table, hints = Table(*columns, title=title), []
+    models = chain.models()
     found = designs(chain, denoiser)
     for name, setup in trainings(chain).items():
         net, start, teacher = networks(chain, found, name)
         needed = need(net, setup, start, teacher)
         known = "unknown" if needed.step is None else decimal(needed.step)
-        table.add_row(name, f"{needed.parameters:,}", decimal(needed.state), known, decimal(needed.total))
+        copy = decimal(needed.copy) if needed.copy else ""
+        total = decimal(needed.total_while_saving)
+        table.add_row(name, f"{needed.parameters:,}", decimal(needed.state), known, copy, total)
+        if setup.decoding is None and name in models and models[name].config.image_loss is not None:
+            hints.append(
+                f"{name}: the estimate leaves out the images that its loss decodes, because the teacher's "
+                "autoencoder or the network `features` is unknown"
+            )
         if hint := advice(net, setup, memory, start, teacher):
             hints.append(f"warning: {name} does not fit; what helps: {hint}")
     return table, hints
