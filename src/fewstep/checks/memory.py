@@ -88,7 +88,7 @@ class Need(NamedTuple):
     """What a training needs. parameters: number of the network's weights. state, step, copy: bytes.
 
     state: what stays between steps: weights, optimizer state, average, the start model and the networks of a
-    loss of decoded images. step: peak of what is live beside it: activations, gradients and temporary buffers;
+    loss of decoded images. step: peak of what is live beside it: activations, gradients, temporary buffers;
     None where it is unknown. copy: of the state that is saved in the background, on a CPU; 0 where the
     machine's memory has no room for it.
     """

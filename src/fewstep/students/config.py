@@ -77,7 +77,7 @@ class MethodConfig(Section):
 
     @property
     def image_loss(self) -> ImageLoss | None:
-        """The terms of the student's loss that decode images, in the step that has most; None: there are none.
+        """The terms of the student's loss that decode images, in the step that has most of them; None: none.
 
         `fewstep check` calls it on fake tensors, to estimate the memory of a training.
         """
