@@ -79,19 +79,20 @@ def trace_decoding(decoding: Decoding, design: Design) -> DecodingTrace:
     with FakeTensorMode():
         for net in networks:
             on_device(net)
-        live = passes(decoding.loss, backbone, features)
+        live = passes(decoding.loss, backbone, features, networks)
     # A matrix that was made here has no values.
     filter_matrix.cache_clear()
     fixed, batches = np.array(live.history, dtype=np.int64).T
     return DecodingTrace(weights, fixed, batches // ROWS, (live.kept[0], live.kept[1] // ROWS))
 
 
-def passes(loss: ImageLoss, backbone: Any, features: Any) -> LiveBytes:
-    """Trace forward and backward pass of the loss."""
+def passes(loss: ImageLoss, backbone: Any, features: Any, networks: Iterable[nn.Module]) -> LiveBytes:
+    """Trace forward and backward pass of the loss; networks: those that it evaluates."""
     shape = (ROWS, *backbone.latent_shape)
     x = torch.zeros(shape, device=device(), requires_grad=True)
     target = torch.zeros(shape, device=device())
     with LiveBytes(ROWS) as live:
+        live.ignore(tensor for net in networks for tensor in tensors(net))
         with autocast():
             value = torch.stack([*loss(x, target, backbone.decode, features).values()]).sum()
         live.mark()

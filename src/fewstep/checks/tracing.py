@@ -6,7 +6,7 @@ gradients and temporary buffers are counted while they are live together. Not co
 allocate internally, and the allocator's fragmentation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
@@ -134,10 +134,15 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Note what is live now, after the forward pass."""
         self.kept = (self.live[0], self.live[1])
 
-    def follow(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, unless it is counted already."""
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Leave out the storages of these tensors, such as weights, which views of them would count."""
+        for tensor in tensors:
+            self.follow(tensor, counts=False)
+
+    def follow(self, tensor: Tensor, counts: bool = True) -> None:
+        """Count a tensor's storage, unless it is counted or ignored already."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, storage.nbytes() if counts else 0
         if key in self.followed:
             return
         kind = int(size > 0 and (size // tensor.itemsize) % self.rows == 0)
