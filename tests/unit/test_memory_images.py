@@ -19,10 +19,12 @@ from fewstep.backbones.sd_new import new_vae
 from fewstep.chain import Chain, load_chain
 from fewstep.checks import memory
 from fewstep.checks.decoding import Decoding, tensors, trace_decoding
+from fewstep.checks.designs import designs
 from fewstep.checks.image_networks import decoding
 from fewstep.checks.memory import Design, Need, Setup, need
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import rehearsal
+from fewstep.checks.small_decoders import decoder_needs
 from fewstep.checks.states import saved
 from fewstep.checks.teacher import design
 from fewstep.checks.tracing import LiveBytes, trace
@@ -96,6 +98,28 @@ def test_live_bytes_are_a_real_trainings(method: str, tolerance: float, tmp_path
     assert need(denoiser, setup).step == pytest.approx(measured, rel=tolerance)
     without = need(denoiser, replace(setup, decoding=None)).step
     assert without is not None and without < 0.9 * measured
+
+
+def test_live_bytes_are_a_small_decoders_real_training(tmp_path: Path) -> None:
+    entry = COMMON | {"from": "direct", "width": 16, "own_share": 0.5}
+    chain = chain_of(tmp_path, decoder={"small": entry})
+    denoiser = designed(chain)
+    needed = decoder_needs(chain, designs(chain, denoiser))["small"]
+    training: Any = rehearsal(chain, denoiser, tmp_path, 10**10).student_training("small")
+    state = State(training, tmp_path / "state")
+    advance(state, "small", 0, ROWS)
+    networks = [training.context.start.net, *training.frozen]
+    with LiveBytes(1) as live:
+        live.ignore(tensor for net in networks for tensor in tensors(net))
+        live.ignore(state.tensors().values())
+        advance(state, "small", 0, ROWS)
+    assert needed.step == pytest.approx(max(map(sum, live.history)), rel=0.1)
+    student = training.groups["student"].modules["decoder"]
+    trained = sum(weight.numel() for weight in student.parameters())
+    frozen = sum(map(bytes_of, networks))
+    assert (needed.parameters, needed.state) == (trained, frozen + 3 * 4 * trained)
+    assert needed.copy == 3 * 4 * trained
+    assert [*memory_table(chain, denoiser)[0].columns[0].cells][-1] == "small"
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's peak of memory")
@@ -200,11 +224,10 @@ def test_a_loss_of_pixels_needs_no_feature_network(tmp_path: Path) -> None:
 
 
 def test_every_method_that_decodes_says_so() -> None:
-    """A method whose `losses` decode, and which trains the denoiser, has an `image_loss`."""
+    """A method that calls `decode` has an `image_loss`."""
     for file in (ROOT / "src/fewstep/methods").glob("*.py"):
         text = file.read_text()
-        trains_another = "def trains_denoiser" in text
-        assert ("decode(" in text) == ("def image_loss" in text or trains_another), file.name
+        assert ("decode(" in text) == ("def image_loss" in text), file.name
 
 
 def test_the_copy_of_a_saved_state_is_counted_on_cpus_where_it_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,11 +42,13 @@ class Decoding:
 class DecodingTrace:
     """Bytes of the frozen weights, and live bytes beside them.
 
+    trained: number of weights of networks that the loss brings along and trains, such as a small decoder.
     fixed, per_row: after each operation, those that do not depend on the batch size, and those per sample.
     kept: the same two numbers between forward and backward pass.
     """
 
     weights: int
+    trained: int
     fixed: np.ndarray
     per_row: np.ndarray
     kept: tuple[int, int]
@@ -79,15 +81,20 @@ def trace_decoding(decoding: Decoding, design: Design) -> DecodingTrace:
     with FakeTensorMode():
         for net in networks:
             on_device(net)
-        live = passes(decoding.loss, backbone, features, networks)
+        live, trained = passes(decoding.loss, backbone, features, networks)
     # A matrix that was made here has no values.
     filter_matrix.cache_clear()
     fixed, batches = np.array(live.history, dtype=np.int64).T
-    return DecodingTrace(weights, fixed, batches // ROWS, (live.kept[0], live.kept[1] // ROWS))
+    return DecodingTrace(weights, trained, fixed, batches // ROWS, (live.kept[0], live.kept[1] // ROWS))
 
 
-def passes(loss: ImageLoss, backbone: Any, features: Any, networks: Iterable[nn.Module]) -> LiveBytes:
-    """Trace forward and backward pass of the loss; networks: those that it evaluates."""
+def passes(
+    loss: ImageLoss, backbone: Any, features: Any, networks: Iterable[nn.Module]
+) -> tuple[LiveBytes, int]:
+    """Trace forward and backward pass of the loss; networks: those that it evaluates.
+
+    The second value is the number of weights that it trains.
+    """
     shape = (ROWS, *backbone.latent_shape)
     x = torch.zeros(shape, device=device(), requires_grad=True)
     target = torch.zeros(shape, device=device())
@@ -96,9 +103,24 @@ def passes(loss: ImageLoss, backbone: Any, features: Any, networks: Iterable[nn.
         with autocast():
             value = torch.stack([*loss(x, target, backbone.decode, features).values()]).sum()
         live.mark()
+        trained = sum(leaf.numel() for leaf in leaves(value) - {x})
         with attention():
-            value.backward()
-    return live
+            torch.autograd.backward(value)
+    return live, trained
+
+
+def leaves(value: Tensor) -> set[Tensor]:
+    """Tensors that the backward pass of a scalar gives a gradient."""
+    nodes, seen, reached = [value.grad_fn], set[Any](), set[Tensor]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        nodes += [before for before, _ in node.next_functions]
+        if hasattr(node, "variable"):
+            reached.add(node.variable)
+    return reached
 
 
 def tensors(net: nn.Module) -> Iterable[Tensor]:

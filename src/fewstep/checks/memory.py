@@ -146,7 +146,11 @@ def need(design: Design, setup: Setup, start: Design | None = None, teacher: Des
     state += setup.teacher * frozen_bytes(teacher)
     if setup.decoding is not None:
         state += trace_decoding(setup.decoding, design).weights
-    needed = Need(parameters(design), state, step_of(design, setup, traced), copy)
+    return copied(Need(parameters(design), state, step_of(design, setup, traced), copy))
+
+
+def copied(needed: Need) -> Need:
+    """The same without the copy of a saved state on a GPU, and where memory has no room for it."""
     copies = device().type == "cpu" and needed.total_while_saving <= available()
     return needed if copies else needed._replace(copy=0)
 

@@ -245,6 +245,31 @@ def optimizer_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
     return sum(value.numel() * value.itemsize for value in slots if isinstance(value, Tensor) and value.ndim)
 
 
+@cache
+def forward_peak(design: Design) -> tuple[int, int] | None:
+    """Most bytes live in an evaluation without gradient: those that do not depend on the batch, per sample.
+
+    Weights are not rounded: autocast casts them. None where the network's conditions are unknown.
+    """
+    backbone = design.kind({}, RectifiedFlow(), Prediction.FLOW)
+    with torch.device("meta"):
+        net = design.make().eval()
+    with FakeTensorMode():
+        on_device(net)
+        example: Conditions | None = backbone.example_conditions(net, ROWS, design.length)
+        if example is None:
+            return None
+        conditions = {name: value.to(device()) for name, value in example.items()}
+        side = net.config.sample_size
+        x = torch.zeros(ROWS, net.config.in_channels, side, side, device=device())
+        time = torch.ones(ROWS, device=device())
+        with LiveBytes(ROWS) as live, torch.no_grad(), autocast():
+            live.ignore(net.parameters())
+            backbone.network(net)(x, time, conditions)
+    fixed, batches = max(live.history, key=sum)
+    return fixed, batches // ROWS
+
+
 def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
     """Trace forward and backward pass of ROWS samples; None where the network's conditions are unknown."""
     # Only used to call the network, which does not depend on the schedule.

@@ -14,7 +14,7 @@ from fewstep.diffusion.sampling import STUDENTS, Guidance, Sampling
 from fewstep.features.network import FeatureNetwork
 from fewstep.training.lora import LoraSettings
 
-Decode = Callable[[Tensor], Tensor]
+Decode = Callable[..., Tensor]
 """Latents `[B, ...]` as images `[B, 3, H, W]`, as `Backbone.decode`."""
 ImageLoss = Callable[[Tensor, Tensor, Decode, FeatureNetwork | None], dict[str, Tensor]]
 """Named terms of a loss of decoded images: a function of the student's and the teacher's latents, the decoder
