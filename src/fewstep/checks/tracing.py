@@ -253,7 +253,7 @@ def forward_peak(design: Design) -> tuple[int, int] | None:
     """
     backbone = design.kind({}, RectifiedFlow(), Prediction.FLOW)
     with torch.device("meta"):
-        net = design.make().eval()
+        net: Any = design.make().eval()
     with FakeTensorMode():
         on_device(net)
         example: Conditions | None = backbone.example_conditions(net, ROWS, design.length)
