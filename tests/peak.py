@@ -1,10 +1,12 @@
-"""Estimated and measured bytes of a step of the default teacher's training.
+"""Estimated and measured bytes of a training step: the default teacher's, or that of a student of a chain.
 
-    python -m tests.peak
+    python -m tests.peak [PARAMS STUDENT ROWS]
 
 In a process of its own, whose memory at its highest nothing else has raised.
 """
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,22 +21,25 @@ from fewstep.checks.teacher import design
 NAME = "train_teacher, denoiser"
 
 
-def main() -> None:
-    """Measure and print."""
-    chain = load_chain(ROOT / "params.yaml")
+def main(params: str = str(ROOT / "params.yaml"), name: str = NAME, rows: str | None = None) -> None:
+    """Measure and print. rows: of a step; None: the batch size of the training."""
+    chain = load_chain(Path(params))
     assert chain.train_teacher is not None
-    denoiser, training = design(chain), chain.train_teacher.training
-    assert denoiser is not None
-    expected = need(denoiser, trainings(chain)[NAME])
+    denoiser, models = design(chain), chain.models()
+    training = models[name].training if name in models else chain.train_teacher.training
+    assert denoiser is not None and training is not None
+    count = int(rows or training.batch_size)
+    expected = need(denoiser, replace(trainings(chain)[name], rows=count))
     with TemporaryDirectory() as folder:
         here = rehearsal(chain, denoiser, Path(folder), 10**10)
-        run = training_step(here.teacher_training(), training, Path(folder))
+        method = here.student_training(name) if name in models else here.teacher_training()
+        run = training_step(method, training, Path(folder))
         # What libraries take once, they take in a small step.
         run(2)
         before = status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         for _ in range(2):
-            run(training.batch_size)
+            run(count)
         # Weights, average and the optimizer's state are there since the small step.
         print(expected.step, status("VmHWM") - before)
 
@@ -46,4 +51,4 @@ def status(name: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -117,10 +117,10 @@ MUTATIONS = [
     ("decode(batch.z, self.tiny)", "decode(batch.z)"),
     ("avg_pool2d(y, config.downscale)).abs()", "avg_pool2d(y, config.downscale)).square()"),
     ("(avg_pool2d(x, config.downscale) - avg_pool2d(y, config.downscale))", "(x - y)"),
-    ("adversarial.generator(self.critic(x))", "adversarial.generator(self.critic(y))"),
-    ("config.adversarial_weight * adversarial", "adversarial"),
+    ("generator(critic(x))", "generator(critic(y))"),
+    ("config.adversarial_weight * generator", "generator"),
     ("(self.critic(y), self.critic(x.detach()))", "(self.critic(x.detach()), self.critic(y))"),
     ("step >= self.config.from_step", "step > self.config.from_step"),
     ("config.encoder_weight * mse_loss", "mse_loss"),
-    ("self.tiny.encode(y).latents", "self.tiny.encode(x).latents"),
+    ("tiny.encode(y).latents", "tiny.encode(x).latents"),
 ]  # fmt: skip

@@ -42,7 +42,11 @@ def layers_of(net: str) -> nn.Sequential:
 @pytest.fixture(scope="module", params=NAMES)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The two files of a network."""
-    net, folder = request.param, tmp_path_factory.mktemp("lpips") / request.param
+    return write(request.param, tmp_path_factory.mktemp("lpips") / request.param)
+
+
+def write(net: str, folder: Path) -> Path:
+    """Write the two files of a network."""
     folder.mkdir()
     torch.manual_seed(0)
     weights = {f"features.{name}": value for name, value in layers_of(net).state_dict().items()}

@@ -1,7 +1,8 @@
 """Estimates the memory and compute of a denoiser's training before the denoiser exists.
 
-A step is traced on fake tensors (checks/tracing.py). Not counted: memory that kernels allocate internally,
-the allocator's fragmentation, text encoders, and the decoder and feature network of a perceptual loss.
+A step is traced on fake tensors (checks/tracing.py), a loss that decodes images as well (checks/decoding.py).
+Not counted: memory that kernels allocate internally, the allocator's fragmentation, text encoders, the
+weights of discriminators, evaluations and previews.
 """
 
 import math
@@ -13,8 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fewstep.checks.decoding import Decoding, trace_decoding
 from fewstep.checks.tracing import Design as Design
-from fewstep.checks.tracing import Kind, on_meta, parameters, trace
+from fewstep.checks.tracing import Kind, Trace, on_meta, parameters, trace
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device
 from fewstep.core.switches import count_of, is_on
@@ -60,6 +62,8 @@ class Setup:
     """Whether the teacher is in memory beside another start model."""
     evaluates_start: bool = False
     """Whether the start model is evaluated, so that its weights are rounded as training/half.py does."""
+    decoding: Decoding | None = None
+    """The part of the loss that decodes images; None: there is none, or its networks are unknown."""
 
     @property
     def kind(self) -> Kind:
@@ -81,20 +85,28 @@ def student_setup(config: MethodConfig) -> Setup:
 
 
 class Need(NamedTuple):
-    """What a training needs. parameters: number of the network's weights. state, step: bytes.
+    """What a training needs. parameters: number of the network's weights. state, step, copy: bytes.
 
-    state: what stays between steps: weights, optimizer state, average and the start model. step: peak of
-    what is live beside it: activations, gradients and temporary buffers; None where it is unknown.
+    state: what stays between steps: weights, optimizer state, average, the start model and the networks of a
+    loss of decoded images. step: peak of what is live beside it: activations, gradients, temporary buffers;
+    None where it is unknown. copy: of the state that is saved in the background, on a CPU; 0 where the
+    machine's memory has no room for it.
     """
 
     parameters: int
     state: int
     step: int | None
+    copy: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes in all, as far as they are known."""
+        """Bytes in all without the copy, as far as they are known: what a training cannot do without."""
         return self.state + (self.step or 0)
+
+    @property
+    def total_while_saving(self) -> int:
+        """Bytes in all while a state is written."""
+        return self.total + self.copy
 
 
 def setup_of(training: TrainingConfig, lora: LoraSettings | None, start: bool) -> Setup:
@@ -122,15 +134,40 @@ def need(design: Design, setup: Setup, start: Design | None = None, teacher: Des
     traced = trace(design, setup.kind)
     averages = setup.ema + setup.averages
     state = FLOAT * (traced.parameters + averages * traced.trained) + traced.optimizer
+    copy = FLOAT * (1 + averages) * traced.trained + traced.optimizer
     if setup.start and setup.lora is None:
         state += frozen_bytes(start) if setup.evaluates_start else FLOAT * parameters(start)
     for optimizer in setup.further:
         other = trace(teacher, replace(setup, optimizer=optimizer).kind)
         state += FLOAT * other.trained + other.optimizer
+        copy += FLOAT * other.trained + other.optimizer
     if (dtype := half()) is not None:
         state -= (FLOAT - dtype.itemsize) * traced.rounded
     state += setup.teacher * frozen_bytes(teacher)
-    return Need(parameters(design), state, traced.peak(setup.rows * setup.gradient_passes))
+    if setup.decoding is not None:
+        state += trace_decoding(setup.decoding, design).weights
+    return copied(Need(parameters(design), state, step_of(design, setup, traced), copy))
+
+
+def copied(needed: Need) -> Need:
+    """The same without the copy of a saved state on a GPU, and where memory has no room for it."""
+    copies = device().type == "cpu" and needed.total_while_saving <= available()
+    return needed if copies else needed._replace(copy=0)
+
+
+def step_of(design: Design, setup: Setup, traced: Trace) -> int | None:
+    """Peak of live bytes in a step, beside the state; None where it is unknown.
+
+    Images are decoded while the denoiser's activations are live. Their graph is freed before the denoiser's
+    backward pass. Where the loss evaluates a further network on its output, that graph is live beside it.
+    """
+    rows = setup.rows * setup.gradient_passes
+    step = traced.peak(rows)
+    if step is None or setup.decoding is None:
+        return step
+    images = trace_decoding(setup.decoding, design)
+    beside = images.live_after_forward(setup.rows) if setup.gradient_passes > 1 else 0
+    return max(step + beside, traced.live_after_forward(rows) + images.peak(setup.rows))
 
 
 def frozen_bytes(design: Design) -> int:

@@ -1,10 +1,12 @@
 """The plan: every stage of a chain, with its samples, its steps and the bytes it writes."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from fewstep.chain import Chain
 from fewstep.checks.data import images_of
 from fewstep.checks.designs import TEACHER, designs
+from fewstep.checks.image_networks import decoding
 from fewstep.checks.memory import FLOAT, Setup, setup_of, student_setup
 from fewstep.checks.stored import BYTES, own_adapter, stored, whole
 from fewstep.checks.teacher import Sizes, companions, design, in_cache, is_local, sizes
@@ -99,5 +101,7 @@ def trainings(chain: Chain) -> dict[str, Setup]:
     setups = {}
     if chain.teacher.train and chain.train_teacher:
         setups["train_teacher, denoiser"] = setup_of(chain.train_teacher.training, None, False)
-    models = {name: model.config for name, model in chain.models().items()}
-    return setups | {name: student_setup(config) for name, config in models.items() if config.trains_denoiser}
+    for name, model in chain.models().items():
+        if model.config.trains_denoiser:
+            setups[name] = replace(student_setup(model.config), decoding=decoding(chain, model.config))
+    return setups

@@ -6,10 +6,10 @@ gradients and temporary buffers are counted while they are live together. Not co
 allocate internally, and the allocator's fragmentation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import numpy as np
@@ -31,6 +31,7 @@ from fewstep.training.half import rounded_by_autocast
 from fewstep.training.lora import LoraSettings, attach
 from fewstep.training.optimization import optimizers_of, trained_weights
 
+M = TypeVar("M", bound=nn.Module)
 ROWS = 127
 """Batch size of the traced step. A prime: only sizes with a batch dimension are divisible by it."""
 
@@ -76,6 +77,7 @@ class Trace:
 
     fixed, per_row: bytes live after each operation, without weights and optimizer state: those that do not
     depend on the batch size, and those per sample. Empty where the network's conditions are unknown.
+    kept: the same two numbers after the forward pass: what is live while the loss of its output is computed.
     operations: floating-point operations per sample, forward and backward.
     """
 
@@ -85,26 +87,33 @@ class Trace:
     optimizer: int
     fixed: np.ndarray
     per_row: np.ndarray
+    kept: tuple[int, int]
     operations: int | None
 
     def peak(self, rows: int) -> int | None:
         """Peak of live bytes in a step of `rows` samples, without weights and optimizer state."""
         return int((self.fixed + rows * self.per_row).max()) if len(self.fixed) else None
 
+    def live_after_forward(self, rows: int) -> int:
+        """Live bytes after the forward pass of `rows` samples, without weights and optimizer state."""
+        fixed, per_row = self.kept
+        return fixed + rows * per_row
+
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tracks every storage that is allocated inside the context until it is freed; views share a storage.
 
     A storage counts as dependent on the batch size if `rows` divides its number of elements. history:
-    (independent bytes, dependent bytes) after each operation. operations: floating-point operations so far,
-    counted as in FlopCounterMode; that mode is not used, since it keeps tensors alive that gradient
-    checkpointing frees.
+    (independent bytes, dependent bytes) after each operation. kept: the same at the last call of `mark`.
+    operations: floating-point operations so far, counted as in FlopCounterMode; that mode is not used, since
+    it keeps tensors alive that gradient checkpointing frees.
     """
 
     def __init__(self, rows: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.rows, self.live, self.operations = rows, [0, 0], 0
         self.history: list[tuple[int, int]] = []
+        self.kept = (0, 0)
         # Keyed by identity, since fake storages have no address.
         self.followed: dict[int, ref[Any]] = {}
 
@@ -121,10 +130,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.history.append((self.live[0], self.live[1]))
         return results
 
-    def follow(self, tensor: Tensor) -> None:
-        """Count a tensor's storage, unless it is counted already."""
+    def mark(self) -> None:
+        """Note what is live now, after the forward pass."""
+        self.kept = (self.live[0], self.live[1])
+
+    def ignore(self, tensors: Iterable[Tensor]) -> None:
+        """Leave out the storages of these tensors, such as weights, which views of them would count."""
+        for tensor in tensors:
+            self.follow(tensor, counts=False)
+
+    def follow(self, tensor: Tensor, counts: bool = True) -> None:
+        """Count a tensor's storage, unless it is counted or ignored already."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key, size = storage._cdata, storage.nbytes() if counts else 0
         if key in self.followed:
             return
         kind = int(size > 0 and (size // tensor.itemsize) % self.rows == 0)
@@ -183,14 +201,20 @@ def trace(design: Design, kind: Kind) -> Trace:
     counts = (sum(weight.numel() for weight in net.parameters()), weights, rounded, state)
     with FakeTensorMode():
         # `to_empty` would read the meta tensors. A network built of fake tensors could not be moved by PEFT.
-        net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device()))  # type: ignore[no-untyped-call]
-        traced = passes(design, kind, net)
+        traced = passes(design, kind, on_device(net))
     if traced is None:
-        return Trace(*counts, np.empty(0), np.empty(0), None)
+        return Trace(*counts, np.empty(0), np.empty(0), (0, 0), None)
     fixed, batches = np.array(traced.history + live.history, dtype=np.int64).T
-    if kind.accumulates:
-        fixed[: len(traced.history)] += gradients
-    return Trace(*counts, fixed, batches // ROWS, traced.operations // ROWS)
+    before = gradients if kind.accumulates else 0
+    fixed[: len(traced.history)] += before
+    kept = (traced.kept[0] + before, traced.kept[1] // ROWS)
+    return Trace(*counts, fixed, batches // ROWS, kept, traced.operations // ROWS)
+
+
+def on_device(net: M) -> M:
+    """A network of meta tensors, with uninitialized tensors on the device in their place."""
+    net._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device=device()))  # type: ignore[no-untyped-call]
+    return net
 
 
 def optimizers_for(net: nn.Module, optimizer: str) -> list[torch.optim.Optimizer]:
@@ -221,6 +245,31 @@ def optimizer_bytes(optimizers: list[torch.optim.Optimizer]) -> int:
     return sum(value.numel() * value.itemsize for value in slots if isinstance(value, Tensor) and value.ndim)
 
 
+@cache
+def forward_peak(design: Design) -> tuple[int, int] | None:
+    """Most bytes live in an evaluation without gradient: those that do not depend on the batch, per sample.
+
+    Weights are not rounded: autocast casts them. None where the network's conditions are unknown.
+    """
+    backbone = design.kind({}, RectifiedFlow(), Prediction.FLOW)
+    with torch.device("meta"):
+        net: Any = design.make().eval()
+    with FakeTensorMode():
+        on_device(net)
+        example: Conditions | None = backbone.example_conditions(net, ROWS, design.length)
+        if example is None:
+            return None
+        conditions = {name: value.to(device()) for name, value in example.items()}
+        side = net.config.sample_size
+        x = torch.zeros(ROWS, net.config.in_channels, side, side, device=device())
+        time = torch.ones(ROWS, device=device())
+        with LiveBytes(ROWS) as live, torch.no_grad(), autocast():
+            live.ignore(net.parameters())
+            backbone.network(net)(x, time, conditions)
+    fixed, batches = max(live.history, key=sum)
+    return fixed, batches // ROWS
+
+
 def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
     """Trace forward and backward pass of ROWS samples; None where the network's conditions are unknown."""
     # Only used to call the network, which does not depend on the schedule.
@@ -241,6 +290,7 @@ def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
     with LiveBytes(ROWS) as live:
         with autocast():
             loss = backbone.network(net)(x, time, conditions).float().square().mean()
+        live.mark()
         with attention():
             loss.backward()
     return live

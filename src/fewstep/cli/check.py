@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from fewstep.chain import Chain
+    from fewstep.checks.memory import Need
     from fewstep.checks.tracing import Design
 
 
@@ -71,17 +72,36 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
     from fewstep.checks.designs import designs, networks
     from fewstep.checks.memory import advice, available, need
     from fewstep.checks.plan import trainings
+    from fewstep.checks.small_decoders import decoder_needs
 
     memory = available()
     title = f"estimated memory of the trainings; available: {decimal(memory)}"
-    columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "sum")
+    columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "saving", "sum")
     table, hints = Table(*columns, title=title), []
+    models = chain.models()
     found = designs(chain, denoiser)
     for name, setup in trainings(chain).items():
         net, start, teacher = networks(chain, found, name)
-        needed = need(net, setup, start, teacher)
-        known = "unknown" if needed.step is None else decimal(needed.step)
-        table.add_row(name, f"{needed.parameters:,}", decimal(needed.state), known, decimal(needed.total))
+        table.add_row(name, *memory_cells(need(net, setup, start, teacher)))
+        if setup.decoding is None and name in models and models[name].config.image_loss is not None:
+            hints.append(
+                f"{name}: the estimate leaves out the images that its loss decodes, because the teacher's "
+                "autoencoder or the network `features` is unknown"
+            )
         if hint := advice(net, setup, memory, start, teacher):
             hints.append(f"warning: {name} does not fit; what helps: {hint}")
+    for name, needed in decoder_needs(chain, found).items():
+        table.add_row(name, *memory_cells(needed))
+        if needed.total > memory:
+            hints.append(f"warning: {name} does not fit; FEWSTEP_MICRO_BATCH helps")
     return table, hints
+
+
+def memory_cells(needed: "Need") -> list[str]:
+    """A training's parameters and bytes, as the columns of its row."""
+    from rich.filesize import decimal
+
+    step = "unknown" if needed.step is None else decimal(needed.step)
+    copy = decimal(needed.copy) if needed.copy else ""
+    total = decimal(needed.total_while_saving)
+    return [f"{needed.parameters:,}", decimal(needed.state), step, copy, total]

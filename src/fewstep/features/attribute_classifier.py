@@ -128,11 +128,16 @@ class AttributeClassifier(nn.Module):
             Manifest.seal(staging, "judge", properties | dict(metadata or {}), inputs)
 
     @classmethod
+    def untrained(cls, folder: Path) -> Self:
+        """The network that an artifact describes. Raises UserError naming the key that is wrong."""
+        described = folder / "config.json"
+        return cls(**dict(validate(ClassifierNetworkConfig, read_json(described), "", described)))
+
+    @classmethod
     def open(cls, folder: Path) -> Self:
         """Read what `save` wrote, frozen. Raises UserError naming the file that is wrong."""
         Manifest.open(folder, "judge")
-        described = folder / "config.json"
-        classifier = cls(**dict(validate(ClassifierNetworkConfig, read_json(described), "", described)))
+        classifier = cls.untrained(folder)
         try:
             classifier.load_state_dict(load_file(folder / "model.safetensors"))
         except RuntimeError as error:

@@ -6,6 +6,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from fewstep.artifacts.manifest import Manifest
+from fewstep.backbones.configurations import CONFIG, read_object
 from fewstep.core.errors import UserError
 
 
@@ -34,6 +35,13 @@ class AutoencoderFeatures(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The last activations averaged over space, `[B, channels]`; x `[B, 3, H, W]` in [-1, 1]."""
         return self.maps(x)[-1].mean((2, 3))
+
+    @classmethod
+    def untrained(cls, folder: Path) -> Self:
+        """The encoder that a teacher artifact describes."""
+        from diffusers import AutoModel
+
+        return cls(AutoModel.from_config(read_object(folder / "vae" / CONFIG)).encoder)
 
     @classmethod
     def open(cls, folder: Path) -> Self:

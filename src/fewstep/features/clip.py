@@ -71,6 +71,14 @@ class Clip(ImageTransformer):
         return CLIPTokenizer.from_pretrained(self.folder, local_files_only=True)
 
     @classmethod
+    def untrained(cls, folder: Path) -> Self:
+        """The network that a folder describes. Raises UserError where its preprocessor is missing."""
+        from transformers import CLIPConfig, CLIPModel
+
+        config = CLIPConfig.from_pretrained(folder, local_files_only=True)
+        return cls(CLIPModel(config), Preprocessor.read(folder), folder)
+
+    @classmethod
     def open(cls, folder: Path) -> Self:
         """A folder saved by transformers' CLIPModel. Raises UserError naming what is wrong."""
         from transformers import CLIPModel

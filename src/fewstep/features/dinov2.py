@@ -25,6 +25,14 @@ class Dinov2(ImageTransformer):
         return features
 
     @classmethod
+    def untrained(cls, folder: Path) -> Self:
+        """The network that a folder describes. Raises UserError where its preprocessor is missing."""
+        from transformers import AutoConfig, AutoModel
+
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        return cls(AutoModel.from_config(config), config, Preprocessor.read(folder))
+
+    @classmethod
     def open(cls, folder: Path) -> Self:
         """A folder saved by transformers. Raises UserError naming what is wrong."""
         from transformers import AutoModel

@@ -47,6 +47,11 @@ class InceptionFeatures(nn.Module):
         raise UserError(f"{FILE}: gives no feature maps; a perceptual loss needs the judge or a teacher")
 
     @classmethod
+    def untrained(cls, path: Path) -> Self:
+        """The network of `open`: its architecture is part of the file."""
+        return cls.open(path)
+
+    @classmethod
     def open(cls, path: Path) -> Self:
         """Open the published file. Raises UserError when it is a different file."""
         if sha256(path) != SHA256:

@@ -77,15 +77,20 @@ class Lpips(nn.Module):
         return self.maps(x)[-1].mean((2, 3))
 
     @classmethod
+    def untrained(cls, folder: Path) -> Self:
+        """The network of a folder's classifier, whose layers are on the meta device."""
+        (name,) = (name for name in FOLDERS if (folder / name).is_file())
+        classifier = CLASSIFIERS[FOLDERS[name]]
+        layers = layers_of(classifier)
+        return cls(classifier, layers, [torch.ones(width) for width in widths_of(classifier, layers)])
+
+    @classmethod
     def open(cls, folder: Path) -> Self:
         """The network of a folder's two files. Raises UserError naming the file that is wrong."""
-        from torchvision import models  # takes a second to import, and only this network needs it
-
         (file,) = (folder / name for name in FOLDERS if (folder / name).is_file())
         linear = folder / FOLDERS[file.name]
         classifier = CLASSIFIERS[linear.name]
-        with torch.device("meta"):
-            layers = getattr(models, classifier.name)().features
+        layers = layers_of(classifier)
         weights = {
             name.removeprefix("features."): weight
             for name, weight in read(file).items()
@@ -95,8 +100,21 @@ class Lpips(nn.Module):
             layers.load_state_dict(weights, assign=True)
         except RuntimeError as error:
             raise UserError(f"{file}: not torchvision's weights of {classifier.name} ({error})") from None
-        widths = [layers[end - 2].out_channels for end in classifier.ends]
-        return cls(classifier, layers, linear_weights(linear, widths)).float().eval().requires_grad_(False)
+        weights_of_maps = linear_weights(linear, widths_of(classifier, layers))
+        return cls(classifier, layers, weights_of_maps).float().eval().requires_grad_(False)
+
+
+def layers_of(classifier: Classifier) -> Any:
+    """The classifier's `features`, on the meta device."""
+    from torchvision import models  # takes a second to import, and only this network needs it
+
+    with torch.device("meta"):
+        return getattr(models, classifier.name)().features
+
+
+def widths_of(classifier: Classifier, layers: Any) -> list[int]:
+    """Channels of each map."""
+    return [layers[end - 2].out_channels for end in classifier.ends]
 
 
 def linear_weights(file: Path, widths: Sequence[int]) -> list[Tensor]:

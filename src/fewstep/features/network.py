@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fewstep.artifacts.manifest import NAME
 from fewstep.backbones.configurations import CONFIG, read_object
@@ -65,6 +65,13 @@ class Opener(Protocol):
 
     def open(self, path: Path) -> FeatureNetwork:
         """The network, frozen, in evaluation mode, on the CPU. Raises UserError where it is damaged."""
+        ...
+
+    def untrained(self, path: Path) -> nn.Module:
+        """The network with the architecture of `open(path)`; its weights are not read.
+
+        Raises UserError where its configuration is damaged.
+        """
         ...
 
 

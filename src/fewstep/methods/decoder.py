@@ -16,6 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 import torch
@@ -35,9 +36,10 @@ from fewstep.data.noise import fresh_noise, noise_of
 from fewstep.diffusion.denoiser import Conditions, expand_like
 from fewstep.diffusion.sampling import Sampling
 from fewstep.diffusion.solvers import Fresh
+from fewstep.features.network import FeatureNetwork
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.sampling.draw import DECODER, Sampler
-from fewstep.students.config import MethodConfig
+from fewstep.students.config import Decode, ImageLoss, MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.training.method import Group, Rows
@@ -86,6 +88,10 @@ class Config(MethodConfig):
     @property
     def trains_denoiser(self) -> bool:
         return False
+
+    @property
+    def image_loss(self) -> ImageLoss | None:
+        return partial(untrained_terms, self) if self.load is None else None
 
     def sampling(self, start: Sampling, inputs: Sequence[str]) -> Sampling:
         return start
@@ -186,12 +192,8 @@ class TinyDecoder(StudentMethod):
         adversarial = LOSSES[config.adversarial]
         if group == "discriminator":
             return {"discriminator": adversarial.discriminator(self.critic(y), self.critic(x.detach()))}
-        terms = {"pixels": (avg_pool2d(x, config.downscale) - avg_pool2d(y, config.downscale)).abs().mean()}
-        if "discriminator" in self.schedule(step):
-            terms["adversarial"] = config.adversarial_weight * adversarial.generator(self.critic(x))
-        if config.encoder_weight > 0:
-            terms["encoder"] = config.encoder_weight * mse_loss(self.tiny.encode(y).latents, batch.z)
-        return terms
+        critic = self.critic if "discriminator" in self.schedule(step) else None
+        return image_terms(config, self.tiny, critic, batch.z, x, y)
 
     def updated(self, group: str) -> None:
         if group == "discriminator":
@@ -199,6 +201,32 @@ class TinyDecoder(StudentMethod):
 
 
 METHOD = TinyDecoder
+
+
+def image_terms(
+    config: Config, tiny: "AutoencoderTiny", critic: nn.Module | None, z: Tensor, x: Tensor, y: Tensor
+) -> dict[str, Tensor]:
+    """The student's loss for images x of its own and y of the teacher; critic: None before it is used."""
+    terms = {"pixels": (avg_pool2d(x, config.downscale) - avg_pool2d(y, config.downscale)).abs().mean()}
+    if critic is not None:
+        generator = LOSSES[config.adversarial].generator
+        terms["adversarial"] = config.adversarial_weight * generator(critic(x))
+    if config.encoder_weight > 0:
+        terms["encoder"] = config.encoder_weight * mse_loss(tiny.encode(y).latents, z)
+    return terms
+
+
+def untrained_terms(
+    config: Config, x: Tensor, target: Tensor, decode: Decode, features: FeatureNetwork | None
+) -> dict[str, Tensor]:
+    """`image_terms` of the latents x with an untrained decoder and discriminator."""
+    z = x.detach()
+    with torch.no_grad():
+        y = decode(target)
+    with z.device:
+        tiny = tiny_geometry(z.shape[1], y.shape[-1] // z.shape[-1], config.width, config.blocks)
+        critic = patch_discriminator(Key(0, "untrained")).requires_grad_(False)
+    return image_terms(config, tiny, critic if config.adversarial_weight > 0 else None, z, decode(z, tiny), y)
 
 
 def tiny_autoencoder(

@@ -10,6 +10,7 @@ smallest at either image and largest in between.
 """
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,7 +23,7 @@ from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import asked
 from fewstep.features.network import FeatureNetwork
 from fewstep.losses.perceptual import perceptual_distance
-from fewstep.students.config import MethodConfig
+from fewstep.students.config import Decode, ImageLoss, MethodConfig
 from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.students.perceptual import open_maps
@@ -55,6 +56,10 @@ class Config(MethodConfig):
     def needs_feature_maps(self) -> bool:
         return self.perceptual_weight > 0
 
+    @property
+    def image_loss(self) -> ImageLoss | None:
+        return partial(image_terms, self) if self.perceptual_weight + self.pixel_weight > 0 else None
+
 
 def student_of(config: Config, start: Model) -> Model:
     """The start model on the rectified-flow path, in one step."""
@@ -83,17 +88,25 @@ class Direct(StudentMethod):
         x_hat = asked(self.denoiser, batch.eps, t, torch.zeros_like(t), batch.conditions).x_0
         terms = {"latents": config.latent_weight * distance(config.latent_loss, x_hat, batch.x_0)}
         if step >= config.perceptual_from and config.perceptual_weight + config.pixel_weight > 0:
-            with torch.no_grad():
-                target = backbone.decode(batch.x_0)
-            image = backbone.decode(x_hat)
-            terms["pixels"] = config.pixel_weight * (image - target).abs().mean()
-            if self.features is not None:
-                difference = perceptual_distance(self.features, image, target)
-                terms["perceptual"] = config.perceptual_weight * difference
+            terms |= image_terms(config, x_hat, batch.x_0, backbone.decode, self.features)
         return terms
 
 
 METHOD = Direct
+
+
+def image_terms(
+    config: Config, x_hat: Tensor, x_0: Tensor, decode: Decode, features: FeatureNetwork | None
+) -> dict[str, Tensor]:
+    """Distances of the images of latents x_hat, x_0 `[B, ...]`, mean over samples."""
+    with torch.no_grad():
+        target = decode(x_0)
+    image = decode(x_hat)
+    terms = {"pixels": config.pixel_weight * (image - target).abs().mean()}
+    if features is not None:
+        difference = perceptual_distance(features, image, target)
+        terms["perceptual"] = config.perceptual_weight * difference
+    return terms
 
 
 def distance(kind: str, x_hat: Tensor, x_0: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ images are not clipped. The boundary scaling c_skip is left out; it is below 1e-
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -26,9 +27,11 @@ from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import Conditions, Estimate, add_noise, expand_like
 from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, asked, shifted, trailing
 from fewstep.diffusion.staggered import solve_staggered
+from fewstep.features.network import FeatureNetwork
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching, error_scale
 from fewstep.losses.perceptual import perceptual_distance
+from fewstep.students.config import Decode, ImageLoss
 from fewstep.students.context import Context
 from fewstep.students.discriminator import Features, head_on
 from fewstep.students.guidance import GuidedConfig, guided_model, with_scales
@@ -105,6 +108,10 @@ class Config(GuidedConfig):
     @property
     def needs_feature_maps(self) -> bool:
         return self.distance == "perceptual"
+
+    @property
+    def image_loss(self) -> ImageLoss | None:
+        return partial(image_terms, self.crop) if self.distance == "perceptual" else None
 
     @property
     def gradient_passes(self) -> int:
@@ -247,10 +254,8 @@ class Flash(StudentMethod):
     def distance(self, f: Tensor, target: Tensor) -> Tensor:
         """d(f, target), mean over samples."""
         if self.config.distance == "perceptual":
-            decode, crop = self.context.backbone.decode, self.config.crop
-            with torch.no_grad():
-                image = decode(centre(target, crop))
-            return perceptual_distance(self.maps, decode(centre(f, crop)), image)
+            decode = self.context.backbone.decode
+            return image_terms(self.config.crop, f, target, decode, self.maps)["distance"]
         error = f - target
         return error.square().mean() if self.config.distance == "l2" else error.abs().mean()
 
@@ -281,6 +286,16 @@ class Flash(StudentMethod):
 
 
 METHOD = Flash
+
+
+def image_terms(
+    crop: int | None, f: Tensor, target: Tensor, decode: Decode, features: FeatureNetwork | None
+) -> dict[str, Tensor]:
+    """Perceptual distance of the images of the centres of latents f, target `[B, C, h, w]`."""
+    assert features is not None, "a perceptual distance needs a feature network"
+    with torch.no_grad():
+        image = decode(centre(target, crop))
+    return {"distance": perceptual_distance(features, decode(centre(f, crop)), image)}
 
 
 def centre(x: Tensor, side: int | None) -> Tensor:

@@ -17,8 +17,9 @@ The discriminator has a head on each map of the frozen feature network (projecte
 real images are the teacher's. Unlike those of StyleGAN-T, its heads take no prompt and see no augmentation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, ClassVar, Literal, Self
 
 import torch
@@ -30,11 +31,14 @@ from fewstep.config.base import Section
 from fewstep.config.sampling import Scale
 from fewstep.config.training import OptimizerConfig
 from fewstep.core.hardware import device
+from fewstep.core.keyed import Key
 from fewstep.diffusion.denoiser import add_noise
+from fewstep.features.network import FeatureNetwork
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching
 from fewstep.losses.feature_matching import feature_matching
 from fewstep.students import scores
+from fewstep.students.config import Decode, ImageLoss
 from fewstep.students.context import Context
 from fewstep.students.discriminator import new_head
 from fewstep.students.perceptual import map_widths, open_maps
@@ -80,6 +84,10 @@ class Config(ScoreConfig):
     @property
     def needs_feature_maps(self) -> bool:
         return any(self.lambda_fm) or self.gan is not None
+
+    @property
+    def image_loss(self) -> ImageLoss | None:
+        return partial(untrained_terms, self) if self.needs_feature_maps else None
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -169,14 +177,8 @@ class SegmentedScores(ScoreDistillation):
         if batch.step >= config.warmup_steps:
             terms["matching"] = distribution_matching(x, alpha * self.difference(x, batch, alpha))
         if config.needs_feature_maps:
-            maps = self.maps(x)
-            with torch.no_grad():
-                targets = self.maps(batch.real)
-            terms["features"] = lambda_fm * feature_matching(maps, targets)
-            if config.gan is not None and self.adversarial(batch.step):
-                generator = LOSSES[config.gan.loss].generator
-                each = [generator(head(features)) for head, features in zip(self.heads, maps, strict=True)]
-                terms["adversarial"] = config.gan.weight * torch.stack(each).mean()
+            gan = config.gan if self.adversarial(batch.step) else None
+            terms |= image_terms(self.maps, x, batch.real, lambda_fm, gan, self.heads)
         return terms
 
     @torch.no_grad()
@@ -213,3 +215,38 @@ class SegmentedScores(ScoreDistillation):
 
 
 METHOD = SegmentedScores
+
+
+def image_terms(
+    maps_of: Callable[[Tensor], list[Tensor]],
+    x: Tensor,
+    real: Tensor,
+    lambda_fm: float,
+    gan: Gan | None,
+    heads: Sequence[nn.Module],
+) -> dict[str, Tensor]:
+    """Feature matching of x with real `[B, ...]`, and the adversarial loss of x unless `gan` is None."""
+    maps = maps_of(x)
+    with torch.no_grad():
+        targets = maps_of(real)
+    terms = {"features": lambda_fm * feature_matching(maps, targets)}
+    if gan is not None:
+        generator = LOSSES[gan.loss].generator
+        each = [generator(head(features)) for head, features in zip(heads, maps, strict=True)]
+        terms["adversarial"] = gan.weight * torch.stack(each).mean()
+    return terms
+
+
+def untrained_terms(
+    config: Config, x: Tensor, real: Tensor, decode: Decode, features: FeatureNetwork | None
+) -> dict[str, Tensor]:
+    """`image_terms` with untrained heads."""
+    assert features is not None, "feature matching needs a feature network"
+    widths = map_widths(features) if config.gan is not None else []
+    with x.device:
+        heads = [new_head(width, Key(0, "untrained")).requires_grad_(False) for width in widths]
+
+    def maps_of(x: Tensor) -> list[Tensor]:
+        return features.maps(decode(x.float()))
+
+    return image_terms(maps_of, x, real, max(config.lambda_fm), config.gan, heads)

@@ -1,17 +1,24 @@
 """Parameters that every distillation method has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.config.base import Section
 from fewstep.config.training import OptimizerConfig, StudentTrainingConfig
 from fewstep.diffusion.denoiser import GUIDANCE
 from fewstep.diffusion.sampling import STUDENTS, Guidance, Sampling
+from fewstep.features.network import FeatureNetwork
 from fewstep.training.lora import LoraSettings
+
+Decode = Callable[..., Tensor]
+"""Latents `[B, ...]` as images `[B, 3, H, W]`, as `Backbone.decode`."""
+ImageLoss = Callable[[Tensor, Tensor, Decode, FeatureNetwork | None], dict[str, Tensor]]
+"""Named terms of a loss of decoded images: a function of the student's and the teacher's latents, the decoder
+and the feature network, which is None unless `needs_feature_maps`."""
 
 
 class MethodConfig(Section):
@@ -67,6 +74,14 @@ class MethodConfig(Section):
     def needs_feature_maps(self) -> bool:
         """Whether the loss compares feature maps of the network `features`."""
         return False
+
+    @property
+    def image_loss(self) -> ImageLoss | None:
+        """The terms of the student's loss that decode images, in the step that has most of them; None: none.
+
+        `fewstep check` calls it on fake tensors, to estimate the memory of a training.
+        """
+        return None
 
     @property
     def evaluates_start(self) -> bool:
