@@ -197,7 +197,7 @@ DMD2 = {
     ("dotted", "warning"),
     [
         ({}, "reflow.reflow.training.optimizer = muon: pretrained models are published with AdamW"),
-        ({}, "reflow.reflow.training.learning_rate = 0.001: published for a pretrained whole network"),
+        ({}, "reflow.reflow.training.learning_rate = 0.002: published for a pretrained whole network"),
         (
             {"reflow.reflow.lora": LORA, "reflow.reflow.training.learning_rate": 0.01},
             "reflow.reflow.training.learning_rate = 0.01: published for a pretrained adapter",
