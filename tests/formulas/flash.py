@@ -174,7 +174,7 @@ MUTATIONS = [
     ('if config.real == "data" else', 'if config.real == "teacher" else'),
     ("self.head(real), self.head(drawn)", "self.head(drawn), self.head(real)"),
     ('if self.config.distance == "l2"', 'if self.config.distance == "l1"'),
-    ("decode(centre(f, crop)), image", "centre(f, crop), image"),
+    ("centre(target, crop), decode, features", "centre(target, crop), lambda x: x, features"),
     ("shifted(trailing(self.grid), self.shift)", "trailing(self.grid)"),
     ("context, config.scale, config.per_sample)", "context, config.scale, False)"),
     ("matching=0.5, adversarial=0.2", "matching=0.4, adversarial=0.2"),

@@ -22,6 +22,7 @@ from fewstep.diffusion.schedules import Cosine, DiscreteVP, RectifiedFlow, Sched
 from fewstep.diffusion.solvers import ODE_SOLVERS, Solver, trailing
 from fewstep.diffusion.staggered import solve_staggered
 from fewstep.methods import flash
+from fewstep.students.perceptual import centre
 from fewstep.training.loop import train
 from fewstep.training.method import Rows
 from tests.mixtures import SHAPE, Mixture, Toy, learn_mixture, toy_model
@@ -247,8 +248,8 @@ def test_a_perceptual_distance_is_that_of_the_decoded_centre(monkeypatch: pytest
     seen.clear()
     assert float(method.distance(f, target)) == pytest.approx(expected, rel=1e-4)
     assert seen == [(2, 1, 4, 4)] * 2
-    assert flash.centre(f, None) is f and flash.centre(f, 40).shape == f.shape
-    assert torch.equal(flash.centre(f, 5), f[:, :, 5:10, 5:10])
+    assert centre(f, None) is f and centre(f, 40).shape == f.shape
+    assert torch.equal(centre(f, 5), f[:, :, 5:10, 5:10])
 
 
 class Identity(nn.Module):

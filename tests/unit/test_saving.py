@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from fewstep.core.errors import UserError
-from fewstep.training.checkpoint import load_state, states
+from fewstep.training.checkpoint import load_state, save_state, states
 from fewstep.training.loop import advance, train
-from fewstep.training.saving import SPEED, Saver, interval
+from fewstep.training.saving import SPEED, Saver, interval, unshared
 from fewstep.training.state import State
 from tests.unit.test_training_parts import Fit
 
@@ -164,6 +164,17 @@ def test_without_room_for_a_copy_the_state_itself_is_written_before_the_next_ste
     )
     assert step == again == 2 and copied.keys() == written.keys()
     assert all(torch.equal(value, written[name]) for name, value in copied.items())
+
+
+def test_tensors_that_share_memory_are_copied_and_others_are_not(tmp_path: Path) -> None:
+    weight = torch.randn(4, 4)
+    tensors = {"weight": weight, "tied": weight, "view": weight[:2], "other": torch.ones(3)}
+    written = unshared(tensors)
+    kept = [name for name, value in written.items() if value.data_ptr() == tensors[name].data_ptr()]
+    assert kept == ["weight", "other"]
+    save_state(tmp_path, 1, written)  # safetensors refuses tensors that share memory
+    _, read = load_state(tmp_path) or (0, {})
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
 
 
 def test_the_interval_follows_the_duration_of_a_save(monkeypatch: pytest.MonkeyPatch) -> None:

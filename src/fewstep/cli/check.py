@@ -79,9 +79,9 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
     columns = ("training", "parameters", "weights, optimizer, average", "a step at its peak", "saving", "sum")
     table, hints = Table(*columns, title=title), []
     models = chain.models()
-    found = designs(chain, denoiser)
+    by_name = designs(chain, denoiser)
     for name, setup in trainings(chain).items():
-        net, start, teacher = networks(chain, found, name)
+        net, start, teacher = networks(chain, by_name, name)
         table.add_row(name, *memory_cells(need(net, setup, start, teacher)))
         if setup.decoding is None and name in models and models[name].config.image_loss is not None:
             hints.append(
@@ -90,7 +90,7 @@ def memory_table(chain: "Chain", denoiser: "Design") -> "tuple[Table, list[str]]
             )
         if hint := advice(net, setup, memory, start, teacher):
             hints.append(f"warning: {name} does not fit; what helps: {hint}")
-    for name, needed in decoder_needs(chain, found).items():
+    for name, needed in decoder_needs(chain, by_name).items():
         table.add_row(name, *memory_cells(needed))
         if needed.total > memory:
             hints.append(f"warning: {name} does not fit; FEWSTEP_MICRO_BATCH helps")

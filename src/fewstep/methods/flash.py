@@ -30,13 +30,12 @@ from fewstep.diffusion.staggered import solve_staggered
 from fewstep.features.network import FeatureNetwork
 from fewstep.losses.adversarial import LOSSES, Kind, clip_critic
 from fewstep.losses.distribution_matching import distribution_matching, error_scale
-from fewstep.losses.perceptual import perceptual_distance
 from fewstep.students.config import Decode, ImageLoss
 from fewstep.students.context import Context
 from fewstep.students.discriminator import Features, head_on
 from fewstep.students.guidance import GuidedConfig, guided_model, with_scales
 from fewstep.students.method import StudentMethod
-from fewstep.students.perceptual import open_maps
+from fewstep.students.perceptual import centre, distance_of_images, open_maps
 from fewstep.training.method import Group, Rows
 
 TIMES = (0.01, 0.25, 0.5, 0.75)
@@ -293,14 +292,4 @@ def image_terms(
 ) -> dict[str, Tensor]:
     """Perceptual distance of the images of the centres of latents f, target `[B, C, h, w]`."""
     assert features is not None, "a perceptual distance needs a feature network"
-    with torch.no_grad():
-        image = decode(centre(target, crop))
-    return {"distance": perceptual_distance(features, decode(centre(f, crop)), image)}
-
-
-def centre(x: Tensor, side: int | None) -> Tensor:
-    """The middle `side` rows and columns of x `[B, C, H, W]`, or as many as there are."""
-    if side is None:
-        return x
-    top, left = (max(n - side, 0) // 2 for n in x.shape[2:])
-    return x[:, :, top : top + side, left : left + side]
+    return {"distance": distance_of_images(centre(f, crop), centre(target, crop), decode, features)}

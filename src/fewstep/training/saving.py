@@ -55,12 +55,18 @@ def in_place(state: State) -> dict[str, Tensor] | None:
         return None
     if state.size <= ROOM * psutil.virtual_memory().available:
         return None
-    return {name: alone(tensor.detach()) for name, tensor in tensors.items()}
+    return unshared({name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def alone(tensor: Tensor) -> Tensor:
-    """The tensor if nothing else is in its memory, else a copy."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors; copies of those in whose memory there is more, or an earlier one."""
+    alone, seen = {}, set()
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage()
+        shares = storage.nbytes() != tensor.nbytes or storage.data_ptr() in seen
+        alone[name] = tensor.clone() if shares else tensor
+        seen.add(storage.data_ptr())
+    return alone
 
 
 class Saver:
