@@ -21,12 +21,12 @@ from fewstep.core.hardware import device
 from fewstep.core.keyed import Key
 from fewstep.core.paths import DATA, EVALUATION_SET, METRICS
 from fewstep.data.shards import open_images, read_index
-from fewstep.evaluation.evaluation_set import load
 from fewstep.evaluation.figures import figures
 from fewstep.evaluation.flags import flags
 from fewstep.evaluation.observations import observe
 from fewstep.evaluation.record import read_record
 from fewstep.evaluation.schema import Figures, Metrics, Reference
+from fewstep.evaluation.stored_set import load
 from fewstep.features.network import open_features
 from fewstep.sources.shapes import PLACES, caption_of, details_of, draw
 

@@ -22,7 +22,7 @@ from fewstep.core.hardware import autocast, deterministic, device
 from fewstep.core.paths import EVALUATION_SET, TEACHER
 from fewstep.data.noise import noise_of
 from fewstep.diffusion.solvers import Solver
-from fewstep.evaluation.evaluation_set import load
+from fewstep.evaluation.stored_set import load
 from fewstep.sampling.draw import Sampler
 
 REFERENCE = SamplingConfig(solver=Solver.DDIM, steps=128)

@@ -11,9 +11,9 @@ from fewstep.core.hardware import device
 from fewstep.core.paths import EVALUATION_SET, EVALUATIONS, LOGS, METRICS, MODELS, TEACHER
 from fewstep.core.stage import run
 from fewstep.evaluation.evaluate import measure, speed_log
-from fewstep.evaluation.evaluation_set import load
 from fewstep.evaluation.grid import write_strip
 from fewstep.evaluation.record import write_record
+from fewstep.evaluation.stored_set import load
 from fewstep.features.network import open_features
 from fewstep.sampling.draw import frozen_sampler
 from fewstep.sampling.frozen import frozen_backbone

@@ -8,7 +8,8 @@ from fewstep.config.sampling import SamplingConfig
 from fewstep.core.hardware import device
 from fewstep.core.paths import DATA, EVALUATION_SET, TEACHER
 from fewstep.core.stage import run
-from fewstep.evaluation.evaluation_set import make, save
+from fewstep.evaluation.evaluation_set import make
+from fewstep.evaluation.stored_set import save
 from fewstep.features.network import open_features
 from fewstep.sampling.draw import frozen_sampler
 from fewstep.sampling.frozen import frozen_backbone
