@@ -1,5 +1,6 @@
 """The estimated memory of trainings whose loss decodes images, against that of real tensors."""
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator

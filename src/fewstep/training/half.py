@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fewstep.core.hardware import DTYPES, mixed_precision
+from fewstep.core.heap import give_back
 from fewstep.core.switches import switch
 from fewstep.training.sharding import is_wanted as in_shards
 
@@ -40,6 +41,7 @@ def halve_frozen(networks: Iterable[nn.Module]) -> None:
         for weight in rounded_by_autocast(net):
             if not weight.requires_grad:
                 weight.data = weight.data.to(dtype)
+    give_back()
 
 
 def half() -> torch.dtype | None:
