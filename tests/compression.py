@@ -1,5 +1,6 @@
 """Smaller networks, and where their weights come from."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,9 @@ DEEP_UNET: dict[str, Any] = {
 }
 
 
-def cut(net: Any, size: str | None = None, blocks: Any = None) -> Any:
+def cut(net: Any, size: str | None = None, blocks: Any = None, attention: Sequence[bool] = ()) -> Any:
     """The smaller network."""
-    return reduced(net, reduction_of(net, size, blocks))
+    return reduced(net, reduction_of(net, size, blocks, attention))
 
 
 def filled(net: nn.Module) -> nn.Module:

@@ -137,6 +137,11 @@ def test_a_compressed_teacher_is_guided_as_it_was() -> None:
             ["compress.smaller: unet = 'small': there is no middle block to be removed"],
         ),
         (
+            {"compress.small": SMALL | {"attention": [False, False]}},
+            ["compress.small: attention = [False, False]: no block with attention to the text would be left"],
+        ),
+        ({"compress.small": SMALL | {"attention": [False, True]}}, []),
+        (
             {"compress.small": {**SMALL, "unet": None, "blocks": {"transformer_blocks": 2}}},
             ["compress.small: blocks: a UNet2DConditionModel is made smaller by `unet`"],
         ),
@@ -208,6 +213,7 @@ def test_a_key_of_an_entry_that_dvc_reads_is_missed_before_dvc_does() -> None:
         ({}, "give either unet"),
         ({"unet": "tiny", "blocks": {}}, "give either unet"),
         ({"unet": "medium"}, "unet"),
+        ({"blocks": {"transformer_blocks": 2}, "attention": [False]}, "attention: of a U-Net"),
         ({"size": "tiny"}, "is named `unet`, because DVC does not see changes of a key named `size`"),
         ({"unet": "tiny", "lora": {"rank": 2, "alpha": 2}}, "for a later model"),
         ({"unet": "tiny", "guidance_embedding": True}, "for a later model"),

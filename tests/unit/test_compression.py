@@ -167,6 +167,46 @@ def test_a_size_without_text_is_refused() -> None:
         cut(unet(down_block_types=("DownBlock2D", *DOWN_TYPES), up_block_types=UP_TYPES), "sdxs")
 
 
+@pytest.mark.parametrize("size", ["full", "base", "small"])
+def test_a_level_without_attention_keeps_its_other_layers(size: str) -> None:
+    large = filled(unet())
+    whole, small = cut(large, size), cut(large, size, attention=[True, False, True, True])
+    removed = ("down_blocks.1.attentions.", "up_blocks.2.attentions.")
+    kept = [name for name in origins(large, whole) if not name.startswith(removed)]
+    assert origins(large, small) == {name: origins(large, whole)[name] for name in kept}
+    down, up = small.config.down_block_types, small.config.up_block_types
+    assert ["CrossAttn" in kind for kind in down] == ["CrossAttn" in kind for kind in reversed(up)]
+    assert ["CrossAttn" in kind for kind in down] == [True, False, True, False]
+    assert (small.mid_block is None) == (size == "small")
+
+
+def test_sdxs_is_tiny_without_attention_at_the_highest_resolution() -> None:
+    large = filled(unet())
+    sdxs, tiny = cut(large, "sdxs"), cut(large, "tiny", attention=[False, True, True])
+    assert origins(large, sdxs) == origins(large, tiny)
+    assert {**sdxs.config} == {**tiny.config}
+
+
+@pytest.mark.parametrize(
+    ("size", "attention", "message"),
+    [
+        ("small", [True, False], "expected an entry for each of the 4 resolutions that stay"),
+        ("tiny", [True, True, True, False], "expected an entry for each of the 3 resolutions that stay"),
+        ("small", [True, True, True, False], "there is no attention at resolution 4 that could be removed"),
+        ("small", [False, False, False, True], "no block with attention to the text would be left"),
+        ("sdxs", [False, True, True], "unet: sdxs says itself where its attention is"),
+        ("vega", [False, True, True], "unet = 'vega'"),
+    ],
+)
+def test_attention_that_cannot_be_removed_is_refused(size: str, attention: list[bool], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        cut(unet(), size, attention=attention)
+
+
+def test_the_middle_blocks_attention_is_enough() -> None:
+    assert cut(unet(), "base", attention=[False, False, False, True]).mid_block.has_cross_attention
+
+
 def test_settings_per_level_and_per_layer_follow_their_levels() -> None:
     large = unet(
         attention_head_dim=(1, 2, 3, 4),
@@ -197,10 +237,13 @@ def test_a_network_without_a_rule_is_refused() -> None:
             cut(net, size, blocks)
 
 
-@pytest.mark.parametrize("size", ["full", *MAPS])
-def test_the_features_of_a_unet_have_equal_shapes(size: str) -> None:
+FEATURES: list[tuple[str, tuple[bool, ...]]] = [(size, ()) for size in ("full", *MAPS)]
+
+
+@pytest.mark.parametrize(("size", "attention"), [("small", (False, True, True, True)), *FEATURES])
+def test_the_features_of_a_unet_have_equal_shapes(size: str, attention: tuple[bool, ...]) -> None:
     large = unet(block_out_channels=(4, 8, 12, 16))
-    rule = reduction_of(large, size, None)
+    rule = reduction_of(large, size, None, attention)
     small: Any = reduced(large, rule)
     x: tuple[Any, ...] = (torch.randn(1, 4, 8, 8), 1, torch.randn(1, 3, 8))
     with torch.no_grad(), tapped(large, [*rule.features.values()]) as targets:

@@ -14,16 +14,19 @@ UNET = "UNet2DConditionModel"
 
 
 def reduction_of(
-    net: nn.Module, size: str | None, blocks: Mapping[str, int | Sequence[int]] | None
+    net: nn.Module,
+    size: str | None,
+    blocks: Mapping[str, int | Sequence[int]] | None,
+    attention: Sequence[bool] = (),
 ) -> Reduction:
-    """size: of a U-Net; blocks: of a transformer; one of them is None.
+    """size, attention: of a U-Net, see `unet_reduction`; blocks: of a transformer. size or blocks is None.
 
     Raises UserError where the network cannot be made so; see `unet_reduction`, `transformer_reduction`.
     """
     kind = type(net).__name__
     config: Mapping[str, Any] = getattr(net, "config", {})
     if kind == UNET and size is not None:
-        return unet_reduction(config, size)
+        return unet_reduction(config, size, attention)
     if kind in STACKS and (blocks is not None or size == FULL):
         return transformer_reduction(kind, config, blocks or {})
     if kind == UNET:

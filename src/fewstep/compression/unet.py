@@ -10,6 +10,9 @@
 A down block keeps its first layer. An up block keeps its first and its last one: the input of the last has
 other channels than those of the layers between.
 
+Any size but `sdxs` may also be without the attention to the text at chosen resolutions, as SDXS is at the
+highest: both blocks of a level keep their residual layers, and lose their transformer layers.
+
 All weights of these sizes are in the larger network, with one exception. Where the lowest resolution is
 removed and was wider than the next (SDXL; not SD 1 and 2), the first layer of the first up block takes the
 output of the last down block in the place of a wider one. Its weights for these channels start at 0, so that
@@ -19,6 +22,7 @@ The published smaller U-Nets of SDXL are in compression/published.py.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from fewstep.compression import published
@@ -29,6 +33,9 @@ SIZES = (FULL, "base", "small", "tiny", "sdxs", *published.PUBLISHED)
 ALIASES = {"sd_small": "base", "sd_tiny": "tiny"}
 """Names of segmind's distill-sd -> those of BK-SDM."""
 LOWEST_REMOVED = ("tiny", "sdxs")
+WITH_ATTENTION = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
+WITHOUT_ATTENTION = ("DownBlock2D", "UpBlock2D")
+"""The same two blocks of a level without their transformer layers."""
 PER_LEVEL = (
     "only_cross_attention",
     "cross_attention_dim",
@@ -37,17 +44,24 @@ PER_LEVEL = (
     "transformer_layers_per_block",
 )
 """Settings that may be a list with an entry per level, from the highest resolution down."""
+NO_TEXT = "no block with attention to the text would be left"
 
 
-def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
+def unet_reduction(config: Mapping[str, Any], size: str, attention: Sequence[bool] = ()) -> Reduction:
     """What makes a `UNet2DConditionModel` of this configuration one of this size.
 
-    Raises UserError where a size has no meaning for the configuration; the message has those that have.
+    attention: for each level that stays, from the highest resolution down, whether it keeps its attention to
+    the text; empty: as the size says.
+
+    Raises UserError where a size has no meaning for the configuration; the message has those that have. So
+    too where `attention` has another number of levels, removes what is not there, or leaves none.
     """
     size = ALIASES.get(size, size)
     if why := fault(config, size):
         possible = ", ".join(each for each in SIZES if not fault(config, each))
         raise UserError(f"unet = {size!r}: {why}; possible sizes of this network: {possible}")
+    if attention and (why := attention_fault(config, size, attention)):
+        raise UserError(f"attention = {[*attention]}: {why}")
     if size in published.PUBLISHED:
         return published.published_reduction(config, size)
     removed = int(size in LOWEST_REMOVED)
@@ -60,7 +74,7 @@ def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
         features["mid_block"] = "mid_block"
     features |= {f"up_blocks.{i}": f"up_blocks.{i + removed}" for i in range(kept)}
     if size == FULL:
-        return Reduction({}, lambda name: name, features)
+        return Reduction(block_types(config, size, attention), lambda name: name, features)
 
     def source(name: str) -> str:
         match name.split("."):
@@ -73,16 +87,26 @@ def unet_reduction(config: Mapping[str, Any], size: str) -> Reduction:
                 return ".".join(["up_blocks", str(int(block) + removed), *rest])
         return name
 
-    return Reduction(changes_of(config, size, kept), source, features, first_up_layer(config, kept))
+    changes = changes_of(config, size, kept) | block_types(config, size, attention)
+    return Reduction(changes, source, features, first_up_layer(config, kept))
+
+
+def block_types(config: Mapping[str, Any], size: str, attention: Sequence[bool] = ()) -> dict[str, Any]:
+    """The kinds of the small network's down and up blocks; attention: see `unet_reduction`."""
+    removed = int(size in LOWEST_REMOVED)
+    down, up = [*config["down_block_types"]], [*config["up_block_types"][removed:]]
+    down = down[: len(up)]
+    for level, stays in enumerate(attention or (size != "sdxs",)):
+        if not stays:
+            down[level], up[-1 - level] = WITHOUT_ATTENTION
+    return {"down_block_types": tuple(down), "up_block_types": tuple(up)}
 
 
 def changes_of(config: Mapping[str, Any], size: str, kept: int) -> dict[str, Any]:
-    """The small network's settings; kept: number of its levels."""
+    """The small network's settings besides `block_types`; kept: number of its levels."""
     removed = len(config["block_out_channels"]) - kept
     changes: dict[str, Any] = {
         "layers_per_block": 1,
-        "down_block_types": tuple(config["down_block_types"][:kept]),
-        "up_block_types": tuple(config["up_block_types"][removed:]),
         "block_out_channels": tuple(config["block_out_channels"][:kept]),
     }
     for key in PER_LEVEL:
@@ -93,9 +117,6 @@ def changes_of(config: Mapping[str, Any], size: str, kept: int) -> dict[str, Any
         changes[published.REVERSED] = tuple(outer_layers(value) for value in up)
     if size != "base":
         changes["mid_block_type"] = None
-    if size == "sdxs":
-        changes["down_block_types"] = ("DownBlock2D", *changes["down_block_types"][1:])
-        changes["up_block_types"] = (*changes["up_block_types"][:-1], "UpBlock2D")
     return changes
 
 
@@ -137,8 +158,6 @@ def attends(block: str) -> bool:
 
 def fault(config: Mapping[str, Any], size: str) -> str | None:
     """Why a network of this configuration has no such size; None where it has."""
-    down, up = [*config["down_block_types"]], [*config["up_block_types"]]
-    levels = len(down)
     if size == FULL:
         return None
     if size in published.PUBLISHED:
@@ -147,11 +166,29 @@ def fault(config: Mapping[str, Any], size: str) -> str | None:
         return None if max(layers_of(config)) > 1 else "every block has one layer already"
     if size == "small":
         return None if config["mid_block_type"] is not None else "there is no middle block to be removed"
-    if levels < 2:
+    if len(config["down_block_types"]) < 2:
         return "there is one resolution, so none can be removed"
-    down, up = down[: levels - 1], up[1:]
-    if size == "sdxs":
-        if (down[0], up[-1]) != ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D"):
-            return "there is no attention at the highest resolution that could be removed"
-        down, up = ["DownBlock2D", *down[1:]], [*up[:-1], "UpBlock2D"]
-    return None if any(map(attends, down + up)) else "no block with attention to the text would be left"
+    if size == "sdxs" and not has_attention(config, 0):
+        return "there is no attention at the highest resolution that could be removed"
+    return None if any(map(attends, chain(*block_types(config, size).values()))) else NO_TEXT
+
+
+def attention_fault(config: Mapping[str, Any], size: str, attention: Sequence[bool]) -> str | None:
+    """Why these levels cannot keep and lose their attention; None where they can."""
+    if size == "sdxs" or size in published.PUBLISHED:
+        return f"unet: {size} says itself where its attention is"
+    levels = len(config["down_block_types"]) - (size in LOWEST_REMOVED)
+    if len(attention) != levels:
+        return f"expected an entry for each of the {levels} resolutions that stay"
+    for level, stays in enumerate(attention):
+        if not stays and not has_attention(config, level):
+            return f"there is no attention at resolution {level + 1} that could be removed"
+    blocks = [*chain(*block_types(config, size, attention).values())]
+    if size in (FULL, "base"):
+        blocks.append(config["mid_block_type"] or "")
+    return None if any(map(attends, blocks)) else NO_TEXT
+
+
+def has_attention(config: Mapping[str, Any], level: int) -> bool:
+    """Whether both blocks of a level, counted from the highest resolution, have attention to the text."""
+    return (config["down_block_types"][level], config["up_block_types"][-1 - level]) == WITH_ATTENTION

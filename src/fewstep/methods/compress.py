@@ -22,7 +22,7 @@ from torch.nn.functional import mse_loss
 
 from fewstep.backbones.model import Model
 from fewstep.compression.choice import reduction_of
-from fewstep.compression.reduction import reduced
+from fewstep.compression.reduction import Reduction, reduced
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import upload
 from fewstep.diffusion.denoiser import END_TIME, Conditions, add_noise
@@ -50,6 +50,9 @@ class Config(MethodConfig):
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
     unet: Size | None = None
     """Size of a U-Net; `sd_small` and `sd_tiny` are base and tiny."""
+    attention: tuple[bool, ...] = ()
+    """Whether each resolution of the smaller U-Net keeps its attention to the text, from the highest down;
+    empty: as `unet` says."""
     blocks: dict[str, int | tuple[int, ...]] | None = None
     """Stack of a transformer -> how many of its blocks stay, or which; see `compression/transformer.py`."""
     noise: Literal["fresh", "pairs"] = "fresh"
@@ -74,6 +77,8 @@ class Config(MethodConfig):
     def _fits(self) -> Self:
         if (self.unet is None) == (self.blocks is None):
             raise ValueError("give either unet (its size) or blocks (of a transformer)")
+        if self.attention and self.unet is None:
+            raise ValueError("attention: of a U-Net; a transformer is made smaller by blocks alone")
         if self.lora is not None or self.guidance_embedding:
             raise ValueError("lora, guidance_embedding: for a later model that starts from this one")
         if self.noise == "pairs" and self.data != "triplets":
@@ -87,7 +92,11 @@ class Config(MethodConfig):
         return False
 
     def network(self, start: nn.Module) -> nn.Module:
-        return reduced(start, reduction_of(start, self.unet, self.blocks))
+        return reduced(start, self.reduction(start))
+
+    def reduction(self, start: nn.Module) -> Reduction:
+        """What is removed from the start model's network."""
+        return reduction_of(start, self.unet, self.blocks, self.attention)
 
     def sampling(self, start: Sampling, inputs: Sequence[str]) -> Sampling:
         return start
@@ -128,7 +137,7 @@ class Compress(StudentMethod):
         self.config, self.start = config, context.start
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (self.start.net,)
-        self.blocks = reduction_of(self.start.net, config.unet, config.blocks).features
+        self.blocks = config.reduction(self.start.net).features
         guided = self.start.sampling.guidance is Guidance.SCALE
         self.free = context.unconditional() if guided and config.unconditional > 0 else None
 
