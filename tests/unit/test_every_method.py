@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor
 
 from fewstep.backbones.model import open_model
@@ -121,6 +122,40 @@ def test_a_student_is_trained(method: str, family: str, lora: dict[str, float] |
         return
     resumed = interrupted_and_resumed(module.METHOD, weights)
     assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
+@pytest.mark.parametrize("method", ["flash", "sid"])
+def test_activations_of_frozen_networks_are_recomputed_too(
+    method: str, lora: dict[str, float] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients pass through the teacher's layers; the same student is learned."""
+    prepare_images()
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    features = untrained_classifier()
+    calls: list[int] = []
+    forward = ResnetBlock2D.forward
+
+    def counted(layer: ResnetBlock2D, *args: Any, **more: Any) -> Any:
+        if calls and not layer.training and torch.is_grad_enabled():
+            calls[-1] += 1
+        return forward(layer, *args, **more)
+
+    def learned() -> dict[str, Tensor]:
+        calls.append(0)
+        learn(Task("distill", "student", method, config(method, lora), [TRIPLETS / "0"], 0, features))
+        state: dict[str, Tensor] = open_model(MODELS / "student", backbone).net.state_dict()
+        rmtree(MODELS / "student")
+        return state
+
+    monkeypatch.setattr(ResnetBlock2D, "forward", counted)
+    expected = learned()
+    monkeypatch.setenv("FEWSTEP_CHECKPOINT_ACTIVATIONS", "1")
+    recomputed = learned()
+    assert calls[1] > calls[0] > 0
+    for name, value in recomputed.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", sorted(set(MAKERS) - WITH_A_PLACE))

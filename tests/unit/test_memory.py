@@ -184,10 +184,10 @@ def test_fakes_averages_and_a_second_frozen_network_are_counted() -> None:
     # Weights and two moments.
     assert need(designed, replace(ADAMW, further=("adamw",))).state == estimate.state + 3 * weights
     assert need(designed, replace(ADAMW, averages=1, teacher=True)).state == estimate.state + 2 * weights
-    assert (
-        need(designed, replace(ADAMW, gradient_passes=3)).step
-        == need(designed, replace(ADAMW, rows=3 * ROWS)).step
-    )
+    three = need(designed, replace(ADAMW, gradient_passes=3)).step
+    as_rows = need(designed, replace(ADAMW, rows=3 * ROWS)).step
+    assert estimate.step is not None and three is not None and as_rows is not None
+    assert 1.5 * estimate.step < three <= as_rows
     low = replace(ADAMW, lora=LoraSettings(rank=1, alpha=1.0))
     more = need(designed, replace(low, further=("adamw",))).state - need(designed, low).state
     assert 0 < more < weights, "of a fake on the same base, its adapter alone"

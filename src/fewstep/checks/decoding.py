@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fewstep.checks.tracing import ROWS, Design, LiveBytes, on_device, on_meta
+from fewstep.checks.tracing import ROWS, Design, LiveBytes, on_device, on_meta, recompute
 from fewstep.core.hardware import attention, autocast, device
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
@@ -64,8 +64,8 @@ class DecodingTrace:
 
 
 @cache
-def trace_decoding(decoding: Decoding, design: Design) -> DecodingTrace:
-    """Run the loss on ROWS latents of a denoiser's shape.
+def trace_decoding(decoding: Decoding, design: Design, checkpointed: bool = False) -> DecodingTrace:
+    """Run the loss on ROWS latents of a denoiser's shape; checkpointed: with recomputed activations.
 
     The autoencoder's weights are rounded as in a training, those of the feature network are not.
     """
@@ -73,6 +73,8 @@ def trace_decoding(decoding: Decoding, design: Design) -> DecodingTrace:
         autoencoder = decoding.autoencoder().eval().requires_grad_(False)
         features = decoding.features().eval().requires_grad_(False) if decoding.features else None
     halve_frozen([autoencoder])
+    if checkpointed:
+        recompute(autoencoder)
     networks = [autoencoder, *([features] if features is not None else [])]
     weights = sum(tensor.nbytes for net in networks for tensor in tensors(net))
     backbone: Any = design.kind({}, RectifiedFlow(), Prediction.FLOW)

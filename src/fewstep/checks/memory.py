@@ -145,7 +145,7 @@ def need(design: Design, setup: Setup, start: Design | None = None, teacher: Des
         state -= (FLOAT - dtype.itemsize) * traced.rounded
     state += setup.teacher * frozen_bytes(teacher)
     if setup.decoding is not None:
-        state += trace_decoding(setup.decoding, design).weights
+        state += trace_decoding(setup.decoding, design, setup.checkpointed).weights
     return copied(Need(parameters(design), state, step_of(design, setup, traced), copy))
 
 
@@ -158,16 +158,18 @@ def copied(needed: Need) -> Need:
 def step_of(design: Design, setup: Setup, traced: Trace) -> int | None:
     """Peak of live bytes in a step, beside the state; None where it is unknown.
 
-    Images are decoded while the denoiser's activations are live. Their graph is freed before the denoiser's
-    backward pass. Where the loss evaluates a further network on its output, that graph is live beside it.
+    Networks and images that a loss evaluates on the student's output have their backward pass while the
+    student's activations are live. Their graph is freed before the student's own backward pass.
     """
-    rows = setup.rows * setup.gradient_passes
-    step = traced.peak(rows)
-    if step is None or setup.decoding is None:
-        return step
-    images = trace_decoding(setup.decoding, design)
-    beside = images.live_after_forward(setup.rows) if setup.gradient_passes > 1 else 0
-    return max(step + beside, traced.live_after_forward(rows) + images.peak(setup.rows))
+    own, rows = traced.peak(setup.rows), setup.rows
+    if own is None:
+        return None
+    kept, beside = traced.live_after_forward(rows * setup.gradient_passes), 0
+    if setup.gradient_passes > 1:
+        beside = traced.backward_excess(rows)
+    if setup.decoding is not None:
+        beside = max(beside, trace_decoding(setup.decoding, design, setup.checkpointed).peak(rows))
+    return max(own, kept + beside)
 
 
 def frozen_bytes(design: Design) -> int:

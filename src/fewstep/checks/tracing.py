@@ -99,6 +99,10 @@ class Trace:
         fixed, per_row = self.kept
         return fixed + rows * per_row
 
+    def backward_excess(self, rows: int) -> int:
+        """Bytes of `rows` samples that the backward pass needs at most beside what the forward pass left."""
+        return rows * max(int(self.per_row.max()) - self.kept[1], 0)
+
 
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Tracks every storage that is allocated inside the context until it is freed; views share a storage.
@@ -278,9 +282,8 @@ def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
     if example is None:
         return None
     conditions = {name: value.to(device()) for name, value in example.items()}
-    if kind.checkpointed and hasattr(net, "enable_gradient_checkpointing"):
-        # diffusers' own function saves the random generator's state, which is not a fake tensor.
-        net.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+    if kind.checkpointed:
+        recompute(net)
     for weight in net.train().parameters():
         there = kind.accumulates and weight.requires_grad
         weight.grad = torch.zeros_like(weight) if there else None
@@ -294,3 +297,12 @@ def passes(design: Design, kind: Kind, net: Any) -> LiveBytes | None:
         with attention():
             loss.backward()
     return live
+
+
+def recompute(net: Any) -> None:
+    """Enable gradient checkpointing, in place, where the network has it.
+
+    diffusers' own function saves the random generator's state, which is not a fake tensor.
+    """
+    if hasattr(net, "enable_gradient_checkpointing"):
+        net.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))

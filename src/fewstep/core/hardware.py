@@ -114,7 +114,10 @@ def upload(tensor: Tensor, where: torch.device | None = None) -> Tensor:
 
 
 def checkpointed(net: M) -> M:
-    """Enable gradient checkpointing, in place, if FEWSTEP_CHECKPOINT_ACTIVATIONS is set."""
+    """Enable gradient checkpointing, in place, if FEWSTEP_CHECKPOINT_ACTIVATIONS is set.
+
+    Of frozen networks, too: losses of features, scores and decoded images pass gradients through them.
+    """
     enable = getattr(net, "enable_gradient_checkpointing", None)
     if enable is not None and is_on("CHECKPOINT_ACTIVATIONS"):
         enable()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from fewstep.core.hardware import device
+from fewstep.core.hardware import checkpointed, device
 from fewstep.training.checkpoint import load_state
 from fewstep.training.group_state import GroupState, named, within
 from fewstep.training.half import halve_frozen
@@ -25,7 +25,8 @@ class State:
         self.method, self.folder, self.step = method, folder, 0
         self.records = Records(folder)
         # Before the groups: an adapter's base weights are shared with them until each side is FSDP-sharded.
-        self._unshards = [shard(module.requires_grad_(False).eval().to(device())) for module in method.frozen]
+        frozen = [checkpointed(module.requires_grad_(False).eval().to(device())) for module in method.frozen]
+        self._unshards = [shard(module) for module in frozen]
         self.groups = {label: GroupState(group) for label, group in method.groups.items()}
         trained = [net for group in method.groups.values() for net in group.modules.values()]
         halve_frozen([*method.frozen, *trained])
