@@ -46,6 +46,7 @@ class Project:
         self.write_params(params or yaml.safe_load(MINIATURE.read_text()))
         for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
             subprocess.run(command, cwd=folder, env=self.environment(), check=True)
+        shutil.copy(ROOT / ".dvc/config", folder / ".dvc")
 
     @classmethod
     def at(cls, folder: Path) -> Self:
