@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.tracking import TensorBoardTracker
+from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from fewstep.backbones.model import open_model
@@ -14,7 +15,7 @@ from fewstep.backbones.protocol import Backbone
 from fewstep.backbones.registry import open_backbone
 from fewstep.config.training import StudentTrainingConfig
 from fewstep.core.errors import UserError
-from fewstep.core.hardware import mixed_precision
+from fewstep.core.hardware import checkpointed, mixed_precision
 from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.methods import reflow
 from fewstep.students.learn import Task, learn
@@ -22,6 +23,7 @@ from fewstep.training.loop import advance, train
 from fewstep.training.method import Group, Method, Rows
 from fewstep.training.state import State
 from tests.miniature import draw_triplets, import_miniature, prepare_images
+from tests.pipelines import MAKERS
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=6, learning_rate=1e-3, ema=0.9)
 
@@ -92,6 +94,19 @@ def test_the_same_network_is_learned(
     weights = trained(backbone)
     moved = distance(plain, dict(backbone.net.state_dict()))
     assert distance(plain, weights) <= (0.0 if switch == "EMA_ON_HOST" else 0.01 * moved)
+
+
+@pytest.mark.parametrize("family", MAKERS)
+def test_networks_without_gradient_checkpointing_are_left_as_they_are(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sana's autoencoder has none, and diffusers' function raises ValueError."""
+    monkeypatch.setenv("FEWSTEP_CHECKPOINT_ACTIVATIONS", "1")
+    pipeline = MAKERS[family]()
+    networks = [part for part in pipeline.components.values() if isinstance(part, ModelMixin)]
+    recomputed = [checkpointed(net).is_gradient_checkpointing for net in networks]
+    assert recomputed == [type(net).__name__ != "AutoencoderDC" for net in networks]
+    assert any(recomputed)
 
 
 def test_micro_batches_see_every_row_once_and_never_more_than_they_may(

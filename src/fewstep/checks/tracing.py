@@ -24,7 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from fewstep.backbones.registry import family
 from fewstep.config.training import TrainingConfig
-from fewstep.core.hardware import attention, autocast, device
+from fewstep.core.hardware import attention, autocast, can_recompute, device
 from fewstep.diffusion.denoiser import Conditions, Prediction
 from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.training.half import rounded_by_autocast
@@ -304,5 +304,5 @@ def recompute(net: Any) -> None:
 
     diffusers' own function saves the random generator's state, which is not a fake tensor.
     """
-    if hasattr(net, "enable_gradient_checkpointing"):
+    if can_recompute(net):
         net.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))

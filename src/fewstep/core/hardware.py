@@ -116,12 +116,18 @@ def upload(tensor: Tensor, where: torch.device | None = None) -> Tensor:
 def checkpointed(net: M) -> M:
     """Enable gradient checkpointing, in place, if FEWSTEP_CHECKPOINT_ACTIVATIONS is set.
 
-    Of frozen networks, too: losses of features, scores and decoded images pass gradients through them.
+    Networks without it are left as they are. Frozen networks have it, too: losses of features, scores and
+    decoded images pass gradients through them.
     """
-    enable = getattr(net, "enable_gradient_checkpointing", None)
-    if enable is not None and is_on("CHECKPOINT_ACTIVATIONS"):
-        enable()
+    if is_on("CHECKPOINT_ACTIVATIONS") and can_recompute(net):
+        net.enable_gradient_checkpointing()  # type: ignore[operator]
     return net
+
+
+def can_recompute(net: nn.Module) -> bool:
+    """Whether the network has gradient checkpointing; Sana's autoencoder, `AutoencoderDC`, has none."""
+    refuses = getattr(net, "_supports_gradient_checkpointing", None) is False
+    return hasattr(net, "enable_gradient_checkpointing") and not refuses
 
 
 def as_saved(net: M) -> M:
