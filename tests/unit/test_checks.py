@@ -1,5 +1,6 @@
 """`fewstep check`: what some stage would refuse after hours is reported before the first one runs."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -339,6 +340,37 @@ def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
         check(chain)
     monkeypatch.setattr(Usage, "free", artifacts + states)
     check(chain)
+    # With links the cache takes nothing.
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text('[cache]\n    type = "hardlink,copy"\n[\'remote "there"\']\n    url = x\n')
+    assert machine.cache_links()
+    monkeypatch.setattr(Usage, "free", sum(disk.values()) + states)
+    check(chain)
+    monkeypatch.setattr(Usage, "free", sum(disk.values()) + states - 1)
+    with pytest.raises(UserError, match="disk: the chain writes"):
+        check(chain)
+
+
+@pytest.mark.parametrize("local", ["type = copy", "type = reflink,hardlink,copy", "dir = /elsewhere"])
+def test_a_cache_that_does_not_link_is_known(local: str) -> None:
+    Path(".dvc").mkdir()
+    (config := Path(".dvc/config")).write_text('[cache]\n    type = "hardlink,reflink,copy"\n')
+    assert machine.cache_links()
+    Path(".dvc/config.local").write_text(f"[cache]\n    {local}\n")
+    assert not machine.cache_links()
+    config.unlink()
+    assert not machine.cache_links()
+
+
+def test_a_file_system_without_links_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    Path(".dvc").mkdir()
+    Path(".dvc/config").write_text("[cache]\n    type = hardlink\n")
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    assert not machine.cache_links()
+    assert [*Path(".dvc").iterdir()] == [Path(".dvc/config")]
 
 
 TRACKED = [f"triplets.{key}" for key in ("time_power", "guidance", "dtype", "steps", "shard_size")]

@@ -2,9 +2,11 @@
 
 import shutil
 from collections.abc import Iterator
+from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from packaging.requirements import Requirement
 
@@ -18,6 +20,8 @@ from fewstep.training.ahead import depth
 from fewstep.training.saving import least, share
 
 LOCK = Path("requirements.lock")
+DVC_CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
+"""DVC's settings in the repository; those of the second file count more."""
 
 
 def faults(chain: Chain) -> Iterator[str]:
@@ -95,15 +99,37 @@ def processes() -> int:
 def disk(chain: Chain) -> Iterator[str]:
     """Whether artifacts and training states fit on the disk.
 
-    DVC keeps a second copy of an artifact where the file system cannot link. Shards of triplets are kept once
+    Where DVC cannot link, its cache has a second copy of each artifact, and shards of triplets are kept once
     more, for other groups. States are deleted at the end of their stage.
     """
     states, stages = AT_ONCE * largest(chain), plan(chain)
-    kept = sum(stage.disk or 0 for stage in stages if stage.name.startswith("generate_triplets@"))
-    needed = 2 * sum(stage.disk or 0 for stage in stages) + kept + states
+    needed = states + sum(stage.disk or 0 for stage in stages)
+    if not cache_links():
+        kept = (stage for stage in stages if stage.name.startswith("generate_triplets@"))
+        needed += sum(stage.disk or 0 for stage in (*stages, *kept))
     free = shutil.disk_usage(".").free
     if needed > free:
         yield (
             f"disk: the chain writes about {needed / 1e9:.1f} GB, of which {states / 1e9:.1f} GB are "
             f"training states, {free / 1e9:.1f} GB are free here; free some space or move the project"
         )
+
+
+def cache_links() -> bool:
+    """Whether DVC makes an artifact and its copy in the cache one file here.
+
+    With another first type than hard links it may copy folders; on another disk it cannot link.
+    """
+    config = ConfigParser(strict=False)
+    config.read(DVC_CONFIGS)
+    kinds = config.get("cache", "type", fallback="")
+    if not kinds.strip('"').startswith("hardlink") or config.has_option("cache", "dir"):
+        return False
+    with TemporaryDirectory(dir=DVC_CONFIGS[0].parent) as folder:
+        file = Path(folder) / "file"
+        file.touch()
+        try:
+            (Path(folder) / "link").hardlink_to(file)
+        except OSError:
+            return False
+    return True
