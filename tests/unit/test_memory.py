@@ -18,10 +18,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from fewstep.backbones.sd_new import new_net
 from fewstep.chain import load_chain
 from fewstep.checks import tracing
+from fewstep.checks.live_bytes import LiveBytes
 from fewstep.checks.memory import Design, Setup, advice, need, operations, setup_of, speed, student_setup
 from fewstep.checks.plan import trainings
 from fewstep.checks.teacher import design
-from fewstep.checks.tracing import Kind, LiveBytes, optimizer_bytes, optimizers_for, passes, trace, update
+from fewstep.checks.tracing import Kind, optimizer_bytes, optimizers_for, passes, trace, update
 from fewstep.config.training import TrainingConfig
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import attention, autocast

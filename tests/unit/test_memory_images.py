@@ -22,13 +22,14 @@ from fewstep.checks import memory
 from fewstep.checks.decoding import Decoding, tensors, trace_decoding
 from fewstep.checks.designs import designs
 from fewstep.checks.image_networks import decoding
+from fewstep.checks.live_bytes import LiveBytes
 from fewstep.checks.memory import Design, Need, Setup, need
 from fewstep.checks.plan import trainings
 from fewstep.checks.rehearsal import rehearsal
 from fewstep.checks.small_decoders import decoder_needs
 from fewstep.checks.states import saved
 from fewstep.checks.teacher import design
-from fewstep.checks.tracing import LiveBytes, trace
+from fewstep.checks.tracing import trace
 from fewstep.cli.check import memory_table
 from fewstep.core.paths import TEACHER
 from fewstep.features.attribute_classifier import AttributeClassifier

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fewstep.checks.tracing import ROWS, Design, LiveBytes, on_device, on_meta, recompute
+from fewstep.checks.live_bytes import LiveBytes
+from fewstep.checks.tracing import ROWS, Design, on_device, on_meta, recompute
 from fewstep.core.hardware import attention, autocast, device
 from fewstep.diffusion.denoiser import Prediction
 from fewstep.diffusion.schedules import RectifiedFlow

@@ -8,7 +8,7 @@ from statistics import median
 import psutil
 import torch
 
-from fewstep.checks.tracing import LiveBytes
+from fewstep.checks.live_bytes import LiveBytes
 from fewstep.core.hardware import device
 
 FEW = 2
