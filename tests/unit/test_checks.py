@@ -1,10 +1,7 @@
 """`fewstep check`: what some stage would refuse after hours is reported before the first one runs."""
 
-import errno
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,10 @@ from fewstep.chain import Chain, load_chain
 from fewstep.checks import machine
 from fewstep.checks.checklist import check, warnings
 from fewstep.checks.plan import plan
-from fewstep.checks.states import largest
 from fewstep.core.errors import UserError
 from tests.photos import make_photo_folder
 from tests.pipelines import make, vae
 
-DVC = [sys.executable, "-m", "dvc"]
 LORA = {"rank": 4, "alpha": 4.0}
 
 
@@ -302,75 +297,6 @@ def test_a_vae_of_other_widths_has_other_features() -> None:
     wide.save_config("stock/vae")
     with pytest.raises(UserError, match="cannot fill the 16 features"):
         check(chain)
-
-
-@pytest.mark.parametrize(
-    ("prepared", "message"),
-    [
-        ([], "no .dvc here"),
-        ([[*DVC, "init", "-q", "--no-scm"]], None),
-        ([["mkdir", ".dvc"]], "no git repository, which DVC needs"),
-        ([["git", "init", "-q"], [*DVC, "init", "-q"]], None),
-    ],
-)
-def test_dvc_needs_a_git_repository(prepared: list[list[str]], message: str | None) -> None:
-    Path("dvc.yaml").write_text("stages: {}\n")
-    for command in prepared:
-        subprocess.run(command, check=True)
-    faults = list(machine.repository())
-    assert faults == [] if message is None else message in faults[0]
-
-
-def test_a_full_disk_is_foreseen(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Usage:
-        free = 10**6
-
-    monkeypatch.setattr("shutil.disk_usage", lambda _: Usage)
-    chain = chain_of({})
-    disk = {stage.name: stage.disk or 0 for stage in plan(chain)}
-    artifacts = 2 * sum(disk.values()) + disk["generate_triplets@0"]
-    states = 2 * largest(chain)
-    assert states > 0
-    message = f"about {(artifacts + states) / 1e9:.1f} GB, of which {states / 1e9:.1f} GB are training states"
-    with pytest.raises(UserError, match=f"disk: the chain writes {message}, 0.0 GB are free here"):
-        check(chain)
-    # Enough for the artifacts alone.
-    monkeypatch.setattr(Usage, "free", artifacts + states - 1)
-    with pytest.raises(UserError, match="disk: the chain writes"):
-        check(chain)
-    monkeypatch.setattr(Usage, "free", artifacts + states)
-    check(chain)
-    # With links the cache takes nothing.
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text('[cache]\n    type = "hardlink,copy"\n[\'remote "there"\']\n    url = x\n')
-    assert machine.cache_links()
-    monkeypatch.setattr(Usage, "free", sum(disk.values()) + states)
-    check(chain)
-    monkeypatch.setattr(Usage, "free", sum(disk.values()) + states - 1)
-    with pytest.raises(UserError, match="disk: the chain writes"):
-        check(chain)
-
-
-@pytest.mark.parametrize("local", ["type = copy", "type = reflink,hardlink,copy", "dir = /elsewhere"])
-def test_a_cache_that_does_not_link_is_known(local: str) -> None:
-    Path(".dvc").mkdir()
-    (config := Path(".dvc/config")).write_text('[cache]\n    type = "hardlink,reflink,copy"\n')
-    assert machine.cache_links()
-    Path(".dvc/config.local").write_text(f"[cache]\n    {local}\n")
-    assert not machine.cache_links()
-    config.unlink()
-    assert not machine.cache_links()
-
-
-def test_a_file_system_without_links_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(path: Path, target: Path) -> None:
-        raise PermissionError(errno.EPERM, "no links here")
-
-    Path(".dvc").mkdir()
-    Path(".dvc/config").write_text("[cache]\n    type = hardlink\n")
-    monkeypatch.setattr(Path, "hardlink_to", refused)
-    assert not machine.cache_links()
-    assert [*Path(".dvc").iterdir()] == [Path(".dvc/config")]
 
 
 TRACKED = [f"triplets.{key}" for key in ("time_power", "guidance", "dtype", "steps", "shard_size")]

@@ -203,6 +203,11 @@ def test_attention_that_cannot_be_removed_is_refused(size: str, attention: list[
         cut(unet(), size, attention=attention)
 
 
+def test_attention_of_a_transformer_is_refused() -> None:
+    with pytest.raises(UserError, match="attention: removed from U-Nets alone, this is a Sana"):
+        cut(MAKERS["sana"]().transformer, "full", attention=[False])
+
+
 def test_the_middle_blocks_attention_is_enough() -> None:
     assert cut(unet(), "base", attention=[False, False, False, True]).mid_block.has_cross_attention
 

@@ -94,8 +94,8 @@ def test_live_bytes_are_a_real_trainings(
 ) -> None:
     """All tensors that a step of the real method allocates, by real groups with their real optimizers.
 
-    The discriminator of `flash` keeps only half of the network's activations, the frozen teacher of `sid` no
-    inputs of layers whose weights need a gradient; the estimate has all.
+    The estimate counts every activation of a further network. The discriminator of `flash` keeps only half of
+    them. The frozen teacher of `sid` keeps fewer than the student, because its weights need no gradient.
     """
     monkeypatch.setenv("FEWSTEP_CHECKPOINT_ACTIVATIONS", str(int(recomputed)))
     entry = {method: {"method": method} | COMMON | (STUDENTS | OTHERS)[method]}

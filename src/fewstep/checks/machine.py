@@ -2,12 +2,13 @@
 
 import shutil
 from collections.abc import Iterator
-from configparser import ConfigParser
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
+from dvc.config import Config, ConfigError  # type: ignore[import-untyped]
 from packaging.requirements import Requirement
 
 from fewstep.chain import Chain
@@ -20,8 +21,8 @@ from fewstep.training.ahead import depth
 from fewstep.training.saving import least, share
 
 LOCK = Path("requirements.lock")
-DVC_CONFIGS = (Path(".dvc/config"), Path(".dvc/config.local"))
-"""DVC's settings in the repository; those of the second file count more."""
+DVC = Path(".dvc")
+"""DVC's folder in the repository."""
 
 
 def faults(chain: Chain) -> Iterator[str]:
@@ -37,13 +38,25 @@ def repository() -> Iterator[str]:
     """What DVC would refuse: it needs a git repository, unless it is configured with `core.no_scm`."""
     if not Path("dvc.yaml").is_file():
         return
-    configs = [file for file in (Path(".dvc/config"), Path(".dvc/config.local")) if file.is_file()]
-    if not Path(".dvc").is_dir():
+    if not DVC.is_dir():
         yield "there is no .dvc here: `git init && dvc init`"
-    elif any("no_scm = true" in file.read_text().lower() for file in configs):
         return
-    elif not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
+    try:
+        in_git = not settings()["core"]["no_scm"]
+    except UserError as error:
+        yield str(error)
+        return
+    if in_git and not any((folder / ".git").exists() for folder in (Path.cwd(), *Path.cwd().parents)):
         yield "this is no git repository, which DVC needs: `git init` (or `dvc config core.no_scm true`)"
+
+
+def settings() -> Any:
+    """DVC's settings in this repository. Raises UserError where DVC refuses them."""
+    try:
+        return Config(dvc_dir=str(DVC))
+    except ConfigError as error:
+        reason = str(error).removeprefix("config file error: ")
+        raise UserError(f"{DVC}/config or {DVC}/config.local: {reason}; correct it") from error
 
 
 def wrong_versions() -> Iterator[str]:
@@ -118,18 +131,22 @@ def disk(chain: Chain) -> Iterator[str]:
 def cache_links() -> bool:
     """Whether DVC makes an artifact and its copy in the cache one file here.
 
-    With another first type than hard links it may copy folders; on another disk it cannot link.
+    With another first type than hard links it may copy folders.
     """
-    config = ConfigParser(strict=False)
-    config.read(DVC_CONFIGS)
-    kinds = config.get("cache", "type", fallback="")
-    if not kinds.strip('"').startswith("hardlink") or config.has_option("cache", "dir"):
+    if not DVC.is_dir():
         return False
-    with TemporaryDirectory(dir=DVC_CONFIGS[0].parent) as folder:
-        file = Path(folder) / "file"
+    try:
+        cache = settings()["cache"]
+    except UserError:
+        return False  # `repository` reports it
+    folder = Path(cache.get("dir") or DVC)
+    if cache.get("type", [])[:1] != ["hardlink"] or not folder.is_dir():
+        return False
+    with TemporaryDirectory(dir=folder) as there, TemporaryDirectory(dir=DVC) as here:
+        file = Path(here) / "file"
         file.touch()
         try:
-            (Path(folder) / "link").hardlink_to(file)
+            (Path(there) / "link").hardlink_to(file)
         except OSError:
             return False
     return True

@@ -27,6 +27,8 @@ def reduction_of(
     config: Mapping[str, Any] = getattr(net, "config", {})
     if kind == UNET and size is not None:
         return unet_reduction(config, size, attention)
+    if attention:
+        raise UserError(f"attention: removed from U-Nets alone, this is a {kind}")
     if kind in STACKS and (blocks is not None or size == FULL):
         return transformer_reduction(kind, config, blocks or {})
     if kind == UNET:

@@ -96,9 +96,9 @@ def block_types(config: Mapping[str, Any], size: str, attention: Sequence[bool] 
     removed = int(size in LOWEST_REMOVED)
     down, up = [*config["down_block_types"]], [*config["up_block_types"][removed:]]
     down = down[: len(up)]
-    for level, stays in enumerate(attention or (size != "sdxs",)):
-        if not stays:
-            down[level], up[-1 - level] = WITHOUT_ATTENTION
+    lost = [0] if size == "sdxs" else [level for level, stays in enumerate(attention) if not stays]
+    for level in lost:
+        down[level], up[-1 - level] = WITHOUT_ATTENTION
     return {"down_block_types": tuple(down), "up_block_types": tuple(up)}
 
 
