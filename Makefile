@@ -10,8 +10,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # One stage at a time has the cores to itself: its threads may spin while they wait (a fifth faster here).
 repro: export OMP_WAIT_POLICY ?= ACTIVE
 repro: .venv/ready  ## run the whole chain
-	fewstep check
-	dvc repro
+	python -m fewstep.preload sh -c "fewstep check && dvc repro"
 	@echo "open $(CURDIR)/reports/index.html"
 
 # The page is at http://127.0.0.1:4200; the server stays when the worker is stopped (`prefect server stop`).
@@ -34,12 +33,13 @@ ui: .venv/ready  ## watch and start the chain in a browser
 worker: .venv/ready  ## take stages of a cluster
 	prefect worker start --pool fewstep-stages --limit 1
 
-# Two at once, a file of tests each: most of their time is the start of processes. Their tensors are small, and
-# threads that share cores wait for each other.
+# Two at once, a file of tests each. Their tensors are small, and threads that share cores wait for each other.
+# Without the user's settings of accelerate.
+test: export HF_HOME := $(CURDIR)/.venv/huggingface
 test: export OMP_WAIT_POLICY ?= PASSIVE
 test: export OMP_NUM_THREADS ?= 1
 test: .venv/ready  ## run the tests
-	pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	python -m fewstep.preload pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 lint: .venv/ready  ## style and types
 	ruff check .

@@ -5,6 +5,7 @@ import gc
 import pytest
 
 from fewstep.core.garbage import collect_rarely
+from tests import began  # noqa: F401 (before anything that sets variables)
 
 FIRST = (
     "test_flows",

@@ -14,6 +14,7 @@ from typing import Any, Self
 import yaml
 
 from fewstep.artifacts.workspace import LATE
+from tests.began import BEGAN_IN
 
 ROOT = Path(__file__).parents[2]
 MINIATURE = Path(__file__).with_name("miniature.yaml")
@@ -56,8 +57,9 @@ class Project:
         return project
 
     def environment(self, **extra: str) -> dict[str, str]:
-        """This process's, with the project's own code first."""
-        path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+        """As pytest began, without what tests and libraries have set since, and with the project's code."""
+        # Last, since `make test` begins with programs of the same names that start stages in less time.
+        path = f"{BEGAN_IN['PATH']}{os.pathsep}{BIN}"
         ours = {
             "PATH": path,
             "PYTHONPATH": str(self.folder / "src"),
@@ -66,7 +68,7 @@ class Project:
             # Else each of a chain's processes would compile the project's code anew.
             "PYTHONDONTWRITEBYTECODE": "",
         }
-        return {**os.environ, **ours, **extra}
+        return {**BEGAN_IN, **ours, **extra}
 
     @property
     def params(self) -> dict[str, Any]:

@@ -1,8 +1,10 @@
 """The miniature chain through real DVC: whole, cached, reproducible, and edited."""
 
 import json
+import os
 import random
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from fewstep.cli import main
-from tests.integration.project import Project, ran
+from tests.integration.project import BIN, Project, ran
 
 SHORT_ROUND = {
     "from": "halve-4",
@@ -109,6 +111,16 @@ def test_killed_at_a_random_step_a_stage_resumes_to_the_same_bytes(
     assert result.returncode == 0, result.stderr
     assert f"{training}: resumes at step" in result.stdout, f"killed at step {step}: {result.stdout}"
     assert copied.lock() == expected
+
+
+def test_a_stage_in_a_forked_process_makes_the_same_bytes(copied: Project) -> None:
+    again = ["dvc", "repro", "-f", "-s", "halve@2"]
+    made = copied.lock()
+    usual = f"{BIN}{os.pathsep}{os.environ['PATH']}"
+    for command in ([sys.executable, "-m", "fewstep.preload", *again], again):
+        done = copied.run(*command, PATH=usual)
+        assert ran(done.stdout) == ["halve@2"], done.stderr
+        assert copied.lock() == made
 
 
 def test_interrupted_it_saves_and_leaves_dvc_clean(copied: Project) -> None:

@@ -1,22 +1,21 @@
 """Stages of the miniature chain in two processes, on CPUs, through accelerate's launcher."""
 
 import shutil
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from fewstep.artifacts.manifest import Manifest
+from tests.began import PYTHON
 from tests.integration.project import Project
 
-TWO = f"{sys.executable} -m accelerate.commands.launch --num_processes 2 --main_process_port 0"
+TWO = f"{PYTHON} -m accelerate.commands.launch --num_processes 2 --main_process_port 0"
 LAUNCH, SHARDS = f"{TWO} --multi_gpu", f"{TWO} --use_fsdp"
 PLACE = {
     "ACCELERATE_MIXED_PRECISION": "no",
     "FEWSTEP_TRACKERS": "tensorboard",
     "CUDA_VISIBLE_DEVICES": "",
-    "HF_HOME": "no-config-of-this-machine",
     "OMP_NUM_THREADS": "1",
 }
 

@@ -1,10 +1,8 @@
 """Two real processes (gloo, on CPUs) through accelerate's launcher, against one: copies, and shards."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,11 +21,12 @@ from fewstep.core.errors import UserError
 from fewstep.core.paths import MODELS, TEACHER
 from fewstep.core.processes import require
 from fewstep.training import ahead, optimization, sharding
+from tests.began import BEGAN_IN, PYTHON
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "tests/several.py"
-TWO = f"{sys.executable} -m accelerate.commands.launch --num_processes 2 --main_process_port 0"
+TWO = f"{PYTHON} -m accelerate.commands.launch --num_processes 2 --main_process_port 0"
 COPIES, SHARDS = f"{TWO} --multi_gpu", f"{TWO} --use_fsdp"
 CONFIG = {
     "compute_environment": "LOCAL_MACHINE",
@@ -53,8 +52,9 @@ def started(
     script: Path = SCRIPT,
     precision: str = "no",
     steps: int = 12,
+    **more: str,
 ) -> subprocess.CompletedProcess[str]:
-    """The training in `folder`; every step is kept."""
+    """The training in `folder`, with further variables; every step is kept."""
     folder.mkdir(exist_ok=True)
     ours = {
         "ACCELERATE_MIXED_PRECISION": precision,
@@ -62,15 +62,14 @@ def started(
         "FEWSTEP_LAUNCH": launch,
         "FEWSTEP_SAVE_EVERY_SECONDS": "0",
         "FEWSTEP_TRACKERS": "tensorboard",
-        "HF_HOME": str(folder / "home"),
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT / "src"),
-        "STEPS": str(steps),
+        "FEWSTEP_STEPS": str(steps),
     }
     return subprocess.run(
-        [sys.executable, script, *arguments],
+        [PYTHON, script, *arguments],
         cwd=folder,
-        env={**os.environ, **ours},
+        env={**BEGAN_IN, **ours, **more},
         capture_output=True,
         text=True,
         check=False,
@@ -123,7 +122,7 @@ def test_processes_stopped_killed_and_resumed_train_what_one_trains(
     config = two / "home/accelerate/default_config.yaml"
     config.parent.mkdir(parents=True)
     config.write_text(yaml.safe_dump(CONFIG | KINDS[ends]))
-    ended = started(two, "auto")
+    ended = started(two, "auto", HF_HOME=str(two / "home"))
     assert ended.returncode == 0, ended.stderr
     assert "resumes at step 6" in ended.stdout
 

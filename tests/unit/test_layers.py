@@ -21,7 +21,7 @@ LAYERS = (
     ("methods", "evaluation"),
     ("export", "chain"),
     ("report", "checks"),
-    ("cli",),
+    ("cli", "preload"),
 )
 """From the lowest; packages of one layer do not import each other."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

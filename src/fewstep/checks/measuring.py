@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from fewstep.checks.tracing import Kind, trace
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device, images_at_once
+from fewstep.core.switches import switch
 from fewstep.data.shards import image_of
 from fewstep.preparation.examine import Prepared, examine
 from fewstep.sampling.draw import Sampler
@@ -111,8 +113,12 @@ class Measuring:
         return sampler.evaluations(sampling.steps) / most
 
     def started(self, imports: str) -> float:
-        """Seconds of a process that imports this."""
-        return self.watch.once(lambda: subprocess.run([sys.executable, "-c", imports], check=True))
+        """Seconds of a script that imports this."""
+        python = switch("PYTHON", sys.executable)
+        with TemporaryDirectory() as folder:
+            script = Path(folder, "start.py")
+            script.write_text(imports)
+            return self.watch.once(lambda: subprocess.run([python, script], check=True))
 
     def data(self) -> tuple[float, float]:
         """Seconds per image of preparing it, reading the source included, and of reading a prepared one."""

@@ -69,7 +69,7 @@ def launcher() -> list[str]:
     if not Path(default_config_file).is_file():
         return []
     several = getattr(load_config_from_file(None), "num_processes", 1) > 1
-    return [sys.executable, "-m", "accelerate.commands.launch"] if several else []
+    return [switch("PYTHON", sys.executable), "-m", "accelerate.commands.launch"] if several else []
 
 
 def start_several(command: list[str]) -> None:

@@ -1,0 +1,117 @@
+"""Has the server run a script in place of a Python program, or runs the program itself.
+
+    python -I -S client.py FOLDER PROGRAM ARGUMENT ...
+
+FOLDER holds the server's socket and the surroundings that it started in. PROGRAM is a Python interpreter, or
+a script of one. Only the standard library is imported, because this runs before each stage.
+"""
+
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+SOCKET, SURROUNDINGS = "socket", "surroundings.json"
+"""Files in FOLDER."""
+FREE = (
+    *("DVC_", "FEWSTEP_", "GIT_", "PREFECT_", "PYTEST_"),
+    *("ACCELERATE_", "FSDP_", "GROUP_", "LOCAL_", "MASTER_", "ROLE_", "TORCHELASTIC_"),
+)
+"""Variables with these prefixes may differ from the server's: the libraries do not read them at import.
+
+The first are of programs, the second of launchers of several processes.
+"""
+FREE_NAMES = {
+    *("_", "COLUMNS", "LINES", "NO_PROXY", "OLDPWD", "PATH", "PWD", "SHLVL", "TMPDIR", "no_proxy"),
+    *("CUDA_VISIBLE_DEVICES", "PYTHON_EXEC", "RANK", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "WORLD_SIZE"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED"),
+}
+"""As are these; the server does with the last three what Python does with them."""
+FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that the forked process gets in this one's place; if this one dies, the server kills it."""
+
+
+def main(folder: str, program: str, *arguments: str) -> NoReturn:
+    """End as the program ends: with its exit status, or by its signal."""
+    script = script_of(program, arguments)
+    same = json.loads(Path(folder, SURROUNDINGS).read_text()) == surroundings()
+    if script and same:
+        with socket.socket(socket.AF_UNIX) as server:
+            status = run(script, server, str(Path(folder, SOCKET)))
+        if status is not None:
+            end(status)
+    os.execv(program, [program, *arguments])
+
+
+def script_of(program: str, arguments: tuple[str, ...]) -> list[str]:
+    """The script that the program would run, or -m and its module, with arguments; empty: something else."""
+    if not Path(program).name.startswith("python"):
+        return [program, *arguments]
+    first = arguments[0] if arguments else ""
+    is_script = first.endswith(".py") and Path(first).is_file()
+    return list(arguments) if is_script or (first == "-m" and len(arguments) > 1) else []
+
+
+def surroundings() -> dict[str, Any]:
+    """What a forked process has from the server, not from its client: variables, limits, cores, priority."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in FREE_NAMES and not name.startswith(FREE)
+    }
+    limited = [name for name in dir(resource) if name.startswith("RLIMIT_")]
+    limits = {name: list(resource.getrlimit(getattr(resource, name))) for name in limited}
+    return {
+        "variables": variables,
+        "limits": limits,
+        "cores": sorted(os.sched_getaffinity(0)),
+        "priority": os.nice(0),
+    }
+
+
+def run(script: list[str], server: socket.socket, address: str) -> int | None:
+    """Have the server run the script. Returns its status as of `os.waitpid`, or None: it was not started."""
+    mask = os.umask(0)
+    os.umask(mask)
+    request = {
+        "script": script,
+        "folder": str(Path.cwd()),
+        "environment": dict(os.environ),
+        "mask": mask,
+        "signals": [(number, signal.getsignal(number) is signal.SIG_IGN) for number in FORWARDED],
+    }
+    message = json.dumps(request).encode()
+    try:
+        server.connect(address)
+        socket.send_fds(server, [len(message).to_bytes(8, "big")], [0, 1, 2])
+        server.sendall(message)
+        started = server.recv(1)
+    except OSError:
+        started = b""
+    if not started:
+        return None
+    for number in FORWARDED:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda number, _: server.send(bytes([number])))
+    status = server.recv(4, socket.MSG_WAITALL)
+    if len(status) < 4:
+        sys.exit("error: the server of fewstep.preload was killed, and this with it")
+    return int.from_bytes(status, "big")
+
+
+def end(status: int) -> NoReturn:
+    """End as a process with this status of `os.waitpid` ended."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+    os._exit(os.waitstatus_to_exitcode(status))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

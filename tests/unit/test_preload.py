@@ -1,0 +1,253 @@
+"""Scripts that start in a process forked from one with the libraries: as usual, only sooner."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+if not hasattr(os, "pidfd_open"):
+    pytest.skip("the server needs Linux", allow_module_level=True)
+
+BEGIN = [sys.executable, "-m", "fewstep.preload"]
+SAY = "import json, os; print(json.dumps(dict(os.environ)), flush=True); input()"
+SHOW = """
+import json, os, signal, sys
+print(json.dumps({
+    "arguments": sys.argv, "name": __name__, "file": __file__, "path": sys.path, "folder": os.getcwd(),
+    "variables": dict(os.environ), "mask": os.umask(0), "input": sys.stdin.read(),
+    "signals": [str(signal.getsignal(number)) for number in (1, 2, 3, 10, 12, 15)],
+    "bytecode": sys.dont_write_bytecode, "main": sys.modules["__main__"].__file__,
+    "buffered": [sys.stdout.line_buffering, sys.stdout.write_through, sys.stderr.line_buffering],
+}))
+"""
+LOADED = "import sys; print('diffusers.models.unets.unet_2d_condition' in sys.modules)\n"
+ENDS = {
+    "returns": "print('done')",
+    "status": "raise SystemExit(7)",
+    "message": "raise SystemExit('no such file')",
+    "error": "def fail():\n    raise ValueError('wrong shape')\nfail()",
+    "interrupt": "raise KeyboardInterrupt",
+    "signal": "import os, signal; os.kill(os.getpid(), signal.SIGTERM)",
+    "killed": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "at exit": "import atexit; atexit.register(print, 'last'); print('first')",
+    "thread": "import threading, time\n"
+    "threading.Thread(target=lambda: (time.sleep(0.2), print('thread'))).start()\nprint('main')",
+    "syntax": "if True print()",
+    "other program": "import os; os.execvp('echo', ['echo', 'became another'])",
+}
+SLEEPS = """
+import subprocess, sys, time
+from pathlib import Path
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+Path("pids").write_text(f"{__import__('os').getpid()} {child.pid}")
+try:
+    time.sleep(600)
+except KeyboardInterrupt:
+    print("saved")
+    raise SystemExit(130)
+"""
+
+
+@contextmanager
+def preloading() -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """A command that `python -m fewstep.preload` runs, and its environment."""
+    command = [*BEGIN, sys.executable, "-c", SAY]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())
+        process.communicate("\n")
+
+
+@pytest.fixture(scope="module")
+def preloaded() -> Iterator[dict[str, str]]:
+    """The environment of a command with a server beside it. The server's folder goes with the command."""
+    with preloading() as (_, environment):
+        yield environment
+    programs = Path(environment["PATH"].partition(os.pathsep)[0])
+    wait_for(lambda: not programs.exists())
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait, for ten seconds at most, until a condition holds."""
+    limit = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+
+
+def usual(environment: dict[str, str]) -> dict[str, str]:
+    """The same without the programs that ask the server."""
+    return {**environment, "PATH": environment["PATH"].partition(os.pathsep)[2]}
+
+
+def ran(folder: Path, environment: dict[str, str], *arguments: str, **how: Any) -> tuple[int, str, str]:
+    """Exit status, stdout, and stderr of `python ARGUMENTS` in a folder, with this interpreter."""
+    program = shutil.which("python", path=environment["PATH"])
+    assert program is not None
+    command = [program if "fewstep-preload" in program else sys.executable, *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, **how
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def is_loaded(folder: Path, environment: dict[str, str], **how: Any) -> bool:
+    """Whether a script finds the libraries imported."""
+    (folder / "loaded.py").write_text(LOADED)
+    status, output, errors = ran(folder, environment, "loaded.py", **how)
+    assert status == 0, errors
+    return output == "True\n"
+
+
+def test_a_script_finds_the_libraries_imported(preloaded: dict[str, str], tmp_path: Path) -> None:
+    assert is_loaded(tmp_path, preloaded)
+    assert not is_loaded(tmp_path, usual(preloaded))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"FEWSTEP_BATCH": "3", "DVC_STAGE": "reflow"},
+        {"PYTHONPATH": f"code{os.pathsep}{os.pathsep}/more"},
+        {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
+        {"PYTHONUNBUFFERED": "", "PYTHONDONTWRITEBYTECODE": ""},
+    ],
+)
+def test_it_sees_what_it_would_see_as_usual(
+    preloaded: dict[str, str], tmp_path: Path, variables: dict[str, str]
+) -> None:
+    folder = tmp_path / "stages"
+    folder.mkdir()
+    (folder / "show.py").write_text(SHOW)
+
+    def prepare() -> None:
+        os.umask(0o027)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+    arguments, how = ("stages/show.py", "one", "-2"), {"input": "typed\n", "preexec_fn": prepare}
+    seen = []
+    for environment in (preloaded, usual(preloaded)):
+        status, output, errors = ran(tmp_path, {**environment, **variables}, *arguments, **how)
+        assert (status, errors) == (0, "")
+        seen.append(json.loads(output))
+        del seen[-1]["variables"]["PATH"]
+        # A shell has been between.
+        for name in ("_", "SHLVL", "PWD", "OLDPWD"):
+            seen[-1]["variables"].pop(name, None)
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_it_ends_as_usual(preloaded: dict[str, str], tmp_path: Path, end: str) -> None:
+    (tmp_path / "script.py").write_text(ENDS[end])
+    results = [ran(tmp_path, environment, "script.py") for environment in (preloaded, usual(preloaded))]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_reaches_it_and_its_children(
+    preloaded: dict[str, str], tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "sleeps.py").write_text(SLEEPS)
+    command, pids = ["python", "sleeps.py"], tmp_path / "pids"
+    with subprocess.Popen(command, cwd=tmp_path, env=preloaded, stdout=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+        process.send_signal(number)
+        output = process.communicate(timeout=10)[0]
+    interrupted = number == signal.SIGINT
+    assert (process.returncode, output) == ((130, "saved\n") if interrupted else (-number, ""))
+    wait_for(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()))
+
+
+def limited() -> None:
+    """Have one file less than the server may open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft - 1, hard))
+
+
+@pytest.mark.parametrize(
+    ("variables", "how"),
+    [
+        ({"OMP_NUM_THREADS": "7"}, {}),
+        ({"HF_HOME": "/elsewhere"}, {}),
+        ({}, {"preexec_fn": limited}),
+        ({}, {"preexec_fn": lambda: os.nice(1)}),
+        ({}, {"preexec_fn": lambda: os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])}),
+    ],
+)
+def test_other_surroundings_than_the_servers_are_a_usual_start(
+    preloaded: dict[str, str], tmp_path: Path, variables: dict[str, str], how: dict[str, Any]
+) -> None:
+    if "preexec_fn" in how and len(os.sched_getaffinity(0)) == 1:
+        pytest.skip("one core")
+    assert not is_loaded(tmp_path, {**preloaded, **variables}, **how)
+
+
+def test_a_library_of_the_users_own_is_a_usual_start(preloaded: dict[str, str], tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    assert is_loaded(tmp_path, {**preloaded, "PYTHONPATH": str(own)})
+    (own / "peft.py").write_text("")
+    assert not is_loaded(tmp_path, {**preloaded, "PYTHONPATH": str(own)})
+    (tmp_path / "peft.py").write_text("")
+    assert not is_loaded(tmp_path, preloaded), "it lies beside the script"
+
+
+def test_a_module_is_run_too(preloaded: dict[str, str], tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__init__.py").write_text(LOADED)
+    (package / "show.py").write_text(SHOW)
+    seen = []
+    for environment in (preloaded, usual(preloaded)):
+        status, output, errors = ran(tmp_path, environment, "-m", "package.show", "one", input="")
+        assert (status, errors) == (0, "")
+        loaded, shown = output.splitlines()
+        assert loaded == str(environment is preloaded)
+        seen.append(json.loads(shown))
+        del seen[-1]["variables"]
+    assert seen[0] == seen[1]
+    results = [ran(tmp_path, each, "-m", "package.missing") for each in (preloaded, usual(preloaded))]
+    assert results[0][0] == results[1][0] == 1 and "No module named package.missing" in results[0][2]
+
+
+def test_what_is_no_script_runs_as_usual(preloaded: dict[str, str], tmp_path: Path) -> None:
+    assert ran(tmp_path, preloaded, "-c", "print(1)") == (0, "1\n", "")
+    status, _, errors = ran(tmp_path, preloaded, "missing.py")
+    assert status == 2 and "No such file" in errors
+
+
+def test_without_a_server_all_starts_are_usual(tmp_path: Path) -> None:
+    with preloading() as (process, environment):
+        for other in psutil.process_iter(["cmdline"]):
+            command = other.info["cmdline"] or []
+            if str(process.pid) in command and any(part.endswith("server.py") for part in command):
+                other.kill()
+        assert not is_loaded(tmp_path, environment)
+    shutil.rmtree(Path(environment["PATH"].partition(os.pathsep)[0]).parent)
+
+
+def test_the_command_is_the_process_itself(tmp_path: Path) -> None:
+    """Its signals and its status need no one to pass them on."""
+    command = [*BEGIN, sys.executable, "-c", "import os; print(os.getpid()); raise SystemExit(5)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0] == f"{process.pid}\n"
+    assert process.returncode == 5
+    none = subprocess.run([*BEGIN, "no-such-command"], capture_output=True, text=True, check=False)
+    assert none.returncode == 1 and none.stderr == "error: no-such-command: No such file or directory\n"
+    long = {**os.environ, "TMPDIR": str(tmp_path / ("long" * 25))}
+    Path(long["TMPDIR"]).mkdir()
+    told = subprocess.run([*BEGIN, "echo", "runs"], env=long, capture_output=True, text=True, check=True)
+    assert told.stdout == "runs\n" and "a shorter TMPDIR may help" in told.stderr
+    assert not list(Path(long["TMPDIR"]).iterdir())
