@@ -28,7 +28,7 @@ from fewstep.core.hardware import device
 from fewstep.core.paths import TEACHER, TRIPLETS
 from fewstep.evaluation.speed import machine
 from fewstep.methods import dmd2, flash
-from fewstep.students import scores, start
+from fewstep.students import start
 from fewstep.students.context import Context
 from fewstep.training.loop import advance
 from fewstep.training.state import State
@@ -104,7 +104,7 @@ def weights(folder: Path) -> dict[str, Any]:
         return sum(sizes.values())
 
     one = measured()
-    start.twin = scores.twin = deepcopy  # type: ignore[attr-defined, assignment]
+    start.twin = deepcopy  # type: ignore[assignment, attr-defined]
     copies = measured()
     return {"bytes": {"one base": one, "copies": copies}, "ratio": copies / one}
 

@@ -5,8 +5,8 @@
 
 Weights are random, so nothing is downloaded. In a temporary project `import_teacher` imports a stock
 pipeline, `generate_triplets` draws as many triplets as are trained on, and every method trains a LoRA student
-of rank 64 on the teacher, with gradient checkpointing. `flow_map` adds an input to its network, so that all
-weights are trained. Each stage runs in a process of its own.
+of rank 64 on the teacher, with gradient checkpointing; `flow_map_whole` is `flow_map` with all weights. Each
+stage runs in a process of its own.
 
 Prints the seconds of each stage and of its last step; the highest private memory in the steps beside what
 `fewstep check` estimates, which leaves out the process's own libraries (first column of memory); the bytes of
@@ -57,9 +57,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "sid": {"fake": RATE},
     "tdm": {"fake": RATE, "steps": 2},
     "sdxs": {"fake": RATE, "warmup_steps": 1},
-    "flow_map": {"lora": None},
+    "flow_map": {},
+    "flow_map_whole": {"method": "flow_map", "lora": None},
 }
-"""Method -> its parameters besides those that all have."""
+"""Method, or a name for it -> its parameters besides those that all have."""
 SECTIONS = {"reflow": ("reflow", "reflow"), "halve": ("halve", "1")}
 """Method with a section of its own -> that section, and the entry's name; the others are in `students`."""
 ENVIRONMENT = {
@@ -144,9 +145,10 @@ def make_project(chosen: argparse.Namespace) -> None:
         **{section: {} for section in ("compress", "reflow", "halve", "students", "decoder", "export")},
     }
     for method in chosen.methods:
-        entry = {"from": "teacher", "training": training, "lora": LORA} | METHODS[method]
         section, name = SECTIONS.get(method, ("students", method))
-        params[section][name] = entry | ({"method": method} if section == "students" else {})
+        named = {"method": method} if section == "students" else {}
+        entry = {"from": "teacher", "training": training, "lora": LORA} | named | METHODS[method]
+        params[section][name] = entry
     count = chosen.batch * chosen.steps
     params["triplets"] |= {"prompts": "prompts.txt", "count": count, "shard_size": count, "groups": [0]}
     params["triplets"] |= {"steps": 1}

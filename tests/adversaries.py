@@ -19,19 +19,20 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from fewstep.backbones.low_rank import twin
 from fewstep.config.training import OptimizerConfig, TrainingConfig
 from fewstep.core.keyed import Key
 from fewstep.core.processes import is_main_process
 from fewstep.core.stage import run
 from fewstep.training.loop import train
-from fewstep.training.lora import LoraSettings, attach, detach, twin
+from fewstep.training.lora import LoraSettings, attach, detach
 from fewstep.training.method import Group, Method, Rows
 from fewstep.training.taps import tapped
 
 OUT = Path("weights.safetensors")
 RANK, WORLD = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 AT = dict(argument.split("=") for argument in sys.argv[1:])
-SIZE, STEPS, BATCH = 6, int(os.environ.get("STEPS", "12")), 14
+SIZE, STEPS, BATCH = 6, int(os.environ.get("FEWSTEP_STEPS", "12")), 14
 LORA = LoraSettings(rank=SIZE, alpha=SIZE)
 FAST = {"learning_rate": 0.02, "clip": 10.0, "betas": (0.5, 0.99)}
 

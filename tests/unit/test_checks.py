@@ -321,11 +321,6 @@ def test_a_key_that_dvc_tracks_is_missed_before_dvc_does(key: str) -> None:
             {"reflow.reflow.data": "encoded"},
             "params.yaml: reflow.reflow.data = 'encoded': this method learns from triplets alone",
         ),
-        (
-            {"reflow.reflow.lora": LORA, "reflow.reflow.guidance_embedding": True},
-            "params.yaml: reflow.reflow: guidance_embedding trains weights that are not in an adapter; "
-            "choose one",
-        ),
     ],
 )
 def test_a_fault_between_keys_shows_no_whole_section(dotted: dict[str, Any], line: str) -> None:

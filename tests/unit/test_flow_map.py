@@ -228,7 +228,6 @@ def test_the_derivative_is_taken_in_float32(derivative: str, monkeypatch: pytest
         ({"steps": 0}, "greater than or equal to 1"),
         ({"warmup_tangent": -1}, "greater than or equal to 0"),
         ({"guidance": -1.0}, "greater than or equal to 0"),
-        ({"lora": {"rank": 2, "alpha": 2.0}}, "this method trains weights that are not in an adapter"),
     ],
 )
 def test_impossible_settings_are_refused(more: dict[str, Any], message: str) -> None:

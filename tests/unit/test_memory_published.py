@@ -9,10 +9,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from fewstep.backbones.low_rank import twin
 from fewstep.checks.memory import Design, Setup, need
 from fewstep.checks.tracing import trace
 from fewstep.training.half import halve_frozen
-from fewstep.training.lora import LoraSettings, attach, twin
+from fewstep.training.lora import LoraSettings, attach
 from tests.unit.test_compression_sizes import UNETS
 
 LORA = LoraSettings(rank=64, alpha=64.0)

@@ -16,7 +16,7 @@ from fewstep.core.paths import MODELS, TEACHER, TRIPLETS
 from fewstep.diffusion.schedules import Cosine
 from fewstep.losses.distribution_matching import distribution_matching, error_scale
 from fewstep.methods import dmd2, sid, tdm
-from fewstep.students import scores, start
+from fewstep.students import start
 from fewstep.students.context import Context
 from fewstep.students.learn import Task, learn, method_module
 from fewstep.students.start import start_and_student
@@ -163,7 +163,6 @@ def test_adapters_on_one_base_learn_what_adapters_on_copies_learn(
 
     shared = weights()
     monkeypatch.setattr(start, "twin", deepcopy)
-    monkeypatch.setattr(scores, "twin", deepcopy)
     copies = weights()
     assert all(torch.equal(value, copies[name]) for name, value in shared.items())
 

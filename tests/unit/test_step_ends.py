@@ -203,10 +203,3 @@ def test_a_family_without_a_place_for_a_second_time_is_refused() -> None:
     config = FlowMapConfig.model_validate({"from": "teacher", "training": TRAINING})
     with pytest.raises(UserError, match="end_time: a PixArtTransformer2DModel has no place for it"):
         start_and_student(open_model(TEACHER, backbone), "new", backbone, config, 0)
-
-
-def test_a_second_time_is_not_trained_by_an_adapter() -> None:
-    with pytest.raises(ValueError, match="this method trains weights that are not in an adapter"):
-        FlowMapConfig.model_validate(
-            {"from": "teacher", "training": TRAINING, "lora": {"rank": 2, "alpha": 2}}
-        )

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fewstep.backbones.low_rank import twin
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import to_device
 from fewstep.diffusion.denoiser import GUIDANCE, Conditions
@@ -20,22 +21,22 @@ PROJECTION = "time_embedding.cond_proj.weight"
 
 
 def widened(net: nn.Module, name: str) -> nn.Module:
-    """The network with one more input, on which its output does not depend yet.
+    """The network with one more input, on which its output does not depend yet; it shares all other weights.
 
     name: of the input, for the error. Raises UserError where the class has no place for one.
     """
-    kind: Any = type(net)
-    if INPUTS_WIDTH not in net.config:  # type: ignore[operator]
-        raise UserError(f"{name}: a {kind.__name__} has no place for it; sd's and sdxl's networks have")
-    taken = net.config[INPUTS_WIDTH] or 0  # type: ignore[index]
-    wider = kind.from_config(net.config, **{INPUTS_WIDTH: taken + INPUT_WIDTH})
-    weights = net.state_dict()
-    projection = wider.time_embedding.cond_proj.weight
-    nn.init.zeros_(projection)
+    wider: Any = twin(net)
+    if INPUTS_WIDTH not in wider.config:
+        raise UserError(f"{name}: a {type(net).__name__} has no place for it; sd's and sdxl's networks have")
+    taken = wider.config[INPUTS_WIDTH] or 0
+    embedding = wider.time_embedding
+    projection = nn.Linear(taken + INPUT_WIDTH, embedding.linear_1.in_features, bias=False)
+    nn.init.zeros_(projection.weight)
     if taken:
-        projection.detach()[:, :taken] = weights.pop(PROJECTION)
-    wider.load_state_dict(weights, strict=False)
-    return to_device(wider)
+        projection.weight.detach()[:, :taken] = embedding.cond_proj.weight
+    embedding.cond_proj = projection.to(embedding.linear_1.weight)
+    wider.register_to_config(**{INPUTS_WIDTH: taken + INPUT_WIDTH})
+    return wider
 
 
 @torch.no_grad()

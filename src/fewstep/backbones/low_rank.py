@@ -7,25 +7,32 @@ order and precision wherever the model is opened.
 import json
 import warnings
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 FILE = "pytorch_lora_weights.safetensors"
 METADATA = "lora_adapter_metadata"
 """Key of the file's header under which diffusers looks for rank and alpha."""
+LAYER = ".lora_"
+"""Between the names of an adapted layer and of a factor."""
 SETTINGS = {"rank": "r", "alpha": "lora_alpha", "targets": "target_modules"}
 """Name of a setting in `LoraSettings` -> its name in PEFT."""
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """A trained adapter. weights: as PEFT names them. config: PEFT's, as plain values."""
+    """A trained adapter. weights: as PEFT names them. config: PEFT's, as plain values.
+
+    weights also has, by their names in the network, those of inputs that the network's start does not take.
+    """
 
     weights: dict[str, Tensor]
     config: dict[str, Any]
@@ -56,11 +63,21 @@ class LowRank:
 
         net: the network with the adapter merged. start: the network that it was trained on.
         """
-        adapted = {f"{name.partition('.lora_')[0]}.weight" for name in self.weights}
+        factors = {name for name in self.weights if LAYER in name}
+        adapted = {f"{name.partition(LAYER)[0]}.weight" for name in factors}
         before = start.state_dict()
-        return all(
-            name in adapted or torch.equal(value, before[name]) for name, value in net.state_dict().items()
-        )
+
+        def follows(name: str, value: Tensor) -> bool:
+            if name not in before:
+                return name in self.weights
+            return name in adapted or torch.equal(value, before[name])
+
+        return all(follows(name, value) for name, value in net.state_dict().items())
+
+
+def twin(net: M) -> M:
+    """A second network on the same weights: an adapter attached to it does not change the first."""
+    return deepcopy(net, {id(weight): weight for weight in net.parameters()})
 
 
 def merge(net: nn.Module, adapters: Sequence[LowRank]) -> None:
@@ -75,10 +92,14 @@ def merge(net: nn.Module, adapters: Sequence[LowRank]) -> None:
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             inject_adapter_in_model(LoraConfig(**adapter.config), net, name, low_cpu_mem_usage=True)
-        result: Any = set_peft_model_state_dict(net, adapter.weights, name, low_cpu_mem_usage=True)
+        factors = {name: weight for name, weight in adapter.weights.items() if LAYER in name}
+        result: Any = set_peft_model_state_dict(net, factors, name, low_cpu_mem_usage=True)
         if result.unexpected_keys or any(weight.is_meta for weight in net.parameters()):
             raise ValueError("the adapter's layers are not those that its configuration names")
     fold(net, names)
+    inputs = {n: weight for each in adapters for n, weight in each.weights.items() if LAYER not in n}
+    if net.load_state_dict(inputs, strict=False).unexpected_keys:
+        raise ValueError("the network lacks an input of the adapter")
     for name, weight in every_weight(net):
         weight.requires_grad_(trainable[name])
 

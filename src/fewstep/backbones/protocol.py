@@ -60,9 +60,9 @@ class Backbone(Protocol):
         """Wrap a denoising network of this family as a callable; inputs: see `Denoiser.inputs`."""
 
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
-        """A copy of the network that also takes the condition `name [B]`, after its present inputs.
+        """A network that also takes the condition `name [B]`, after its present inputs.
 
-        The output of the copy does not depend on the new input before training.
+        Its output does not depend on the new input before training. It may share weights with `net`.
 
         Raises UserError when networks of this family have no place for it.
         """

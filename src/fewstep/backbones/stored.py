@@ -68,6 +68,8 @@ def open_denoiser(folder: Path, manifest: Manifest, backbone: Backbone) -> nn.Mo
             "brings that teacher back, `dvc repro` makes the model from the present one"
         )
     net = backbone.base_net(teacher)
+    for name in manifest.facts["inputs"]:
+        net = backbone.with_input(net, name)
     adapters = [LowRank.open(folder / name, backbone.net_part) for name in manifest.facts[ADAPTERS]]
     try:
         merge(net, adapters)

@@ -23,10 +23,11 @@ def export_adapter(model: Path, out: Path) -> bool:
 
     Kohya's names have the prefix `lora_unet_` or `lora_transformer_` before the layer's name in diffusers.
     ComfyUI reads both (the first for SD and SDXL, the second for SD3 and Flux), AUTOMATIC1111 only the first.
-    Returns False, and writes nothing, for a model without an adapter.
+    Returns False, and writes nothing, for a model without an adapter, and for one with inputs that the stock
+    network does not take: its adapter has their weights, too.
     """
-    source = model / LORA / FILE
-    if not source.is_file():
+    source, manifest = model / LORA / FILE, read_json(model / NAME)
+    if not source.is_file() or manifest["facts"]["inputs"]:
         return False
     out.mkdir()
     shutil.copyfile(source, out / FILE)
@@ -38,6 +39,6 @@ def export_adapter(model: Path, out: Path) -> bool:
         layer, half, _ = name.rsplit(".", 2)
         stem = f"lora_{layer.replace('.', '_')}"
         renamed |= {f"{stem}.{HALVES[half]}.weight": weight, f"{stem}.alpha": torch.tensor(float(alpha))}
-    made = read_json(model / NAME)["made_from"]
-    save_file(renamed, out / KOHYA, metadata={"fewstep": json.dumps(made, sort_keys=True)})
+    made = json.dumps(manifest["made_from"], sort_keys=True)
+    save_file(renamed, out / KOHYA, metadata={"fewstep": made})
     return True

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from fewstep.config.base import Section
@@ -48,7 +48,7 @@ class MethodConfig(Section):
     @property
     def allows_lora(self) -> bool:
         """Whether an adapter could be trained in the place of all weights."""
-        return not self.inputs
+        return True
 
     @property
     def draws_guidance(self) -> bool:
@@ -106,13 +106,6 @@ class MethodConfig(Section):
         start: those of its start model. inputs: see `Denoiser.inputs`.
         """
         return replace(STUDENTS, guidance=Guidance.CONDITION) if GUIDANCE in inputs else STUDENTS
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if self.lora is not None and self.inputs:
-            cause = "guidance_embedding" if self.guidance_embedding else "this method"
-            raise ValueError(f"{cause} trains weights that are not in an adapter; choose one")
-        return self
 
     @field_validator("data")
     @classmethod

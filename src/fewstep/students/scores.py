@@ -7,7 +7,6 @@ the base weights where the student starts from the teacher.
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -34,8 +33,7 @@ from fewstep.diffusion.solvers import Solver, asked, at, trailing
 from fewstep.students.context import Context
 from fewstep.students.guidance import GuidedConfig, guided_model, with_scales
 from fewstep.students.method import StudentMethod
-from fewstep.students.start import with_net
-from fewstep.training.lora import attach, twin
+from fewstep.students.start import to_train, with_net
 from fewstep.training.method import Group, Rows
 
 
@@ -203,16 +201,10 @@ def fake_of(teacher: Model, config: ScoreConfig, context: Context) -> Model:
 
     It takes guidance where the student does, because the student's samples then depend on it.
     """
-    inputs = teacher.denoiser.inputs
-    if config.lora is not None:
-        net = twin(teacher.net)
-        attach(net, config.lora, context.backbone.lora_targets, context.key("fake").seed32(0))
-    elif config.guidance_embedding:
-        net, inputs = context.backbone.with_input(teacher.net, GUIDANCE), (*inputs, GUIDANCE)
-        net.requires_grad_(True)
-    else:
-        net = deepcopy(teacher.net).requires_grad_(True)
-    return with_net(teacher, net, context.backbone, inputs)
+    more = (GUIDANCE,) if config.guidance_embedding else ()
+    seed = context.key("fake").seed32(0)
+    net = to_train(teacher.net, more, context.backbone, config.lora, seed)
+    return with_net(teacher, net, context.backbone, (*teacher.denoiser.inputs, *more))
 
 
 def prediction_error(denoiser: Denoiser, estimate: Estimate, target: Estimate, t: Tensor) -> Tensor:

@@ -1,24 +1,21 @@
 """Low-rank students (Hu et al. 2021, "LoRA"): `W + (alpha / rank) B A` on chosen layers, B = 0 at the start.
 
 Networks with adapters of their own (student, fake score, averages) and the one without share one copy of the
-base weights. They are separate modules on the same parameters, so adapters are never switched on or off.
+base weights. They are separate modules on the same parameters (`twin`), so adapters are never switched on or
+off. Weights of inputs that the base does not have are trained whole, and belong to the adapter.
 The adapter is saved in diffusers' format, for `load_lora_weights` on the network it started from. A model is
 opened with its adapters merged (backbones/model.py), so later stages need no code for them.
 """
 
-from collections.abc import Iterable, Sequence
-from copy import deepcopy
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from pydantic import Field
 from torch import nn
 
-from fewstep.backbones.low_rank import LowRank, fold
+from fewstep.backbones.low_rank import LAYER, LowRank, fold
 from fewstep.config.base import Section
 from fewstep.core.errors import UserError
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class LoraSettings(Section):
@@ -31,11 +28,14 @@ class LoraSettings(Section):
     """Ends of the names of the adapted layers; null: the family's usual ones."""
 
 
-def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: int) -> None:
+def attach(
+    net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: int, whole: Collection[str] = ()
+) -> None:
     """Freeze the network and attach a trainable adapter to it, in place; A is drawn from `seed`.
 
-    usual: targets where the settings name none; those that the network does not have are left out. Raises
-    UserError on a target of the settings that matches no layer's name.
+    usual: targets where the settings name none; those that the network does not have are left out. whole:
+    weights that are trained themselves. Raises UserError on a target of the settings that matches no layer's
+    name.
     """
     import peft  # takes a second to import, and only adapters need it
 
@@ -53,6 +53,8 @@ def attach(net: nn.Module, settings: LoraSettings, usual: Sequence[str], seed: i
         peft.inject_adapter_in_model(config, net)
     except ValueError as error:
         raise UserError(f"lora.targets: {error}") from error
+    for name in whole:
+        net.get_parameter(name).requires_grad_(True)
 
 
 def is_in(target: str, names: Iterable[str]) -> bool:
@@ -60,16 +62,13 @@ def is_in(target: str, names: Iterable[str]) -> bool:
     return any(f".{name}".endswith(f".{target}") for name in names)
 
 
-def twin(net: M) -> M:
-    """A second network on the same weights: an adapter attached to it does not change the first."""
-    return deepcopy(net, {id(weight): weight for weight in net.parameters()})
-
-
 def detach(net: nn.Module) -> LowRank:
     """Merge the adapter into the network, in place, and return it. Twins on the same base do not change."""
     from peft.utils import get_peft_model_state_dict
 
-    weights = {name: value.detach().clone() for name, value in get_peft_model_state_dict(net).items()}
+    weights = dict(get_peft_model_state_dict(net))
+    weights |= {n: weight for n, weight in net.named_parameters() if weight.requires_grad and LAYER not in n}
+    weights = {name: value.detach().clone() for name, value in weights.items()}
     values = net.peft_config["default"].to_dict()  # type: ignore[union-attr, index]
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in values.items()}
     fold(net, ["default"])
