@@ -102,5 +102,5 @@ MUTATIONS = [
     ("low + (high - low)", "low + high"),
     ("batch.eps[0], tau), tau", "batch.eps[1], tau), tau"),
     ("return raw - wanted", "return raw"),
-    ("net = deepcopy(teacher.net).requires_grad_(True)", "net = teacher.net.requires_grad_(True)"),
+    ("net = to_train(teacher.net, more", "net = teacher.net.requires_grad_(True) or (teacher.net, more"),
 ]

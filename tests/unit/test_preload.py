@@ -161,10 +161,20 @@ def test_a_signal_reaches_it_and_its_children(
 ) -> None:
     (tmp_path / "sleeps.py").write_text(SLEEPS)
     command, pids = ["python", "sleeps.py"], tmp_path / "pids"
-    with subprocess.Popen(command, cwd=tmp_path, env=preloaded, stdout=subprocess.PIPE, text=True) as process:
-        wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
-        process.send_signal(number)
-        output = process.communicate(timeout=10)[0]
+    with subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=preloaded,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored by jobs in the background
+    ) as process:
+        try:
+            wait_for(lambda: pids.exists() and len(pids.read_text().split()) == 2)
+            process.send_signal(number)
+            output = process.communicate(timeout=10)[0]
+        finally:
+            process.kill()
     interrupted = number == signal.SIGINT
     assert (process.returncode, output) == ((130, "saved\n") if interrupted else (-number, ""))
     wait_for(lambda: not any(psutil.pid_exists(int(pid)) for pid in pids.read_text().split()))
