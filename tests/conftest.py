@@ -14,6 +14,8 @@ FIRST = (
     "test_cluster",
     "test_several_processes",
     "test_distributed",
+    "test_every_method",
+    "test_score_methods",
     "test_backbones",
     "test_inputs_teachers",
     "test_bad_input",
