@@ -30,6 +30,7 @@ from tests.pipelines import CAPTIONS, vae
 from tests.unit.test_every_method import METHODS, untrained_classifier
 
 TRAINING = StudentTrainingConfig(steps=3, batch_size=4, learning_rate=0.02)
+LORA = {"rank": 2, "alpha": 2.0}
 SECTIONS: dict[str, dict[str, Any]] = {"compress": {"unet": "small"}, "halve": {"steps": 2}, "reflow": {}}
 """Methods that a section of their own describes -> their parameters."""
 
@@ -89,6 +90,36 @@ def test_the_start_model_is_halved_where_the_configuration_says_so(method: str, 
     context = Context("student", 0, start, student, backbone, [TRIPLETS / "0"], features, None)
     frozen = module.METHOD(config, context, module.student_of(config, student)).frozen
     assert any(net is start.net for net in frozen) == config.evaluates_start
+
+
+@pytest.mark.parametrize("guided", [False, True], ids=["", "guidance"])
+@pytest.mark.parametrize("method", METHODS)
+def test_an_adapter_is_trained_on_a_rounded_base(method: str, guided: bool) -> None:
+    """It is rounded unless the method evaluates the student without autocast."""
+    prepare_images(64)
+    backbone = import_miniature("sd")
+    draw_triplets(backbone, guidance=(1.0, 3.0) if guided else 1.0)
+    values = METHODS[method] | {"method": method, "from": "teacher", "training": TRAINING, "lora": LORA}
+    if guided:
+        ranged = {"guidance": (1.0, 3.0)} if method not in ("direct", "sdxs") else {}
+        values |= {"guidance_embedding": True} | ranged
+    config = method_module(method).Config.model_validate(values)
+    features = untrained_classifier() if config.needs_feature_maps else None
+    seen: list[torch.dtype] = []
+
+    def note(net: nn.Module, inputs: Any) -> None:
+        weights = net.named_parameters()
+        seen.extend(weight.dtype for name, weight in weights if name.endswith("base_layer.weight"))
+
+    task = Task("distill", "student", method, config, [TRIPLETS / "0"], 0, features)
+    with nn.modules.module.register_module_forward_pre_hook(
+        lambda net, inputs: note(net, inputs) if hasattr(net, "peft_config") else None
+    ):
+        learn(task)
+    wanted = torch.float32 if config.full_precision else torch.bfloat16
+    assert seen[-1] == wanted, "dmd2 evaluates it once before: a discriminator asks for the features' shapes"
+    weights = open_model(MODELS / "student", backbone).net.state_dict().values()
+    assert all(weight.dtype == torch.float32 and weight.isfinite().all() for weight in weights)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl", "sd3", "pixart", "flux", "sana"])

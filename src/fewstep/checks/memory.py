@@ -62,6 +62,8 @@ class Setup:
     """Whether the teacher is in memory beside another start model."""
     evaluates_start: bool = False
     """Whether the start model is evaluated, so that its weights are rounded as training/half.py does."""
+    full_precision: bool = False
+    """Whether the network under an adapter is not rounded."""
     decoding: Decoding | None = None
     """The part of the loss that decodes images; None: there is none, or its networks are unknown."""
 
@@ -81,6 +83,7 @@ def student_setup(config: MethodConfig) -> Setup:
         gradient_passes=config.gradient_passes,
         teacher=bool(config.further_networks) and config.from_ != "teacher",
         evaluates_start=config.evaluates_start,
+        full_precision=config.full_precision,
     )
 
 
@@ -141,7 +144,7 @@ def need(design: Design, setup: Setup, start: Design | None = None, teacher: Des
         other = trace(teacher, replace(setup, optimizer=optimizer).kind)
         state += FLOAT * other.trained + other.optimizer
         copy += FLOAT * other.trained + other.optimizer
-    if (dtype := half()) is not None:
+    if (dtype := half()) is not None and not setup.full_precision:
         state -= (FLOAT - dtype.itemsize) * traced.rounded
     state += setup.teacher * frozen_bytes(teacher)
     if setup.decoding is not None:

@@ -45,6 +45,7 @@ class Config(GuidedConfig):
     method: str
     learns_from: ClassVar[tuple[str, ...]] = ("triplets", "encoded")
     takes: ClassVar[tuple[str, ...]] = (END_TIME,)
+    full_precision: ClassVar[bool] = True
     steps: int | None = Field(None, ge=1)
     """Step count of the student; null: any."""
     times: Times = Times.UNIFORM
@@ -96,7 +97,7 @@ class FlowMap(StudentMethod):
 
     def __init__(self, config: Config, context: Context, student: Model) -> None:
         super().__init__(config, context, student)
-        self.config = config
+        self.config, self.full_precision = config, config.full_precision
         self.groups = {"student": Group({"net": student.net}, config.training)}
         self.frozen = (context.start.net,)
         start = replace(context.start, denoiser=context.start.denoiser.on(self.denoiser.path))

@@ -37,6 +37,8 @@ class MethodConfig(Section):
     """Type of the network's weights on disk, to which they are rounded; adapters are always float32."""
     takes: ClassVar[tuple[str, ...]] = ()
     """Inputs beside its time that the method adds to the student's network: see `Denoiser.inputs`."""
+    full_precision: ClassVar[bool] = False
+    """See `Method.full_precision`."""
     learns_from: ClassVar[tuple[str, ...]] = ("triplets",)
     """Allowed values of `data`. A method that needs the noise of each end point allows triplets only."""
 

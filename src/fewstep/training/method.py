@@ -63,6 +63,8 @@ class Method(ABC):
     groups: Mapping[str, Group]
     frozen: Sequence[nn.Module] = ()
     """Networks that are not trained; the loop puts them on the device, in evaluation mode."""
+    full_precision: bool = False
+    """Whether trained networks are evaluated without autocast, so that none of their weights is rounded."""
 
     def schedule(self, step: int) -> Sequence[str]:
         """The groups that are updated at `step`, in order. Default: all of them."""

@@ -29,7 +29,9 @@ class State:
         self._unshards = [shard(module) for module in frozen]
         self.groups = {label: GroupState(group) for label, group in method.groups.items()}
         trained = [net for group in method.groups.values() for net in group.modules.values()]
-        halve_frozen([*method.frozen, *trained])
+        whole = {id(weight) for net in trained if method.full_precision for weight in net.parameters()}
+        networks = (*method.frozen, *trained)
+        halve_frozen([net for net in networks if whole.isdisjoint(map(id, net.parameters()))])
 
     @contextmanager
     def turn(self, label: str) -> Iterator[GroupState]:
