@@ -22,7 +22,7 @@ from fewstep.students.context import Context
 from fewstep.students.method import StudentMethod
 from fewstep.students.start import start_and_student
 from fewstep.training.evaluations import read_curve
-from fewstep.training.half import restore_frozen
+from fewstep.training.half import is_whole, restore_frozen
 from fewstep.training.loop import train
 from fewstep.training.lora import detach
 
@@ -124,7 +124,7 @@ def learn(task: Task) -> None:
     train(method, name, task.seed, work.folder)
     made = method.student
     if is_main_process():
-        adapter, base = separated(made.net, config)
+        adapter, base = separated(made.net, config, start.net)
         curve = read_curve(work.folder / name)
         save_model(
             MODELS / name,
@@ -141,16 +141,18 @@ def learn(task: Task) -> None:
         work.finish()
 
 
-def separated(net: nn.Module, config: MethodConfig) -> tuple[LowRank | None, Path | None]:
+def separated(net: nn.Module, config: MethodConfig, begun: nn.Module) -> tuple[LowRank | None, Path | None]:
     """Merge the adapter into the trained network, in place, and return it; None if all weights were trained.
 
-    Frozen weights that were rounded become those of the start model again. The second value is the artifact
-    of the start model, if it has all weights of the network that are not in the adapter.
+    begun: the start model's network after the training. Frozen weights that were rounded become those of the
+    start model's artifact again. The second value is this artifact, if it has all weights of the network that
+    are not in the adapter.
     """
     if config.lora is None and config.trains_denoiser:
         return None, None
     start = MODELS / config.from_
-    before = open_model(start, open_backbone(TEACHER)).net
+    intact = all(is_whole(weight) for weight in begun.parameters())
+    before = begun if intact else open_model(start, open_backbone(TEACHER)).net
     restore_frozen(net, before)
     if config.lora is None:
         return None, None

@@ -8,11 +8,12 @@ before an adapter is merged, `restore_frozen` takes the weights of the start mod
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fewstep.core.hardware import DTYPES, mixed_precision
 from fewstep.core.heap import give_back
 from fewstep.core.switches import switch
+from fewstep.training.sharding import is_sharded
 from fewstep.training.sharding import is_wanted as in_shards
 
 LAYERS = (
@@ -50,6 +51,11 @@ def half() -> torch.dtype | None:
     That of autocast, unless FEWSTEP_HALF_FROZEN is 0.
     """
     return None if switch("HALF_FROZEN", "") == "0" or in_shards() else DTYPES[mixed_precision()]
+
+
+def is_whole(weight: Tensor) -> bool:
+    """Whether a weight has the precision of artifacts, and all its elements in this process."""
+    return weight.dtype == torch.float32 and not is_sharded(weight)
 
 
 def rounded_by_autocast(net: nn.Module) -> Iterator[nn.Parameter]:
