@@ -72,6 +72,23 @@ def test_a_student_has_the_same_bytes_as_beside_whole_weights(
     assert all(torch.equal(value, expected[name]) for name, value in weights_in_half.items())
 
 
+def test_beside_its_adapter_a_network_is_stored_with_the_weights_of_its_start() -> None:
+    """Not with the rounded ones that it was trained on."""
+    prepare_images(64)
+    backbone = import_miniature("sd")
+    draw_triplets(backbone)
+    for name, begins, lora in (("whole", "teacher", None), ("adapted", "whole", LORA)):
+        values = {"method": "direct", "from": begins, "training": TRAINING, "lora": lora}
+        config = method_module("direct").Config.model_validate(values)
+        learn(Task("distill", name, "direct", config, [TRIPLETS / "0"], 0))
+    assert (MODELS / "adapted/net").is_dir(), "its start is no adapter of the teacher"
+    start, made = (open_model(MODELS / name, backbone).net.state_dict() for name in ("whole", "adapted"))
+    same = [name for name, weight in made.items() if torch.equal(weight, start[name])]
+    assert all(weight.dtype == torch.float32 for weight in made.values())
+    convolutions = [name for name, weight in made.items() if weight.ndim == 4 and "attentions" not in name]
+    assert convolutions and set(convolutions) <= set(same) and len(same) < len(made)
+
+
 @pytest.mark.parametrize("method", [*METHODS, *SECTIONS])
 @pytest.mark.parametrize("begins", ["teacher", "other"])
 def test_the_start_model_is_halved_where_the_configuration_says_so(method: str, begins: str) -> None:
