@@ -135,6 +135,7 @@ def test_it_sees_what_it_would_see_as_usual(
         os.umask(0o027)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
+    assert is_loaded(tmp_path, {**preloaded, **variables}, preexec_fn=prepare), "else both starts are usual"
     arguments, how = ("stages/show.py", "one", "-2"), {"input": "typed\n", "preexec_fn": prepare}
     seen = []
     for environment in (preloaded, usual(preloaded)):
@@ -150,6 +151,7 @@ def test_it_sees_what_it_would_see_as_usual(
 
 @pytest.mark.parametrize("end", ENDS)
 def test_it_ends_as_usual(preloaded: dict[str, str], tmp_path: Path, end: str) -> None:
+    assert is_loaded(tmp_path, preloaded), "else both starts are usual"
     (tmp_path / "script.py").write_text(ENDS[end])
     results = [ran(tmp_path, environment, "script.py") for environment in (preloaded, usual(preloaded))]
     assert results[0] == results[1]
