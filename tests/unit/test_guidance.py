@@ -40,6 +40,7 @@ from fewstep.students.start import start_and_student
 from fewstep.training.method import Rows
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import CAPTIONS
+from tests.unit.test_metrics_record import METRICS
 
 TRAINING = StudentTrainingConfig(steps=2, batch_size=4, learning_rate=0.02)
 EMBEDDED = {"from": "teacher", "guidance_embedding": True, "training": TRAINING}
@@ -229,11 +230,21 @@ def test_stock_diffusers_draws_at_the_guidance_it_receives(tmp_path: Path) -> No
     assert "guidance_scale" in (tmp_path / "out" / "README.md").read_text()
 
 
-def test_a_family_without_a_place_for_it_is_refused() -> None:
+def test_where_stock_diffusers_passes_no_guidance_it_is_built_in(tmp_path: Path) -> None:
     backbone = import_miniature("sd3")
-    start = open_model(TEACHER, backbone)
-    with pytest.raises(UserError, match="SD3Transformer2DModel has no place for it; sd's and sdxl's"):
-        start_and_student(start, "new", backbone, reflow.Config.model_validate(EMBEDDED), 0)
+    draw_triplets(backbone, guidance=(1.0, 9.0))
+    learn(Task("reflow", "reflow", "reflow", reflow.Config.model_validate(EMBEDDED), [TRIPLETS / "0"], 0))
+    model = open_model(MODELS / "reflow", backbone)
+    out, measured = tmp_path / "out", METRICS.model_copy(update={"guidance": 6.0})
+    export(out, model, MODELS / "reflow", TEACHER, backbone, measured, steps=2)
+    stock: Any = DiffusionPipeline.from_pretrained(out)
+    stock.set_progress_bar_config(disable=True)
+    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    call = read_json(out / "fewstep.json")["call"]
+    drawn_by_stock = stock(CAPTIONS, latents=noise, output_type="latent", **call).images
+    expected = latents(model, backbone, 6.0, 2)
+    torch.testing.assert_close(drawn_by_stock, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+    assert "it is fixed at 6. Leave `guidance_scale` at 0." in (out / "README.md").read_text()
 
 
 def test_impossible_guidance_is_refused() -> None:

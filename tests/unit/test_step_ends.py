@@ -1,6 +1,7 @@
 """Steps that know where they end: flow maps, a second time as an input, times of each sample."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fewstep.backbones.inputs import projection_of, takes_inputs
 from fewstep.backbones.model import Model, open_model, save_model
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.config.sampling import SamplingConfig
@@ -27,13 +29,13 @@ from fewstep.diffusion.denoiser import (
 )
 from fewstep.diffusion.schedules import Cosine, RectifiedFlow, Schedule
 from fewstep.diffusion.solvers import Solver, asked, at, solve
-from fewstep.export.pipeline import without_end_time
+from fewstep.export.pipeline import at_guidance, without_end_time
 from fewstep.export.sampling import stock_sampling
 from fewstep.methods import reflow
 from fewstep.sampling.draw import Sampler
 from fewstep.students.start import start_and_student
 from tests.miniature import import_miniature
-from tests.pipelines import CAPTIONS
+from tests.pipelines import CAPTIONS, MAKERS
 
 DATA = 0.5
 """Standard deviation of Gaussian data."""
@@ -146,60 +148,99 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
 
 
-def asked_for(model: Model, end: float, guidance: float) -> Tensor:
-    """The estimate of the model's network at t = 0.8, for a step that ends there."""
-    x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    conditions = PROMPTS | {GUIDANCE: torch.full((2,), guidance)}
+@dataclass
+class Family:
+    """A teacher of the family and its conditions for two prompts."""
+
+    backbone: DiffusersBackbone
+    prompts: Conditions
+
+    def x_0(self, model: Model, end: float, guidance: float) -> Tensor:
+        """The estimate of the model's network at t = 0.8, for a step that ends at `end`."""
+        x = torch.randn(2, *self.backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+        conditions = self.prompts | {GUIDANCE: torch.full((2,), guidance)}
+        with torch.no_grad():
+            return asked(model.denoiser, x, at(0.8, x), at(end, x), conditions).x_0
+
+
+@pytest.fixture(params=MAKERS)
+def family(request: pytest.FixtureRequest, project: None) -> Family:
+    backbone = import_miniature(request.param)
+    assert isinstance(backbone, DiffusersBackbone)
     with torch.no_grad():
-        return asked(model.denoiser, x, at(0.8, x), at(end, x), conditions).x_0
+        return Family(backbone, backbone.encode_prompts(CAPTIONS[:2]))
 
 
-PROMPTS: Conditions = {}
-
-
-@pytest.mark.usefixtures("project")
-@pytest.mark.parametrize("family", ["sd", "sdxl"])
-def test_a_network_learns_to_depend_on_the_end_of_a_step_and_keeps_its_guidance(family: str) -> None:
-    backbone = import_miniature(family)
-    with torch.no_grad():
-        PROMPTS.update(backbone.encode_prompts(CAPTIONS[:2]))
-    start = open_model(TEACHER, backbone)
+def with_both_inputs(family: Family) -> Model:
+    """A model that takes guidance and the end of a step, and depends on both."""
+    start = open_model(TEACHER, family.backbone)
     settings = {"from": "teacher", "training": TRAINING}
-    _, guided_one = start_and_student(
-        start, "a", backbone, reflow.Config.model_validate(settings | {"guidance_embedding": True}), 0
-    )
-    projection = guided_one.net.get_parameter("time_embedding.cond_proj.weight")
-    torch.nn.init.normal_(projection.detach(), generator=torch.Generator().manual_seed(2))
-    _, both = start_and_student(guided_one, "b", backbone, FlowMapConfig.model_validate(settings), 0)
+    embeds = reflow.Config.model_validate(settings | {"guidance_embedding": True})
+    _, guided_one = start_and_student(start, "a", family.backbone, embeds, 0)
+    randomize(guided_one, 2)
+    takes_ends = FlowMapConfig.model_validate(settings)
+    _, both = start_and_student(guided_one, "b", family.backbone, takes_ends, 0)
     assert both.denoiser.inputs == (GUIDANCE, END_TIME) and both.takes_guidance
     for guidance in (1.0, 6.0):
-        torch.testing.assert_close(asked_for(both, 0.3, guidance), asked_for(guided_one, 0.3, guidance))
-    assert not torch.equal(asked_for(both, 0.3, 1.0), asked_for(both, 0.3, 6.0))
-    assert torch.equal(asked_for(both, 0.3, 1.0), asked_for(both, 0.6, 1.0)), "no effect yet"
+        assert_close(family.x_0(both, 0.3, guidance), family.x_0(guided_one, 0.3, guidance))
+    assert not torch.equal(family.x_0(both, 0.3, 1.0), family.x_0(both, 0.3, 6.0))
+    assert torch.equal(family.x_0(both, 0.3, 1.0), family.x_0(both, 0.6, 1.0)), "no effect yet"
+    randomize(both, 3)
+    assert not torch.equal(family.x_0(both, 0.3, 1.0), family.x_0(both, 0.6, 1.0))
+    return both
 
-    wider = both.net.get_parameter("time_embedding.cond_proj.weight")
-    torch.nn.init.normal_(wider.detach(), generator=torch.Generator().manual_seed(3))
-    save_model(MODELS / "b", both, backbone, "reflow", {"teacher": TEACHER})
-    opened = open_model(MODELS / "b", backbone)
+
+def randomize(model: Model, seed: int) -> None:
+    """Random weights for the projection of its inputs."""
+    torch.nn.init.normal_(projection_of(model.net), std=0.1, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    """Equal to rounding."""
+    torch.testing.assert_close(actual, expected, atol=1e-4 * float(expected.abs().max()), rtol=0)
+
+
+def test_a_network_of_every_family_takes_guidance_and_the_end_of_a_step(family: Family) -> None:
+    both = with_both_inputs(family)
+    save_model(MODELS / "b", both, family.backbone, "reflow", {"teacher": TEACHER})
+    opened = open_model(MODELS / "b", family.backbone)
     assert opened.denoiser.inputs == (GUIDANCE, END_TIME)
-    assert torch.equal(asked_for(opened, 0.3, 2.0), asked_for(both, 0.3, 2.0))
-    assert not torch.equal(asked_for(opened, 0.3, 2.0), asked_for(opened, 0.6, 2.0))
+    for end, guidance in ((0.3, 2.0), (0.6, 2.0), (0.3, 5.0)):
+        assert torch.equal(family.x_0(opened, end, guidance), family.x_0(both, end, guidance))
 
-    noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(1))
-    sampler = Sampler(opened, backbone, SamplingConfig(guidance=2.0))
-    assert not torch.equal(sampler.latents(PROMPTS, noise, 1), sampler.latents(PROMPTS, noise, 2))
+    noise = torch.randn(2, *family.backbone.latent_shape, generator=torch.Generator().manual_seed(1))
+    sampler = Sampler(opened, family.backbone, SamplingConfig(guidance=2.0))
+    drawn = [sampler.latents(family.prompts, noise, steps) for steps in (1, 2)]
+    assert not torch.equal(*drawn)
     with pytest.raises(UserError, match=r"export\.b: no diffusers pipeline passes its network the end"):
         stock_sampling("b", opened.denoiser, opened.sampling, 1, {})
-    assert isinstance(backbone, DiffusersBackbone)
-    one_step = without_end_time(opened, backbone)
-    assert one_step.denoiser.inputs == (GUIDANCE,)
-    for guidance in (1.0, 6.0):
-        torch.testing.assert_close(asked_for(one_step, 0.3, guidance), asked_for(opened, 0.0, guidance))
 
 
-@pytest.mark.usefixtures("project")
-def test_a_family_without_a_place_for_a_second_time_is_refused() -> None:
-    backbone = import_miniature("pixart")
-    config = FlowMapConfig.model_validate({"from": "teacher", "training": TRAINING})
-    with pytest.raises(UserError, match="end_time: a PixArtTransformer2DModel has no place for it"):
-        start_and_student(open_model(TEACHER, backbone), "new", backbone, config, 0)
+def test_an_input_that_becomes_a_constant_leaves_the_others(family: Family) -> None:
+    both = with_both_inputs(family)
+    weights = {name: value.clone() for name, value in both.net.state_dict().items()}
+    one_step, at_3 = without_end_time(both, family.backbone), at_guidance(both, family.backbone, 3.0)
+    assert one_step.denoiser.inputs == (GUIDANCE,) and at_3.denoiser.inputs == (END_TIME,)
+    assert one_step.takes_guidance and not at_3.takes_guidance
+    for value in (1.0, 6.0):
+        assert_close(family.x_0(one_step, 0.3, value), family.x_0(both, 0.0, value))
+    for end in (0.3, 0.6):
+        assert_close(family.x_0(at_3, end, 6.0), family.x_0(both, end, 3.0))
+    neither = without_end_time(at_3, family.backbone)
+    assert_close(family.x_0(neither, 0.3, 6.0), family.x_0(both, 0.0, 3.0))
+    assert neither.net.state_dict().keys() == family.backbone.net.state_dict().keys()
+    assert neither.net.config == family.backbone.net.config
+    for name, value in both.net.state_dict().items():
+        assert torch.equal(value, weights[name]), "the model is as before"
+
+
+def test_a_stock_class_without_inputs_reads_the_rest_of_a_stored_network(family: Family) -> None:
+    """Inputs that the class does not store are in a file of their own."""
+    both = with_both_inputs(family)
+    folder = MODELS / "net"
+    family.backbone.save_net(both.net, folder)
+    stock, report = type(both.net).from_pretrained(folder, output_loading_info=True)  # type: ignore[attr-defined]
+    assert not any(report.values())
+    own = {*both.net.state_dict()} - {*stock.state_dict()}
+    assert takes_inputs(both.net) == (not own)
+    assert {name.rpartition(".cond_proj.")[2] for name in own} <= {"weight"}

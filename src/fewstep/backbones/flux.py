@@ -13,7 +13,7 @@ from fewstep.backbones.configurations import Configurations, channels, must_be, 
 from fewstep.backbones.pipeline import CLIP_TOKENIZERS, T5_TOKENIZERS, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 DISTILLED_GUIDANCE = 3.5
 """Guidance scale that dev receives as an input of the network: its stock pipeline's default."""
@@ -104,24 +104,21 @@ class Flux(DiffusersBackbone):
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=shift)
         return [1.0, *scheduler.sigmas[1:].double().tolist()]
 
-    def network(self, net: Any, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            high, wide = x.shape[2:]
-            text = conditions["text"]
-            raw = net(
-                hidden_states=FluxPipeline._pack_latents(x, *x.shape),
-                timestep=time / 1000,
-                guidance=torch.full_like(time, DISTILLED_GUIDANCE) if net.config.guidance_embeds else None,
-                pooled_projections=conditions["pooled"],
-                encoder_hidden_states=text,
-                txt_ids=text.new_zeros(text.shape[1], 3),
-                img_ids=FluxPipeline._prepare_latent_image_ids(0, high // 2, wide // 2, x.device, x.dtype),
-                return_dict=False,
-            )[0]
-            output: Tensor = FluxPipeline._unpack_latents(raw, high, wide, vae_scale_factor=1)
-            return output
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        high, wide = x.shape[2:]
+        text = conditions["text"]
+        raw = net(
+            hidden_states=FluxPipeline._pack_latents(x, *x.shape),
+            timestep=time / 1000,
+            guidance=torch.full_like(time, DISTILLED_GUIDANCE) if net.config.guidance_embeds else None,
+            pooled_projections=conditions["pooled"],
+            encoder_hidden_states=text,
+            txt_ids=text.new_zeros(text.shape[1], 3),
+            img_ids=FluxPipeline._prepare_latent_image_ids(0, high // 2, wide // 2, x.device, x.dtype),
+            return_dict=False,
+        )[0]
+        output: Tensor = FluxPipeline._unpack_latents(raw, high, wide, vae_scale_factor=1)
+        return output
 
 
 Adapter = Flux

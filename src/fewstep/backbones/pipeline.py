@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fewstep.backbones.configurations import INDEX as INDEX
 from fewstep.backbones.configurations import SCHEDULER_CONFIG, Configurations, channels, square
-from fewstep.backbones.inputs import widened
+from fewstep.backbones.inputs import add_saved_inputs, save_with_inputs, widened, with_inputs
 from fewstep.backbones.parts import (
     LEFT_OUT,
     Parts,
@@ -41,7 +41,7 @@ class DiffusersBackbone:
     """The part of `protocol.Backbone` that does not differ between families.
 
     A part is loaded, moved to the device and put into evaluation mode when it is first used, so a stage holds
-    only what it needs in memory. A family implements at least `encode_prompts` and `network`.
+    only what it needs in memory. A family implements at least `encode_prompts` and `call`.
     """
 
     pipeline_class: ClassVar[str]
@@ -228,20 +228,27 @@ class DiffusersBackbone:
         """
         return None
 
-    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        """The network's output `[B, ...]` for x `[B, ...]` at `schedule.network_time(t)` `[B]`."""
         raise NotImplementedError
 
+    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
+        network = partial(self.call, net)
+        return with_inputs(network, net, inputs) if inputs else network
+
     def with_input(self, net: nn.Module, name: str) -> nn.Module:
-        return widened(net, name)
+        return widened(net)
 
     def base_net(self, teacher: Path) -> Any:
         return self.load_net(teacher / self.net_part)
 
     def load_net(self, folder: Path) -> Any:
-        return to_device(load_part("diffusers", self.net_class, folder)).eval()
+        net = load_part("diffusers", self.net_class, folder)
+        add_saved_inputs(net, folder)
+        return to_device(net).eval()
 
     def save_net(self, net: nn.Module, folder: Path) -> None:
-        net.save_pretrained(folder)  # type: ignore[operator]
+        save_with_inputs(net, folder)
         forget_origin(folder)
 
 

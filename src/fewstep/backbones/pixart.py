@@ -4,12 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import T5_TOKENIZERS, DiffusersBackbone
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 VAE_FACTOR = 8
 
@@ -79,19 +79,16 @@ class PixArt(DiffusersBackbone):
             conditions |= {"resolution": torch.zeros(batch, 2), "aspect_ratio": torch.zeros(batch, 1)}
         return conditions
 
-    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            raw: Tensor = net(
-                x,
-                encoder_hidden_states=conditions["text"],
-                timestep=time,
-                added_cond_kwargs={name: conditions.get(name) for name in ("resolution", "aspect_ratio")},
-                encoder_attention_mask=conditions["mask"],
-                return_dict=False,
-            )[0]
-            return raw[:, : x.shape[1]]
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        raw: Tensor = net(
+            x,
+            encoder_hidden_states=conditions["text"],
+            timestep=time,
+            added_cond_kwargs={name: conditions.get(name) for name in ("resolution", "aspect_ratio")},
+            encoder_attention_mask=conditions["mask"],
+            return_dict=False,
+        )[0]
+        return raw[:, : x.shape[1]]
 
 
 class PixArtSigma(PixArt):

@@ -14,7 +14,7 @@ from fewstep.backbones.configurations import Configurations, fault, must_be, squ
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 
 class Pixel(DiffusersBackbone):
@@ -74,13 +74,10 @@ class Pixel(DiffusersBackbone):
     def decoder(self) -> nn.Module:
         return nn.Identity()
 
-    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            label = conditions["label"].long() if conditions else None
-            raw: Tensor = net(x, time, label, return_dict=False)[0]
-            return raw[:, : x.shape[1]]
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        label = conditions["label"].long() if "label" in conditions else None
+        raw: Tensor = net(x, time, label, return_dict=False)[0]
+        return raw[:, : x.shape[1]]
 
 
 Adapter = Pixel

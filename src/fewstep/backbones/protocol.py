@@ -64,7 +64,7 @@ class Backbone(Protocol):
 
         Its output does not depend on the new input before training. It may share weights with `net`.
 
-        Raises UserError when networks of this family have no place for it.
+        Raises UserError for a custom model without a method of its own for it.
         """
 
     def base_net(self, teacher: Path) -> nn.Module:

@@ -10,7 +10,7 @@ from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import ANY_TOKENIZER, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH, FLOW_SOLVERS, flow_times
 from fewstep.core.hardware import device, full_precision
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 VAE_FACTOR = 32
 
@@ -74,18 +74,15 @@ class Sana(DiffusersBackbone):
             latents: Tensor = self.vae.encode(images).latent
         return latents * self.vae.config.scaling_factor
 
-    def network(self, net: Any, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            raw: Tensor = net(
-                x,
-                encoder_hidden_states=conditions["text"],
-                encoder_attention_mask=conditions["mask"],
-                timestep=time * net.config.timestep_scale,
-                return_dict=False,
-            )[0]
-            return raw[:, : x.shape[1]]
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        raw: Tensor = net(
+            x,
+            encoder_hidden_states=conditions["text"],
+            encoder_attention_mask=conditions["mask"],
+            timestep=time * net.config.timestep_scale,
+            return_dict=False,
+        )[0]
+        return raw[:, : x.shape[1]]
 
 
 Adapter = Sana

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.backbones.configurations import Configurations, must_be
-from fewstep.backbones.inputs import embedded
 from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 
 class StableDiffusion(DiffusersBackbone):
@@ -39,18 +38,14 @@ class StableDiffusion(DiffusersBackbone):
     def example_conditions(self, net: Any, batch: int, length: int | None = None) -> Conditions:
         return {"text": torch.zeros(batch, length or CLIP_LENGTH, net.config.cross_attention_dim)}
 
-    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            raw: Tensor = net(
-                x,
-                time,
-                conditions["text"],
-                timestep_cond=embedded(inputs, conditions),
-                return_dict=False,
-            )[0]
-            return raw
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        raw: Tensor = net(
+            x,
+            time,
+            conditions["text"],
+            return_dict=False,
+        )[0]
+        return raw
 
 
 Adapter = StableDiffusion

@@ -7,13 +7,13 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.backbones.configurations import Configurations, must_be
 from fewstep.backbones.pipeline import CLIP_TOKENIZERS, T5_TOKENIZERS, DiffusersBackbone
 from fewstep.backbones.schedulers import FLOW_MATCH, FLOW_SOLVERS, flow_times
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 CLIP_AND_T5_LENGTH = 77 + 256
 
@@ -98,12 +98,9 @@ class StableDiffusion3(DiffusersBackbone):
             "pooled": torch.zeros(batch, config.pooled_projection_dim),
         }
 
-    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            raw: Tensor = net(x, conditions["text"], conditions["pooled"], time, return_dict=False)[0]
-            return raw
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        raw: Tensor = net(x, conditions["text"], conditions["pooled"], time, return_dict=False)[0]
+        return raw
 
 
 Adapter = StableDiffusion3

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fewstep.backbones.configurations import Configurations, fault, must_be
-from fewstep.backbones.inputs import embedded
 from fewstep.backbones.pipeline import CLIP_LENGTH, CLIP_TOKENIZERS, DiffusersBackbone
 from fewstep.core.hardware import device
-from fewstep.diffusion.denoiser import Conditions, Network
+from fewstep.diffusion.denoiser import Conditions
 
 VAE_FACTOR = 8
 SIZE_IDS = 6
@@ -94,20 +93,16 @@ class StableDiffusionXL(DiffusersBackbone):
             "time_ids": torch.zeros(batch, 6),
         }
 
-    def network(self, net: nn.Module, inputs: Sequence[str] = ()) -> Network:
-        def run(x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-            added = {"text_embeds": conditions["pooled"], "time_ids": conditions["time_ids"]}
-            raw: Tensor = net(
-                x,
-                time,
-                conditions["text"],
-                timestep_cond=embedded(inputs, conditions),
-                added_cond_kwargs=added,
-                return_dict=False,
-            )[0]
-            return raw
-
-        return run
+    def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
+        added = {"text_embeds": conditions["pooled"], "time_ids": conditions["time_ids"]}
+        raw: Tensor = net(
+            x,
+            time,
+            conditions["text"],
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0]
+        return raw
 
 
 Adapter = StableDiffusionXL

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from fewstep.backbones.configurations import CONFIG, read_object
-from fewstep.backbones.inputs import INPUTS_WIDTH
 from fewstep.backbones.model import Model
 from fewstep.backbones.pipeline import schedule_of
 from fewstep.backbones.registry import family
@@ -173,11 +172,6 @@ def layers(chain: Chain) -> Iterator[str]:
         targets = config.lora.targets if config.lora else None
         if absent := [target for target in targets or () if not is_in(target, names)]:
             yield f"{place}.lora.targets: {', '.join(absent)}: no layer of the network has such a name"
-        if config.inputs and INPUTS_WIDTH not in net.config:
-            key = "guidance_embedding" if config.guidance_embedding else "method"
-            what = f"an input of {' and '.join(config.inputs)}"
-            kind = type(net).__name__
-            yield f"{place}.{key}: a {kind} has no place for {what}; sd's and sdxl's networks have"
 
 
 def exports(chain: Chain, known: Known) -> Iterator[str]:

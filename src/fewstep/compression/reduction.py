@@ -9,6 +9,7 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 
+from fewstep.backbones.inputs import projection_of, set_projection, takes_inputs
 from fewstep.core.errors import UserError
 from fewstep.core.hardware import to_device
 
@@ -53,6 +54,8 @@ def reduced(net: nn.Module, reduction: Reduction) -> nn.Module:
     """
     with init_empty_weights(include_buffers=False):
         small = type(net)(**configuration(net, reduction.changes))
+    if not takes_inputs(net):
+        set_projection(small, projection_of(net))
     weights = copied(net.state_dict(), small.state_dict(), reduction)
     small.load_state_dict(weights, strict=True, assign=True)
     is_real = not next(net.parameters()).is_meta

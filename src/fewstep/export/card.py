@@ -15,9 +15,18 @@ from fewstep.evaluation.schema import Metrics
 
 
 def model_card(
-    model: Model, folder: Path, teacher: Path, pipeline: str, call: Mapping[str, Any], metrics: Metrics | None
+    model: Model,
+    folder: Path,
+    teacher: Path,
+    pipeline: str,
+    call: Mapping[str, Any],
+    metrics: Metrics | None,
+    guidance: float | None,
 ) -> ModelCard:
-    """The model card of an export, deterministic. The licence is the teacher's."""
+    """The model card of an export, deterministic. The licence is the teacher's.
+
+    guidance: the scale at which an input for guidance was fixed, if it was.
+    """
     made, origin = read_json(folder / NAME), read_json(teacher / NAME)["facts"]
     licence, source = origin.get("licence"), origin.get("origin")
     data = ModelCardData(
@@ -41,7 +50,7 @@ def model_card(
         f"pipe({prompt}{arguments}).images[0]",
         "```",
         "",
-        guidance_of(model) if prompt else "",
+        guidance_of(model, guidance) if prompt else "",
         "",
         *measured(metrics),
         "## Lineage",
@@ -54,10 +63,15 @@ def model_card(
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines) + "\n")
 
 
-def guidance_of(model: Model) -> str:
-    """How to set `guidance_scale`."""
+def guidance_of(model: Model, scale: float | None) -> str:
+    """How to set `guidance_scale`. scale: at which an input for guidance was fixed, if it was."""
     if model.takes_guidance:
         return "It was trained with `guidance_scale` as an input, which costs no second evaluation."
+    if scale is not None:
+        return (
+            f"It was trained with guidance as an input, which this pipeline does not pass: it is fixed at "
+            f"{scale:g}. Leave `guidance_scale` at 0."
+        )
     return "Guidance is built in: leave `guidance_scale` at 0."
 
 

@@ -10,16 +10,18 @@ import diffusers
 import torch
 from diffusers import DDIMPipeline
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fewstep.artifacts.manifest import Manifest, identity
-from fewstep.backbones.inputs import fixed
+from fewstep.backbones.inputs import fixed, takes_inputs
 from fewstep.backbones.model import Model
 from fewstep.backbones.parts import component_names, forget_origin
 from fewstep.backbones.pipeline import DiffusersBackbone
 from fewstep.backbones.protocol import Backbone
 from fewstep.core.errors import UserError
 from fewstep.core.files import whole_folder, write_json
-from fewstep.diffusion.denoiser import END_TIME
+from fewstep.diffusion.denoiser import END_TIME, GUIDANCE
+from fewstep.diffusion.sampling import Guidance
 from fewstep.evaluation.schema import Metrics
 from fewstep.export.adapter import export_adapter
 from fewstep.export.card import model_card
@@ -50,12 +52,15 @@ def export(
         raise UserError(
             f"export.{model.name}: runs at any number of steps; say how many in export.{model.name}.steps"
         )
+    guidance = (metrics.guidance if metrics else None) or 1.0
     model = model if steps > 1 else without_end_time(model, backbone)
+    fixes_guidance = model.takes_guidance and not takes_inputs(model.net)
+    model = at_guidance(model, backbone, guidance) if fixes_guidance else model
     config = backbone.parts["scheduler"]().config
     sampling = stock_sampling(model.name, model.denoiser, model.sampling, steps, config)
     call = call_of(backbone, sampling)
     if model.takes_guidance:
-        call["guidance_scale"] = (metrics.guidance if metrics else None) or 1.0
+        call["guidance_scale"] = guidance
     demand_stock_pipeline(model.name, backbone.pipeline_class, call, backbone.net.config)
     metadata = {"model": identity(folder), "steps": steps, "call": call}
     with whole_folder(out) as staging:
@@ -67,7 +72,8 @@ def export(
         if hasattr(class_of(backbone), "load_lora_weights"):
             export_adapter(folder, staging / "lora")
         write_json(staging / "fewstep.json", metadata)
-        card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics)
+        built_in = guidance if fixes_guidance else None
+        card = model_card(model, folder, teacher, class_of(backbone).__name__, call, metrics, built_in)
         card.save(staging / "README.md")
         Manifest.seal(staging, "export", {"steps": steps}, {model.name: folder, "teacher": teacher})
 
@@ -75,13 +81,25 @@ def export(
 def without_end_time(model: Model, backbone: DiffusersBackbone) -> Model:
     """The model for one step, which ends at time 0: a flow map's network then needs no input for it."""
     denoiser = model.denoiser
-    if END_TIME not in denoiser.inputs:
-        return model
     end = denoiser.schedule.network_time(denoiser.own_time(torch.zeros(1))).float()
-    net = fixed(model.net, denoiser.inputs, END_TIME, end)
-    rest = tuple(name for name in denoiser.inputs if name != END_TIME)
+    return without_input(model, backbone, END_TIME, end)
+
+
+def at_guidance(model: Model, backbone: DiffusersBackbone, scale: float) -> Model:
+    """The model with this guidance scale built in, for a pipeline that passes none to its network."""
+    model = without_input(model, backbone, GUIDANCE, torch.tensor([scale]))
+    return replace(model, sampling=replace(model.sampling, guidance=Guidance.BUILT_IN))
+
+
+def without_input(model: Model, backbone: DiffusersBackbone, name: str, value: Tensor) -> Model:
+    """The model, whose network's input `name`, if it has one, always has the value `[1]`."""
+    inputs = model.denoiser.inputs
+    if name not in inputs:
+        return model
+    net = fixed(model.net, inputs, name, value)
+    rest = tuple(other for other in inputs if other != name)
     return replace(
-        model, net=net, denoiser=replace(denoiser, network=backbone.network(net, rest), inputs=rest)
+        model, net=net, denoiser=replace(model.denoiser, network=backbone.network(net, rest), inputs=rest)
     )
 
 
