@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fewstep.config.training import TrainingConfig
 from fewstep.core.files import read_json, write_json
-from fewstep.core.hardware import attention, autocast, deterministic
+from fewstep.core.hardware import attention, autocast, deterministic, seed_generator
 from fewstep.core.keyed import Key
 from fewstep.core.paths import LOGS
 from fewstep.core.processes import all_reduce_sum, any_rank, barrier, is_main_process, require
@@ -152,7 +152,7 @@ def update(state: State, name: str, seed: int, parts: Parts, batch_size: int) ->
     """
     step, method = state.step, state.method
     # Dropout inside networks draws from the global generator. Keyed by step, it is the same after a resume.
-    torch.manual_seed(Key(seed, f"{name}/dropout").seed32(step))
+    seed_generator(Key(seed, f"{name}/dropout").seed32(step))
     prepared = []
     for share, batch in parts:
         with torch.no_grad(), autocast():
