@@ -82,10 +82,10 @@ class Toy(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        angle = (math.pi / 2 * time.double() / 1000).reshape(-1, 1, 1, 1).expand(x.shape)
+        angle = (math.pi / 2 * time.double() / 1000).reshape(-1, 1, 1, 1)
         alpha, sigma = torch.cos(angle), torch.sin(angle).clamp(min=1e-6)
         exact = (alpha * x.double() - self.mixture.x_0(x.double(), alpha, sigma)) / sigma
-        waves = [torch.cos(k * angle).float() for k in (1, 2, 4)]
+        waves = [torch.cos(k * angle).float().expand(x.shape) for k in (1, 2, 4)]
         inputs = torch.stack([x, 5 * x, torch.tanh(3 * x), *waves], -1)
         prediction: Tensor = exact.to(x.dtype) + self.layers(inputs)[..., 0]
         return prediction

@@ -34,7 +34,10 @@ HALVE = halve.Config(training=TRAINING, steps=1, **{"from": "teacher"})
 SMALLER = compress.Config(training=TRAINING, unet="small", **{"from": "teacher"})
 ADAPTER = LoraSettings(rank=3, alpha=4.0)
 STUDENTS: dict[str, tuple[Any, dict[str, str]]] = {
-    "micro": (REFLOW.model_copy(update={"training": MUON}), {"MICRO_BATCH": "2", "EMA_ON_HOST": "1"}),
+    "micro": (
+        REFLOW.model_copy(update={"training": MUON}),
+        {"MICRO_BATCH": "2", "EMA_ON_HOST": "1", "TRACKERS": "tensorboard"},
+    ),
     "adapter": (HALVE.model_copy(update={"lora": ADAPTER}), {"CHECKPOINT_ACTIVATIONS": "1"}),
     "compiled": (REFLOW, {"COMPILE": "aot_eager"}),
     "smaller": (SMALLER, {"CHECKPOINT_ACTIVATIONS": "1"}),

@@ -1,13 +1,14 @@
 """Flows started as a person does, in a process of their own."""
 
 import json
+import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.began import PYTHON
 from tests.integration.project import PATIENCE, Project
 from tests.integration.server import Server
 
@@ -27,16 +28,23 @@ class Flow:
 
 
 def start(
-    project: Project, server: Server, environment: dict[str, str], code: str = CODE, **chosen: Any
+    project: Project,
+    server: Server,
+    environment: dict[str, str],
+    code: str = CODE,
+    program: str = PYTHON,
+    **chosen: Any,
 ) -> Flow:
     """A flow with parameters, as `python -m flows.chain` starts it."""
-    with tempfile.NamedTemporaryFile(
-        prefix="flow-", suffix=".log", dir=project.folder.parent, delete=False
-    ) as log:
+    folder = project.folder.parent
+    script = folder / f"{project.folder.name}-flow.py"
+    script.write_text(code)
+    ours = {"TMPDIR": str(folder), "PYTHONPATH": f"{project.folder / 'src'}{os.pathsep}{project.folder}"}
+    with tempfile.NamedTemporaryFile(prefix="flow-", suffix=".log", dir=folder, delete=False) as log:
         process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(chosen)],
+            [program, script, json.dumps(chosen)],
             cwd=project.folder,
-            env=project.environment(**server.environment, TMPDIR=str(project.folder.parent), **environment),
+            env=project.environment(**server.environment, **ours, **environment),
             stdout=log,
             stderr=subprocess.STDOUT,
         )

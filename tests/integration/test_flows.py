@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,8 @@ def test_stopped_killed_or_robbed_of_its_stage_it_leaves_nothing_and_goes_on_whe
     training(copied, 120)
     for number in (signal.SIGTERM, signal.SIGKILL):
         begun = time.monotonic()
-        process = start(copied, server, KEEP, targets=REFLOW)
+        # Not preloaded: what kills its client kills all of its children as well, without the guard.
+        process = start(copied, server, KEEP, program=sys.executable, targets=REFLOW)
         pid = caught(copied, process)
         # Ten seconds, or on a slow host half of what the start took.
         limit = max(10.0, (time.monotonic() - begun) / 2)
