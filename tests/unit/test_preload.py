@@ -102,10 +102,10 @@ def ran(folder: Path, environment: dict[str, str], *arguments: str, **how: Any) 
     return done.returncode, done.stdout, done.stderr
 
 
-def is_loaded(folder: Path, environment: dict[str, str], **how: Any) -> bool:
+def is_loaded(folder: Path, environment: dict[str, str], *options: str, **how: Any) -> bool:
     """Whether a script finds the libraries imported."""
     (folder / "loaded.py").write_text(LOADED)
-    status, output, errors = ran(folder, environment, "loaded.py", **how)
+    status, output, errors = ran(folder, environment, *options, "loaded.py", **how)
     assert status == 0, errors
     return output == "True\n"
 
@@ -116,16 +116,17 @@ def test_a_script_finds_the_libraries_imported(preloaded: dict[str, str], tmp_pa
 
 
 @pytest.mark.parametrize(
-    "variables",
+    ("variables", "options"),
     [
-        {"FEWSTEP_BATCH": "3", "DVC_STAGE": "reflow"},
-        {"PYTHONPATH": f"code{os.pathsep}{os.pathsep}/more"},
-        {"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"},
-        {"PYTHONUNBUFFERED": "", "PYTHONDONTWRITEBYTECODE": ""},
+        ({"FEWSTEP_BATCH": "3", "DVC_STAGE": "reflow"}, ()),
+        ({"PYTHONPATH": f"code{os.pathsep}{os.pathsep}/more"}, ()),
+        ({"PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}, ()),
+        ({"PYTHONUNBUFFERED": "", "PYTHONDONTWRITEBYTECODE": ""}, ()),
+        ({}, ("-u",)),
     ],
 )
 def test_it_sees_what_it_would_see_as_usual(
-    preloaded: dict[str, str], tmp_path: Path, variables: dict[str, str]
+    preloaded: dict[str, str], tmp_path: Path, variables: dict[str, str], options: tuple[str, ...]
 ) -> None:
     folder = tmp_path / "stages"
     folder.mkdir()
@@ -135,8 +136,9 @@ def test_it_sees_what_it_would_see_as_usual(
         os.umask(0o027)
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-    assert is_loaded(tmp_path, {**preloaded, **variables}, preexec_fn=prepare), "else both starts are usual"
-    arguments, how = ("stages/show.py", "one", "-2"), {"input": "typed\n", "preexec_fn": prepare}
+    begun = is_loaded(tmp_path, {**preloaded, **variables}, *options, preexec_fn=prepare)
+    assert begun, "else both starts are usual"
+    arguments, how = (*options, "stages/show.py", "one", "-2"), {"input": "typed\n", "preexec_fn": prepare}
     seen = []
     for environment in (preloaded, usual(preloaded)):
         status, output, errors = ran(tmp_path, {**environment, **variables}, *arguments, **how)

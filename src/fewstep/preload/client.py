@@ -37,20 +37,20 @@ FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signa
 
 def main(folder: str, program: str, *arguments: str) -> NoReturn:
     """End as the program ends: with its exit status, or by its signal."""
-    script = script_of(program, arguments)
+    is_python = Path(program).name.startswith("python")
+    unbuffered = is_python and arguments[:1] == ("-u",)
+    script = script_of(arguments[unbuffered:]) if is_python else [program, *arguments]
     same = json.loads(Path(folder, SURROUNDINGS).read_text()) == surroundings()
     if script and same:
         with socket.socket(socket.AF_UNIX) as server:
-            status = run(script, server, str(Path(folder, SOCKET)))
+            status = run(script, unbuffered, server, str(Path(folder, SOCKET)))
         if status is not None:
             end(status)
     os.execv(program, [program, *arguments])
 
 
-def script_of(program: str, arguments: tuple[str, ...]) -> list[str]:
-    """The script that the program would run, or -m and its module, with arguments; empty: something else."""
-    if not Path(program).name.startswith("python"):
-        return [program, *arguments]
+def script_of(arguments: tuple[str, ...]) -> list[str]:
+    """The script that Python would run, or -m and its module, with its arguments; empty: something else."""
     first = arguments[0] if arguments else ""
     is_script = first.endswith(".py") and Path(first).is_file()
     return list(arguments) if is_script or (first == "-m" and len(arguments) > 1) else []
@@ -73,12 +73,16 @@ def surroundings() -> dict[str, Any]:
     }
 
 
-def run(script: list[str], server: socket.socket, address: str) -> int | None:
-    """Have the server run the script. Returns its status as of `os.waitpid`, or None: it was not started."""
+def run(script: list[str], unbuffered: bool, server: socket.socket, address: str) -> int | None:
+    """Have the server run the script. Returns its status as of `os.waitpid`, or None: it was not started.
+
+    unbuffered: Python's option -u, with which torch's launcher starts its processes.
+    """
     mask = os.umask(0)
     os.umask(mask)
     request = {
         "script": script,
+        "unbuffered": unbuffered or bool(os.environ.get("PYTHONUNBUFFERED")),
         "folder": str(Path.cwd()),
         "environment": dict(os.environ),
         "mask": mask,

@@ -127,10 +127,9 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
     tempfile.tempdir = None  # TMPDIR may be another one.
     sys.path[:0] = search_path(request)
     sys.dont_write_bytecode = bool(variables.get("PYTHONDONTWRITEBYTECODE"))
-    unbuffered = bool(variables.get("PYTHONUNBUFFERED"))
     for stream, by_lines in ((sys.stdout, os.isatty(1)), (sys.stderr, True)):
-        lines = by_lines and not unbuffered
-        stream.reconfigure(line_buffering=lines, write_through=unbuffered)  # type: ignore[union-attr]
+        lines = by_lines and not request["unbuffered"]
+        stream.reconfigure(line_buffering=lines, write_through=request["unbuffered"])  # type: ignore[union-attr]
     sys.argv[:] = request["script"]
     if sys.argv[0] == "-m":
         del sys.argv[0]
