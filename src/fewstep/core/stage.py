@@ -4,7 +4,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fewstep.core.errors import UserError
@@ -26,6 +26,7 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     Exit status: 0 done; 1 a UserError or too little memory, printed without a traceback; 130 interrupted
     (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
+    begun_in = os.environ.copy()
     quiet()
     collect_rarely()
     for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
@@ -33,7 +34,7 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
         os.environ[name] = "false"
     launched = "LOCAL_RANK" in os.environ
     if several and not launched and LAUNCHED not in os.environ:
-        start_several(launcher())
+        start_several(launcher(), begun_in)
     if launched and os.environ.get("RANK", "0") != "0":
         # Only rank 0 prints to stdout; errors of every rank go to stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
@@ -72,13 +73,15 @@ def launcher() -> list[str]:
     return [switch("PYTHON", sys.executable), "-m", "accelerate.commands.launch"] if several else []
 
 
-def start_several(command: list[str]) -> None:
-    """Replace this process by `command` with this script and its arguments; an empty command does nothing."""
+def start_several(command: list[str], environment: Mapping[str, str]) -> None:
+    """Replace this process by `command` with this script and its arguments; an empty command does nothing.
+
+    environment: this process's at its start, so that those of the command start as it did.
+    """
     if not command:
         return
-    os.environ[LAUNCHED] = "1"
     try:
-        os.execvp(command[0], [*command, *sys.argv])
+        os.execvpe(command[0], [*command, *sys.argv], {**environment, LAUNCHED: "1"})
     except OSError as error:
         print(f"error: FEWSTEP_LAUNCH: {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
