@@ -239,7 +239,7 @@ def test_variants_share_their_ancestors_and_become_experiments(copied: Project, 
     for command in (["add", "-A"], ["-c", "user.name=t", "-c", "user.email=t@t", "commit", "-qm", "all"]):
         assert copied.run("git", *command).returncode == 0
     before = (copied.folder / "params.yaml").read_text()
-    chosen = {"variants": VARIED, "targets": ["evaluate@no_halving"]}
+    chosen: dict[str, Any] = {"variants": VARIED, "targets": ["evaluate@no_halving"]}
     assert_ended(start(copied, server, {}, ABLATION, **chosen))
     states: dict[str, list[str]] = {}
     for name, state in server.tasks().items():
