@@ -210,8 +210,8 @@ def test_other_surroundings_than_the_servers_are_a_usual_start(
 
 def test_a_library_of_the_users_own_is_a_usual_start(preloaded: dict[str, str], tmp_path: Path) -> None:
     own = tmp_path / "own"
-    own.mkdir()
-    assert is_loaded(tmp_path, {**preloaded, "PYTHONPATH": str(own)})
+    (own / "peft").mkdir(parents=True)
+    assert is_loaded(tmp_path, {**preloaded, "PYTHONPATH": str(own)}), "a folder alone is no library"
     (own / "peft.py").write_text("")
     assert not is_loaded(tmp_path, {**preloaded, "PYTHONPATH": str(own)})
     (tmp_path / "peft.py").write_text("")

@@ -104,10 +104,14 @@ def search_path(request: dict[str, Any]) -> list[str]:
 
 
 def shadowed(path: list[str]) -> bool:
-    """Whether one of the imported libraries would come from one of these folders."""
+    """Whether one of the imported libraries would come from one of these folders.
+
+    A folder without `__init__.py` is none: Python prefers a module that comes later in the search path.
+    """
     invalidate_caches()
     libraries = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
-    return any(PathFinder.find_spec(name, path) for name in libraries)
+    found = (PathFinder.find_spec(name, path) for name in libraries)
+    return any(spec is not None and spec.loader is not None for spec in found)
 
 
 def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
