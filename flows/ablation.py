@@ -137,10 +137,11 @@ def save(root: Path, folder: Path, name: str, stages: Sequence[Stage]) -> None:
 
     Raises StageFailed with the error output of DVC or git.
     """
-    names = [stage.name for stage in stages]
+    # DVC commits the stages that it is given once more, a second each; `dvc repro` has committed them all.
+    last = stages[-1].name
     try:
         subprocess.run(
-            ["dvc", "exp", "save", "-q", "-f", "-n", name, *names],
+            ["dvc", "exp", "save", "-q", "-f", "-n", name, last],
             cwd=folder,
             check=True,
             capture_output=True,

@@ -33,6 +33,7 @@ from fewstep.checks.tracing import Kind, trace
 from fewstep.config.sampling import SamplingConfig
 from fewstep.config.training import TrainingConfig
 from fewstep.core.hardware import autocast, device, images_at_once
+from fewstep.core.quiet import BEGAN_IN
 from fewstep.core.switches import switch
 from fewstep.data.shards import image_of
 from fewstep.preparation.examine import Prepared, examine
@@ -118,7 +119,7 @@ class Measuring:
         with TemporaryDirectory() as folder:
             script = Path(folder, "start.py")
             script.write_text(imports)
-            return self.watch.once(lambda: subprocess.run([python, script], check=True))
+            return self.watch.once(lambda: subprocess.run([python, script], env=BEGAN_IN or None, check=True))
 
     def data(self) -> tuple[float, float]:
         """Seconds per image of preparing it, reading the source included, and of reading a prepared one."""

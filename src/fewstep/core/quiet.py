@@ -26,12 +26,17 @@ NOISE = {
 """Logger -> phrase of a warning that it prints although nothing is wrong."""
 
 
+BEGAN_IN: dict[str, str] = {}
+"""Environment variables before `quiet` was called, for processes that are to start as this one did."""
+
+
 def quiet() -> None:
     """Turn off what libraries print, whether they are imported already or not; call it once, at the start.
 
     Progress bars: all that do not set `disable` themselves. Downloads set it, and show theirs on a terminal.
     Warnings: deprecations, which concern developers only. Telemetry: that of libraries which send any.
     """
+    BEGAN_IN.update(os.environ)
     for name in ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     if constants := sys.modules.get("huggingface_hub.constants"):

@@ -4,12 +4,12 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from fewstep.core.errors import UserError
 from fewstep.core.garbage import collect_rarely
-from fewstep.core.quiet import quiet
+from fewstep.core.quiet import BEGAN_IN, quiet
 from fewstep.core.switches import switch
 
 OUT_OF_MEMORY = "the device is out of memory"
@@ -26,7 +26,6 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
     Exit status: 0 done; 1 a UserError or too little memory, printed without a traceback; 130 interrupted
     (training has saved its state). Any other exception is a bug and keeps its traceback.
     """
-    begun_in = os.environ.copy()
     quiet()
     collect_rarely()
     for name in ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"):
@@ -34,7 +33,7 @@ def run(main: Callable[[], None], writes: Path, several: bool = False) -> None:
         os.environ[name] = "false"
     launched = "LOCAL_RANK" in os.environ
     if several and not launched and LAUNCHED not in os.environ:
-        start_several(launcher(), begun_in)
+        start_several(launcher())
     if launched and os.environ.get("RANK", "0") != "0":
         # Only rank 0 prints to stdout; errors of every rank go to stderr.
         sys.stdout = open(os.devnull, "w")  # noqa: PTH123, SIM115
@@ -73,15 +72,12 @@ def launcher() -> list[str]:
     return [switch("PYTHON", sys.executable), "-m", "accelerate.commands.launch"] if several else []
 
 
-def start_several(command: list[str], environment: Mapping[str, str]) -> None:
-    """Replace this process by `command` with this script and its arguments; an empty command does nothing.
-
-    environment: this process's at its start, so that those of the command start as it did.
-    """
+def start_several(command: list[str]) -> None:
+    """Replace this process by `command` with this script and its arguments; an empty command does nothing."""
     if not command:
         return
     try:
-        os.execvpe(command[0], [*command, *sys.argv], {**environment, LAUNCHED: "1"})
+        os.execvpe(command[0], [*command, *sys.argv], {**BEGAN_IN, LAUNCHED: "1"})
     except OSError as error:
         print(f"error: FEWSTEP_LAUNCH: {command[0]}: {error.strerror}", file=sys.stderr, flush=True)
         raise SystemExit(1) from None
