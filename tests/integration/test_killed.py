@@ -19,6 +19,7 @@ from fewstep.config.data import DataConfig
 from fewstep.core.files import PARTIAL
 from fewstep.core.paths import CHECKPOINTS, DATA, ENCODED, TEACHER
 from fewstep.preparation.prepare import prepare
+from tests.began import BEGAN_IN, PYTHON
 from tests.miniature import imported
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +38,7 @@ class Killing:
 
     def __init__(self, folder: Path, artifact: Path, stage: str, *arguments: str) -> None:
         self.folder, self.artifact, self.stage = folder, folder / artifact, stage
-        self.command = [sys.executable, str(ROOT / "stages" / f"{stage}.py"), *arguments]
+        self.command = [str(ROOT / "stages" / f"{stage}.py"), *arguments]
         self.made: dict[str, int] = {}
 
     def run(self, kill_at: int | None = None, and_after: float = 0) -> bool:
@@ -45,9 +46,11 @@ class Killing:
 
         kill_at, and_after: it is killed `and_after` seconds after it finished `kill_at` files.
         """
-        environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "FEWSTEP_WORKERS": str(WORKERS)}
+        environment = BEGAN_IN | {"PYTHONPATH": str(ROOT / "src"), "FEWSTEP_WORKERS": str(WORKERS)}
+        # Not preloaded where it is killed: what kills its client kills its workers as well.
+        program = PYTHON if kill_at is None else sys.executable
         with subprocess.Popen(
-            self.command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True
+            [program, *self.command], cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True
         ) as process:
             assert process.stdout is not None
             line = process.stdout.readline()
