@@ -53,7 +53,8 @@ def test_a_one_step_student_finds_both_modes(method: str, mixture: Mixture) -> N
 @pytest.mark.parametrize("method", ["dmd2", "tdm"])
 def test_a_two_step_student_has_the_datas_deviation(method: str) -> None:
     more = {"steps": 2} | (LARGE_C if method == "tdm" else {})
-    distance, _ = learn_mixture(method, GAUSSIAN, Path("states"), VALUES | more)
+    training = {"training": TRAINING | {"steps": 1200, "ema": 0.99}}
+    distance, _ = learn_mixture(method, GAUSSIAN, Path("states"), VALUES | more | training)
     assert distance < 0.03
 
 
