@@ -232,20 +232,21 @@ def test_a_one_step_model_is_compressed_on_its_pairs(deep: Backbone) -> None:
     torch.testing.assert_close(batch.x_t.float(), context.triplet_batch(range(4)).eps)
 
 
-def test_a_start_keeps_its_inputs() -> None:
+@pytest.mark.parametrize("family", ["sd", "sana"])
+def test_a_start_keeps_its_inputs(family: str) -> None:
     prepare_images()
-    backbone = import_miniature("sd")
+    backbone = import_miniature(family)
     draw_triplets(backbone, guidance=(1.0, 3.0))
     values = {"from": "teacher", "training": TRAINING, "steps": 2, "guidance_embedding": True}
     learn(Task("halve", "halve-2", "halve", halve.Config.model_validate(values), [TRIPLETS / "0"], 0))
     mapped = {"from": "halve-2", "method": "flow_map", "training": TRAINING}
     learn(Task("distill", "map", "flow_map", flow_map.Config.model_validate(mapped), [TRIPLETS / "0"], 0))
     with pytest.raises(UserError, match="task_weight: fits a teacher with noise: fresh"):
-        compressed(backbone, unet="small", noise="pairs", **{"from": "map"})
+        compressed(backbone, noise="pairs", **CUTS[family], **{"from": "map"})
     noise = torch.randn(2, *backbone.latent_shape, generator=torch.Generator().manual_seed(0))
     t, text = torch.ones(2), backbone.encode_prompts(CAPTIONS)
     for start, inputs in (("halve-2", ("guidance",)), ("map", ("guidance", "end_time"))):
-        made = compressed(backbone, start + "-small", unet="small", task_weight=0, **{"from": start})
+        made = compressed(backbone, start + "-small", task_weight=0, **CUTS[family], **{"from": start})
         assert made.denoiser.inputs == inputs and made.takes_guidance
         for name, other in zip(inputs, (3.0, 0.5), strict=False):
             usual = text | {"guidance": torch.ones(2), "end_time": torch.zeros(2)}

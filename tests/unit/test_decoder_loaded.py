@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from shutil import copytree
@@ -30,6 +29,7 @@ from fewstep.methods.decoder import tiny_autoencoder, tiny_geometry
 from fewstep.sampling.draw import DECODER, Sampler
 from fewstep.students.decoder import add_decoder, decoder_faults
 from fewstep.students.learn import Task, learn
+from tests.began import BEGAN_IN, PYTHON
 from tests.miniature import draw_triplets, import_miniature, prepare_images
 from tests.pipelines import make
 from tests.unit.test_compress_checks import chain_of
@@ -215,8 +215,8 @@ def test_check_counts_no_training() -> None:
 
 def record() -> str:
     """What the stage `watch_inputs` writes for the decoders."""
-    environment = {"PYTHONPATH": str(ROOT / "src")}
-    subprocess.run([sys.executable, ROOT / "stages/watch_inputs.py"], env=environment, check=True)
+    environment = BEGAN_IN | {"PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([PYTHON, ROOT / "stages/watch_inputs.py"], env=environment, check=True)
     return Path("artifacts/inputs/decoder.json").read_text()
 
 

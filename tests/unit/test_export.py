@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
@@ -29,6 +29,7 @@ from fewstep.diffusion.schedules import RectifiedFlow
 from fewstep.diffusion.solvers import Solver
 from fewstep.export.pipeline import export
 from fewstep.sampling.draw import Sampler
+from tests.began import BEGAN_IN, PYTHON
 from tests.miniature import imported
 from tests.pipelines import CAPTIONS, make, pack
 
@@ -119,6 +120,13 @@ def exported(
     return out, latents
 
 
+def drawn_by_a_stranger(ours: Iterable[Path], folder: Path) -> None:
+    """Draw with these exports in a process without fewstep."""
+    script = folder / "stranger.py"
+    script.write_text(STRANGER)
+    subprocess.run([PYTHON, script, *map(str, ours)], check=True, cwd=folder, env=BEGAN_IN)
+
+
 def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
     ours: dict[Path, torch.Tensor] = {}
     for family in FAMILIES:
@@ -136,7 +144,7 @@ def test_stock_diffusers_draws_the_chains_own_latents(tmp_path: Path) -> None:
             name = f"{teacher.name}-{steps}"
             out, latents = exported(tmp_path, name, family, teacher, steps, steps != OWN_PATH)
             ours[out] = latents
-    subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
+    drawn_by_a_stranger(ours, tmp_path)
     for out, expected in ours.items():
         stock = load_file(out.with_suffix(".stock.safetensors"))["latents"]
         error = float((stock - expected).abs().max() / expected.abs().max())
@@ -167,7 +175,7 @@ def test_stock_diffusers_draws_the_chains_renoised_latents(tmp_path: Path) -> No
             ours[out] = sampler.latents(conditions, noise, steps, drawn.__getitem__)
             save_file({"noise": noise}, out.with_suffix(".noise.safetensors"))
             out.with_suffix(".prompts.json").write_text(json.dumps(CAPTIONS))
-    subprocess.run([sys.executable, "-c", STRANGER, *map(str, ours)], check=True, cwd=tmp_path)
+    drawn_by_a_stranger(ours, tmp_path)
     for out, expected in ours.items():
         stock = load_file(out.with_suffix(".stock.safetensors"))["latents"]
         error = float((stock - expected).abs().max() / expected.abs().max())

@@ -236,6 +236,29 @@ def test_a_module_is_run_too(preloaded: dict[str, str], tmp_path: Path) -> None:
     assert results[0][0] == results[1][0] == 1 and "No module named package.missing" in results[0][2]
 
 
+STAGE = """
+import os, sys
+from pathlib import Path
+from fewstep.core.stage import run
+def main():
+    loaded = "diffusers.models.unets.unet_2d_condition" in sys.modules
+    Path(f"loaded-{os.environ['RANK']}").write_text(str(loaded))
+run(main, Path("out"), several=True)
+"""
+
+
+def test_the_processes_of_a_launcher_find_the_libraries_too(
+    preloaded: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "stage.py").write_text(STAGE)
+    launch = f"{preloaded['FEWSTEP_PYTHON']} -m accelerate.commands.launch"
+    options = "--num_processes 2 --main_process_port 0 --multi_gpu"
+    place = {"FEWSTEP_LAUNCH": f"{launch} {options}", "CUDA_VISIBLE_DEVICES": ""}
+    status, _, errors = ran(tmp_path, {**preloaded, **place}, "stage.py")
+    assert status == 0, errors
+    assert [(tmp_path / f"loaded-{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
 def test_what_is_no_script_runs_as_usual(preloaded: dict[str, str], tmp_path: Path) -> None:
     assert ran(tmp_path, preloaded, "-c", "print(1)") == (0, "1\n", "")
     status, _, errors = ran(tmp_path, preloaded, "missing.py")

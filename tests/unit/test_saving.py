@@ -1,11 +1,9 @@
 """Saving in the background: when, what is left after a kill, and errors of the writing thread."""
 
-import os
 import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from fewstep.training.checkpoint import load_state, save_state, states
 from fewstep.training.loop import advance, train
 from fewstep.training.saving import SPEED, Saver, interval, unshared
 from fewstep.training.state import State
+from tests.began import BEGAN_IN, PYTHON
 from tests.unit.test_training_parts import Fit
 
 ROOT = Path(__file__).parents[2]
@@ -44,9 +43,9 @@ def begin(folder: Path, prefix: tuple[str, ...] = (), **switches: str) -> subpro
         "PYTHONPATH": f"{ROOT / 'src'}",
     }
     return subprocess.Popen(
-        [*prefix, sys.executable, SCRIPT],
+        [*prefix, PYTHON, SCRIPT],
         cwd=folder,
-        env={**os.environ, **ours, **ALWAYS, **switches},
+        env={**BEGAN_IN, **ours, **ALWAYS, **switches},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -17,6 +17,7 @@ from tools.imports import ROOT
 
 from fewstep.core.errors import UserError
 from fewstep.core.stage import run
+from tests.began import BEGAN_IN, PYTHON
 from tests.pipelines import make
 
 
@@ -126,8 +127,8 @@ def test_a_real_import_prints_the_lines_of_its_stage_alone(
     make(family, tmp_path / "stock")
     teacher = {"backbone": family, "train": [], "load": ["./stock"], "adopt": []}
     (tmp_path / "params.yaml").write_text(yaml.safe_dump({"teacher": teacher, "import_teacher": how}))
-    command = [sys.executable, str(ROOT / "stages/import_teacher.py")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    command = [PYTHON, str(ROOT / "stages/import_teacher.py")]
+    environment = {**BEGAN_IN, "PYTHONPATH": str(ROOT / "src")}
     piped = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
     assert piped.stderr == "" and piped.stdout.startswith("import_teacher: writes artifacts/models/teacher\n")
     assert "it/s" not in piped.stdout

@@ -1,9 +1,7 @@
 """Groups of triplet shards: the same bytes under any grouping, and nothing drawn twice."""
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from fewstep.diffusion.denoiser import Conditions
 from fewstep.diffusion.solvers import Fresh
 from fewstep.sampling.draw import Sampler
 from fewstep.sampling.groups import write_group
+from tests.began import BEGAN_IN, PYTHON
 from tests.miniature import import_miniature, prepare_images
 
 SIZE = 4
@@ -136,10 +135,8 @@ def test_a_killed_group_keeps_its_finished_shards() -> None:
 
 def stage(kill_after: int = 0) -> "subprocess.Popen[str]":
     """Run the stage; it is killed when it has finished this number of shards."""
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / f"stages/{STAGE}.py"), "0"], env=environment, text=True
-    )
+    environment = BEGAN_IN | {"PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen([PYTHON, str(ROOT / f"stages/{STAGE}.py"), "0"], env=environment, text=True)
     while kill_after and len(finished()) < kill_after and process.poll() is None:
         time.sleep(0.005)
     if kill_after:

@@ -1,6 +1,5 @@
 """Unfinished work: when it is resumed, what is reported when it is not, and that nobody deletes it."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.files import read_json, write_json
 from fewstep.core.paths import CHECKPOINTS, TEACHER
 from fewstep.training.loop import train
+from tests.began import BEGAN_IN, PYTHON
 from tests.miniature import imported
 from tests.unit.test_training_parts import Fit
 
@@ -201,11 +201,12 @@ def test_editing_an_adapter_changes_the_fingerprint(tmp_path: Path) -> None:
     """A copy of the package, with a comment more in the file of the teacher's family."""
     shutil.copytree(ROOT / "src/fewstep", "code/fewstep", ignore=shutil.ignore_patterns("__pycache__"))
     Path("teacher").symlink_to(imported("pixart") / TEACHER)
+    Path("script.py").write_text(SCRIPT)
 
     def fingerprint() -> str:
         ran = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env={**os.environ, "PYTHONPATH": "code", "PYTHONDONTWRITEBYTECODE": "1"},
+            [PYTHON, "script.py"],
+            env={**BEGAN_IN, "PYTHONPATH": "code", "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=True,
