@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.terminal import on_a_terminal
+
 if not hasattr(os, "pidfd_open"):
     pytest.skip("the server needs Linux", allow_module_level=True)
 
@@ -28,6 +30,7 @@ print(json.dumps({
     "variables": dict(os.environ), "mask": os.umask(0), "input": sys.stdin.read(),
     "signals": [str(signal.getsignal(number)) for number in (1, 2, 3, 10, 12, 15)],
     "bytecode": sys.dont_write_bytecode, "main": sys.modules["__main__"].__file__,
+    "streams": [type(stream).__name__ for stream in (sys.stdin, sys.stdout, sys.stderr)],
     "buffered": [sys.stdout.line_buffering, sys.stdout.write_through, sys.stderr.line_buffering],
 }))
 """
@@ -257,6 +260,31 @@ def test_the_processes_of_a_launcher_find_the_libraries_too(
     status, _, errors = ran(tmp_path, {**preloaded, **place}, "stage.py")
     assert status == 0, errors
     assert [(tmp_path / f"loaded-{rank}").read_text() for rank in range(2)] == ["True", "True"]
+
+
+def test_dvc_writes_what_it_writes_as_usual(preloaded: dict[str, str], tmp_path: Path) -> None:
+    """In colours on a terminal, without them elsewhere."""
+    written = []
+    for environment in (preloaded, usual(preloaded)):
+        ours = {**environment, "PATH": f"{environment['PATH']}{os.pathsep}{Path(sys.executable).parent}"}
+        command = [shutil.which("dvc", path=ours["PATH"]) or "", "status"]
+        piped = subprocess.run(command, cwd=tmp_path, env=ours, capture_output=True, text=True, check=False)
+        written.append((piped.stdout, piped.stderr, on_a_terminal(command, tmp_path, ours)))
+    assert written[0] == written[1]
+    assert "ERROR" in written[0][1] and "\x1b" not in written[0][1] and "\x1b" in written[0][2]
+
+
+@pytest.mark.parametrize("kind", ["--mount", "--ipc"])
+def test_in_namespaces_of_its_own_a_start_is_usual(
+    preloaded: dict[str, str], tmp_path: Path, kind: str
+) -> None:
+    isolated = ["unshare", "--map-root-user", kind]
+    if not shutil.which("unshare") or subprocess.run([*isolated, "true"], check=False).returncode != 0:
+        pytest.skip("needs the right to make a namespace")
+    (tmp_path / "loaded.py").write_text(LOADED)
+    command = [*isolated, preloaded["FEWSTEP_PYTHON"], "loaded.py"]
+    shown = subprocess.run(command, cwd=tmp_path, env=preloaded, capture_output=True, text=True, check=True)
+    assert shown.stdout == "False\n"
 
 
 def test_what_is_no_script_runs_as_usual(preloaded: dict[str, str], tmp_path: Path) -> None:

@@ -1,10 +1,8 @@
 """How a stage ends, its exit status, and that it alone prints."""
 
 import os
-import pty
 import subprocess
 import sys
-import termios
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import indent
@@ -19,6 +17,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.stage import run
 from tests.began import BEGAN_IN, PYTHON
 from tests.pipelines import make
+from tests.terminal import on_a_terminal
 
 
 def no_memory_on_the_gpu() -> None:
@@ -81,22 +80,6 @@ d.logging.get_logger("diffusers.pipelines.pipeline_utils").warning("a part of th
 t.get_logger("transformers.modeling_utils").warning("newly initialised weights")
 warnings.warn("a number is not finite")
 """
-
-
-def on_a_terminal(command: list[str], folder: Path, environment: dict[str, str]) -> str:
-    """Output of a command whose stdout and stderr are a terminal's."""
-    ours, its = pty.openpty()
-    termios.tcsetwinsize(its, (24, 100))
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its, stdin=its):
-        os.close(its)
-        output = b""
-        try:
-            while more := os.read(ours, 4096):
-                output += more
-        except OSError:  # Linux's way to say that nobody is there any more.
-            pass
-        os.close(ours)
-    return output.decode().replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("early", [True, False])

@@ -31,6 +31,8 @@ FREE_NAMES = {
     *("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED"),
 }
 """As are these; the server does with the last three what Python does with them."""
+STATUS = ("Uid", "Gid", "Groups", "CapEff", "CapBnd", "NoNewPrivs", "Seccomp")
+"""Lines of Linux's /proc/self/status: whom the process belongs to, and what it may do."""
 FORWARDED = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 """Signals that the forked process gets in this one's place; if this one dies, the server kills it."""
 
@@ -40,8 +42,7 @@ def main(folder: str, program: str, *arguments: str) -> NoReturn:
     is_python = Path(program).name.startswith("python")
     unbuffered = is_python and arguments[:1] == ("-u",)
     script = script_of(arguments[unbuffered:]) if is_python else [program, *arguments]
-    same = json.loads(Path(folder, SURROUNDINGS).read_text()) == surroundings()
-    if script and same:
+    if script and is_in(folder):
         with socket.socket(socket.AF_UNIX) as server:
             status = run(script, unbuffered, server, str(Path(folder, SOCKET)))
         if status is not None:
@@ -56,8 +57,19 @@ def script_of(arguments: tuple[str, ...]) -> list[str]:
     return list(arguments) if is_script or (first == "-m" and len(arguments) > 1) else []
 
 
+def is_in(folder: str) -> bool:
+    """Whether the surroundings are those of the server in this folder, which another user may not read."""
+    try:
+        return bool(json.loads(Path(folder, SURROUNDINGS).read_text()) == surroundings())
+    except OSError:
+        return False
+
+
 def surroundings() -> dict[str, Any]:
-    """What a forked process has from the server, not from its client: variables, limits, cores, priority."""
+    """What a forked process has from the server, not from its client.
+
+    Variables, limits, cores, priority, user, rights and namespaces.
+    """
     variables = {
         name: value
         for name, value in os.environ.items()
@@ -65,7 +77,12 @@ def surroundings() -> dict[str, Any]:
     }
     limited = [name for name in dir(resource) if name.startswith("RLIMIT_")]
     limits = {name: list(resource.getrlimit(getattr(resource, name))) for name in limited}
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    root = Path("/").stat()
     return {
+        "namespaces": {place.name: str(place.readlink()) for place in Path("/proc/self/ns").iterdir()},
+        "root": [root.st_dev, root.st_ino],
+        "status": {name: status.get(name) for name in STATUS},
         "variables": variables,
         "limits": limits,
         "cores": sorted(os.sched_getaffinity(0)),

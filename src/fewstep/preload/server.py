@@ -9,6 +9,7 @@ OWNER, and removes FOLDER. It imports nothing of this project: a stage runs the 
 import atexit
 import gc
 import json
+import logging
 import os
 import runpy
 import select
@@ -135,6 +136,9 @@ def become(request: dict[str, Any], descriptors: list[int]) -> NoReturn:
         lines = by_lines and not request["unbuffered"]
         stream.reconfigure(line_buffering=lines, write_through=request["unbuffered"])  # type: ignore[union-attr]
     sys.argv[:] = request["script"]
+    program = sys.argv[1] if sys.argv[0] == "-m" else Path(sys.argv[0]).name
+    if program in ("dvc", "fewstep"):
+        import_module("dvc.logger").setup()
     if sys.argv[0] == "-m":
         del sys.argv[0]
         status = status_of(lambda: runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True))
@@ -177,6 +181,17 @@ def status_of(program: Callable[[], Any]) -> int:
     return 0
 
 
+def undo_logging_of_dvc() -> None:
+    """Undo what DVC does when it is imported: its log goes to these streams, without colours in both."""
+    initialise: Any = sys.modules.get("colorama.initialise")
+    if initialise is not None:
+        initialise.deinit()
+        atexit.unregister(initialise.reset_all)
+        initialise.atexit_done = False
+    for name in ("dvc", "dvc_objects", "dvc_data"):
+        logging.getLogger(name).handlers.clear()
+
+
 def accelerated() -> bool:
     """Whether there is an accelerator: then every script starts as usual.
 
@@ -199,6 +214,7 @@ def main(descriptor: str, owner: str, folder: str) -> None:
             for library in LIBRARIES:
                 with suppress(ImportError):
                     import_module(library)
+            undo_logging_of_dvc()
             gc.collect()
             gc.freeze()
             if not accelerated():
