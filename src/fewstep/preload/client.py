@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 SOCKET, SURROUNDINGS = "socket", "surroundings.json"
 """Files in FOLDER."""
 FREE = (
-    *("DVC_", "FEWSTEP_", "GIT_", "PREFECT_", "PYTEST_"),
+    *("AWS_", "DVC_", "FEWSTEP_", "GIT_", "PREFECT_", "PYTEST_"),
     *("ACCELERATE_", "FSDP_", "GROUP_", "LOCAL_", "MASTER_", "ROLE_", "TORCHELASTIC_"),
 )
 """Variables with these prefixes may differ from the server's: the libraries do not read them at import.
@@ -27,7 +27,8 @@ The first are of programs, the second of launchers of several processes.
 """
 FREE_NAMES = {
     *("_", "COLUMNS", "LINES", "NO_PROXY", "OLDPWD", "PATH", "PWD", "SHLVL", "TMPDIR", "no_proxy"),
-    *("CUDA_VISIBLE_DEVICES", "PYTHON_EXEC", "RANK", "TORCH_NCCL_ASYNC_ERROR_HANDLING", "WORLD_SIZE"),
+    *("CUDA_VISIBLE_DEVICES", "HF_TOKEN", "PYTHON_EXEC", "RANK", "TORCH_NCCL_ASYNC_ERROR_HANDLING"),
+    "WORLD_SIZE",
     *("PYTHONDONTWRITEBYTECODE", "PYTHONPATH", "PYTHONUNBUFFERED"),
 }
 """As are these; the server does with the last three what Python does with them."""
