@@ -258,7 +258,9 @@ def test_variants_share_their_ancestors_and_become_experiments(copied: Project, 
     shown = copied.run("dvc", "exp", "list", "--name-only").stdout.split()
     assert sorted(shown) == ["steps-5-steps-2", "steps-5-steps-4"]
     refs = copied.run("git", "for-each-ref", "--format=%(refname)", "refs/exps").stdout.split()
-    for ref in [ref for ref in refs if ref.rpartition("/")[2] in shown]:
+    experiments = [ref for ref in refs if ref.rpartition("/")[2] in shown]
+    assert len(experiments) == 2
+    for ref in experiments:
         saved = yaml.safe_load(copied.run("git", "show", f"{ref}:dvc.lock").stdout)["stages"]
         steps = [saved[name]["params"]["params.yaml"] for name in ("reflow@reflow", "distill@no_halving")]
         assert steps[0]["reflow.reflow"]["training"]["steps"] == 5

@@ -1,7 +1,10 @@
 """The forecast of `fewstep check`: times scale as the stages do, and what is timed is what the stages run."""
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +127,16 @@ def test_times_are_numbers_times_rates(monkeypatch: pytest.MonkeyPatch) -> None:
     more = times(chain, drawn)["evaluate@one_step"] - seconds["evaluate@one_step"]
     images = forecasting.drawn(chain.evaluation_set)
     assert more == pytest.approx(images * (1 + forecasting.FEATURE_PASSES) + forecasting.SPEED[1])
+
+
+def test_a_stages_start_is_measured_where_this_process_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries and `quiet` have set variables since, with which it would not be preloaded."""
+    monkeypatch.setattr(measuring, "BEGAN_IN", {**os.environ, "BEGAN": "1"})
+    monkeypatch.setenv("SINCE", "1")
+    measured: Any = SimpleNamespace(watch=SimpleNamespace(once=lambda run: run()))
+    Measuring.started(measured, "import json, os\njson.dump(dict(os.environ), open('seen.json', 'w'))")
+    seen = json.loads(Path("seen.json").read_text())
+    assert seen["BEGAN"] == "1" and "SINCE" not in seen
 
 
 def test_processes_share_what_they_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,17 +20,18 @@ from fewstep.diffusion.denoiser import GUIDANCE, Conditions, Network
 
 INPUT_WIDTH = 256
 """Width of an embedded input, as in latent consistency models."""
-WIDTH = "time_cond_proj_dim"
+WIDTH_KEY = "time_cond_proj_dim"
 """Entry of a network's configuration: total width of its inputs, or None; only of classes that store them."""
 TIME_EMBEDDINGS = ("time_embedding", "timestep_embedder")
 """Names of the embedding of the time in diffusers' classes."""
 FILE, PROJECTION = "inputs.safetensors", "projection"
+"""File beside a stored network whose class does not store inputs, and the projection's name in it."""
 
 
 def takes_inputs(net: nn.Module) -> bool:
     """Whether the network's class takes inputs by itself, so that stock pipelines can pass guidance."""
     config: Any = net.config
-    return WIDTH in config
+    return WIDTH_KEY in config
 
 
 def time_embedding(net: nn.Module) -> Any:
@@ -57,7 +58,7 @@ def set_projection(net: nn.Module, weight: Tensor) -> None:
         layer.weight = nn.Parameter(weight)
     time_embedding(net).cond_proj = layer
     if takes_inputs(net):
-        net.register_to_config(**{WIDTH: width or None})  # type: ignore[operator]
+        net.register_to_config(**{WIDTH_KEY: width or None})  # type: ignore[operator]
 
 
 def widened(net: nn.Module) -> nn.Module:

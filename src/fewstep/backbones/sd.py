@@ -39,12 +39,7 @@ class StableDiffusion(DiffusersBackbone):
         return {"text": torch.zeros(batch, length or CLIP_LENGTH, net.config.cross_attention_dim)}
 
     def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
-        raw: Tensor = net(
-            x,
-            time,
-            conditions["text"],
-            return_dict=False,
-        )[0]
+        raw: Tensor = net(x, time, conditions["text"], return_dict=False)[0]
         return raw
 
 

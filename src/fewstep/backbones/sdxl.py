@@ -95,13 +95,7 @@ class StableDiffusionXL(DiffusersBackbone):
 
     def call(self, net: Any, x: Tensor, time: Tensor, conditions: Conditions) -> Tensor:
         added = {"text_embeds": conditions["pooled"], "time_ids": conditions["time_ids"]}
-        raw: Tensor = net(
-            x,
-            time,
-            conditions["text"],
-            added_cond_kwargs=added,
-            return_dict=False,
-        )[0]
+        raw: Tensor = net(x, time, conditions["text"], added_cond_kwargs=added, return_dict=False)[0]
         return raw
 
 

@@ -43,7 +43,7 @@ def main(folder: str, program: str, *arguments: str) -> NoReturn:
     is_python = Path(program).name.startswith("python")
     unbuffered = is_python and arguments[:1] == ("-u",)
     script = script_of(arguments[unbuffered:]) if is_python else [program, *arguments]
-    if script and is_in(folder):
+    if script and shares_surroundings(folder):
         with socket.socket(socket.AF_UNIX) as server:
             status = run(script, unbuffered, server, str(Path(folder, SOCKET)))
         if status is not None:
@@ -58,8 +58,8 @@ def script_of(arguments: tuple[str, ...]) -> list[str]:
     return list(arguments) if is_script or (first == "-m" and len(arguments) > 1) else []
 
 
-def is_in(folder: str) -> bool:
-    """Whether the surroundings are those of the server in this folder, which another user may not read."""
+def shares_surroundings(folder: str) -> bool:
+    """Whether this process has the surroundings of the folder's server; another user cannot read them."""
     try:
         return bool(json.loads(Path(folder, SURROUNDINGS).read_text()) == surroundings())
     except OSError:

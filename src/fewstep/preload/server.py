@@ -107,7 +107,7 @@ def search_path(request: dict[str, Any]) -> list[str]:
 def shadowed(path: list[str]) -> bool:
     """Whether one of the imported libraries would come from one of these folders.
 
-    A folder without `__init__.py` is none: Python prefers a module that comes later in the search path.
+    A folder without `__init__.py` shadows none: Python prefers a module later in the search path.
     """
     invalidate_caches()
     libraries = {name.partition(".")[0] for name in sys.modules} - {"__main__"}
@@ -182,7 +182,10 @@ def status_of(program: Callable[[], Any]) -> int:
 
 
 def undo_logging_of_dvc() -> None:
-    """Undo what DVC does when it is imported: its log goes to these streams, without colours in both."""
+    """Undo what DVC does at import: it binds its log to the streams of that moment, here the server's.
+
+    A forked process that is DVC does it again; see `become`.
+    """
     initialise: Any = sys.modules.get("colorama.initialise")
     if initialise is not None:
         initialise.deinit()
