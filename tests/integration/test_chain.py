@@ -33,6 +33,13 @@ def test_the_whole_chain_runs_and_a_second_run_does_nothing(finished: Project) -
     assert finished.repro() == set()
 
 
+def test_a_page_that_is_not_there_is_made(copied: Project) -> None:
+    """As in a fresh clone on a machine like that of the lock file, where no input of the page differs."""
+    (copied.folder / "reports/index.html").unlink()
+    assert copied.repro() == {"report"}
+    assert (copied.folder / "reports/index.html").is_file()
+
+
 @pytest.mark.parametrize(
     ("edit", "stale"),
     [

@@ -115,6 +115,13 @@ def test_dependencies_are_the_transitive_imports(
     assert names & makers == teacher
 
 
+def test_every_stage_names_what_it_makes() -> None:
+    """DVC skips a stage whose dependencies are those of the lock file, unless an output is missing."""
+    described = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    made = {name: {"outs", "metrics"} & {*stage.get("do", stage)} for name, stage in described.items()}
+    assert all(made.values()), made
+
+
 def test_the_report_depends_on_its_templates() -> None:
     deps = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["report"]["deps"]
     named, waiting = set(), ["page.html"]
