@@ -4,6 +4,8 @@ BIN := .venv/bin
 export DVC_NO_ANALYTICS ?= 1
 export DO_NOT_TRACK ?= 1
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Every stage is a process of its own: without bytecode each would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: repro ui worker test lint deps setup clean
 
@@ -51,9 +53,11 @@ deps: .venv/ready  ## write the modules that each stage depends on into dvc.yaml
 
 setup: .venv/ready  ## the environment alone
 
-# Compiled once here: without it every stage compiles torch and diffusers anew where PYTHONDONTWRITEBYTECODE is set.
-# A quarter of the libraries is left out, of which few modules are ever imported.
-RARE := /(transformers/models|diffusers/(modular_)?pipelines|torch/(_inductor|testing)|pygments/lexers|mypy|pip)/
+# Compiled ahead, on all cores, because several processes import the same libraries at once later.
+# A third is left out, of which few modules are ever imported.
+RARE := /(tests?|transformers/models|diffusers/(modular_)?pipelines|torch/(_inductor|testing)|sympy/physics|pygments/lexers|$\
+	apprise|asyncssh|celery|dateparser|fontTools|imageio|kombu|mypyc?|narwhals|pip|prompt_toolkit|setuptools|skimage|$\
+	sklearn|tifffile|wcwidth)/
 .venv/ready: requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q uv

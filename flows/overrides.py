@@ -3,16 +3,18 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dvc.utils.serialize import dump_yaml, load_yaml, modify_yaml  # type: ignore[import-untyped]
 
-from fewstep.chain import Chain, load_chain
 from fewstep.config.base import PARAMS
 from fewstep.core.errors import UserError
 
+if TYPE_CHECKING:
+    from fewstep.chain import Chain
 
-def override(root: Path, overrides: Mapping[str, Any]) -> Chain:
+
+def override(root: Path, overrides: Mapping[str, Any]) -> "Chain":
     """Write `{"students.one_step.training.steps": 400, ...}` into params.yaml and keep its comments.
 
     Returns the resulting chain. Raises as `tried` does, and then leaves params.yaml unchanged.
@@ -26,11 +28,14 @@ def override(root: Path, overrides: Mapping[str, Any]) -> Chain:
     return chain
 
 
-def tried(path: Path, overrides: Mapping[str, Any]) -> Chain:
+def tried(path: Path, overrides: Mapping[str, Any]) -> "Chain":
     """The chain with the overrides; params.yaml stays unchanged.
 
     Raises UserError on an unknown key, and on values that are invalid or contradict each other.
     """
+    # Imported here because it loads torch, which a worker's flow has no use for.
+    from fewstep.chain import load_chain
+
     values = load_yaml(str(path))
     for key, value in overrides.items():
         put(values, key, value)

@@ -41,7 +41,8 @@ def new_project(tmp_path: Path) -> Callable[..., Project]:
     return lambda *arguments: Project(tmp_path / "project", *arguments)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real Prefect server, which ends with the last test of a file: an idle one takes 3 % of a core."""
     with serving(tmp_path_factory.mktemp("prefect")) as server:
         yield server

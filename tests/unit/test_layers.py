@@ -69,11 +69,16 @@ def test_nobody_but_the_chain_imports_a_method() -> None:
     assert importers <= {"methods", "chain"}
 
 
-def test_reading_the_chains_parameters_loads_no_library_of_models() -> None:
-    """Flows and `fewstep check` do it; such a library takes longer to load than everything else they do."""
+def test_flows_load_no_torch_and_reading_the_chains_parameters_no_library_of_models() -> None:
+    """Such a library takes longer to load than all else that a worker's flow or `fewstep check` loads."""
     heavy = ("diffusers", "transformers", "peft", "torchvision")
-    code = f"import sys, flows.cluster, fewstep.chain; print([m for m in {heavy} if m in sys.modules])"
+    code = f"""
+import sys, flows.ablation, flows.cluster
+print([name for name in ("torch", *{heavy}) if name in sys.modules])
+import fewstep.chain
+print("torch" in sys.modules, [name for name in {heavy} if name in sys.modules])
+"""
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=SRC.parent, capture_output=True, text=True, check=True
     )
-    assert ran.stdout.strip() == "[]"
+    assert ran.stdout.splitlines() == ["[]", "True []"]

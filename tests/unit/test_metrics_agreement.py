@@ -9,7 +9,7 @@ from fewstep.core.errors import UserError
 from fewstep.core.keyed import Key
 from fewstep.evaluation.accuracy import prompt_accuracy, wilson
 from fewstep.evaluation.agreement import teacher_rmse, teacher_similarity
-from fewstep.evaluation.speed import machine, measure_speed, memory_counter
+from fewstep.evaluation.speed import machine, measure_speed, median_seconds, memory_counter
 
 CPU = torch.device("cpu")
 
@@ -72,3 +72,16 @@ def test_speed_is_the_time_it_takes() -> None:
     assert speed.peak_memory_bytes > 2**20
     assert memory_counter(CPU) == "ru_maxrss"
     assert torch.__version__ in machine(CPU)
+
+
+@pytest.mark.parametrize(("one_takes", "at_most"), [(0.001, 51), (0.02, 4), (0.2, 2)])
+def test_measuring_the_speed_takes_no_longer_than_asked(one_takes: float, at_most: int) -> None:
+    """One draw to warm up, then until 0.05 seconds are over."""
+    drawn: list[int] = []
+
+    def draw(images: int) -> None:
+        drawn.append(images)
+        time.sleep(one_takes)
+
+    assert median_seconds(draw, 3, 0.05) >= one_takes
+    assert 2 <= len(drawn) <= at_most and set(drawn) == {3}

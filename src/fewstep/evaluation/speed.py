@@ -8,6 +8,7 @@ import platform
 import resource
 import sys
 from collections.abc import Callable
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ def measure_speed(
 ) -> Speed:
     """Time `draw(images)`, after a warm-up, for about `seconds` each at one image and at `batch_size`.
 
-    draw: makes that many images on `device`. A call longer than `seconds` is timed once or twice.
+    draw: makes that many images on `device`. A call longer than `seconds` is timed once.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -34,15 +35,16 @@ def measure_speed(
 
 def median_seconds(draw: Callable[[int], Any], images: int, seconds: float) -> float:
     """Median duration of `draw(images)`, including the work queued on the device."""
-    from torch.utils.benchmark import Timer  # where CUDA_HOME is set, the import prints "no GPU"
+    # Not its class Timer, which times ten calls of a fast `draw` as one, and estimates their number first.
+    from torch.utils.benchmark import timer  # where CUDA_HOME is set, the import prints "no GPU"
 
     draw(images)
-    timer = Timer(
-        "draw(images)",
-        globals={"draw": draw, "images": images},
-        num_threads=torch.get_num_threads(),
-    )
-    return timer.blocked_autorange(min_run_time=seconds).median
+    durations: list[float] = []
+    while sum(durations) < seconds:
+        begun = timer()
+        draw(images)
+        durations.append(timer() - begun)
+    return median(durations)
 
 
 def memory_counter(device: torch.device) -> str:
