@@ -54,7 +54,7 @@ deps: .venv/ready  ## write the modules that each stage depends on into dvc.yaml
 setup: .venv/ready  ## the environment alone
 
 # Compiled ahead, on all cores, because several processes import the same libraries at once later.
-# A third is left out, of which few modules are ever imported.
+# Half of their text is left out, of which few modules are ever imported.
 RARE := /(tests?|transformers/models|diffusers/(modular_)?pipelines|torch/(_inductor|testing)|sympy/physics|pygments/lexers|$\
 	apprise|asyncssh|celery|dateparser|fontTools|imageio|kombu|mypyc?|narwhals|pip|prompt_toolkit|setuptools|skimage|$\
 	sklearn|tifffile|wcwidth)/
